@@ -1,1 +1,20 @@
-//! (being laid)
+//! The coordinator daemon, as a library: the binary and the test harness start the same [`Server`].
+//!
+//! `config` and `init` make a deployment, `identity` says who is who, `services` are the thin gRPC ends,
+//! `sessions` knows who is connected, `spool` takes uploads in, `driver` runs one round machine a job, `release`
+//! turns updates into a model, `coordinator` ties them together, `serve` opens the port.
+
+mod clock;
+pub mod config;
+pub mod coordinator;
+mod driver;
+pub mod identity;
+pub mod init;
+mod release;
+pub mod serve;
+mod services;
+mod sessions;
+mod spool;
+
+pub use config::ServerConfig;
+pub use serve::{Server, ServerError};

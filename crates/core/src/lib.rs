@@ -3,8 +3,9 @@
 //! Everything here is a value or a function: no clock, no disk, no network, no operating-system randomness.
 //! Read in this order: [`id`] and [`digest`] name things, [`layout`] says what a model looks like as one flat
 //! vector, [`schema`] what a client's data must look like, [`model`] and [`plan`] what is trained and how,
-//! [`trainer`] the seam behind which training happens, [`fixed`], [`aggregate`] and [`optimizer`] the arithmetic
-//! of a round, [`cohort`] who is asked, and [`config`] how our TOML files are read.
+//! [`trainer`] the seam behind which training happens and [`trainer_protocol`] that seam as two pipes, [`fixed`],
+//! [`aggregate`] and [`optimizer`] the arithmetic of a round, [`cohort`] who is asked, and [`config`] how our TOML
+//! files are read.
 
 pub mod aggregate;
 pub mod cohort;
@@ -20,3 +21,4 @@ pub mod optimizer;
 pub mod plan;
 pub mod schema;
 pub mod trainer;
+pub mod trainer_protocol;

@@ -1,1 +1,20 @@
-//! (being laid)
+//! The part of Undertone that makes the promise: privacy contracts, clipping, mechanisms, accountants, ledger rules.
+//!
+//! Meant to be read alone, in this order. What is promised: [`contract`], and with the planned schedule [`resolve`].
+//! What it costs: [`rdp`] (and [`gaussian`], the closed form that it is tested against). What is done to a value in
+//! the client: [`clip`]. The noise: [`noise`] and [`discrete_gaussian`]. What the coordinator may let out: [`ledger`]
+//! keeps the budget, [`release`] is the only way to a value that may leave.
+//!
+//! No clock, no disk, no network. The operating system's randomness enters in one line, in
+//! [`noise::NoiseRng::from_os`].
+
+mod calibrate;
+pub mod clip;
+pub mod contract;
+pub mod discrete_gaussian;
+pub mod gaussian;
+pub mod ledger;
+pub mod noise;
+pub mod rdp;
+pub mod release;
+pub mod resolve;

@@ -1,1 +1,27 @@
-//! (being laid)
+//! What must survive: the state of jobs in a [`Store`], models and updates in [`Blobs`].
+//!
+//! Two traits, several implementations, one contract. Mutable state is small, lives in SQL and changes by
+//! compare-and-swap; blobs are large, named by their digest and never change. A store knows nothing of rounds,
+//! contracts or the wire: documents are text to it, so that the machines above may change without a migration.
+//!
+//! Read in this order: [`records`] says what is kept, [`Store`] how it changes, [`Blobs`] how bytes are kept;
+//! [`SqliteStore`] and [`FolderBlobs`] serve one machine, [`MemoryStore`] and [`MemoryBlobs`] tests.
+
+mod blobs;
+#[cfg(any(test, feature = "contract-suite"))]
+pub mod contract;
+mod durability;
+mod error;
+mod memory;
+pub mod records;
+mod rules;
+mod sqlite;
+mod store;
+
+pub use blobs::{BlobError, BlobWriter, Blobs, FolderBlobs, MemoryBlobs};
+pub use durability::Durability;
+pub use error::{CommitError, EnrolError, StoreError};
+pub use memory::MemoryStore;
+pub use records::*;
+pub use sqlite::SqliteStore;
+pub use store::Store;

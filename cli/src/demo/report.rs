@@ -1,0 +1,174 @@
+//! What came out: a table for people, one JSON document for programs.
+
+use super::baseline::{Baseline, Baselines};
+use super::example::Example;
+use crate::output::{Align, Paint, Table, figure, given, printable};
+use anyhow::{Context as _, Result, ensure};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use undertone_core::id::Round;
+use undertone_core::trainer::Metrics;
+use undertone_round::event::JobEvent;
+
+/// What the job's events say about its result.
+#[derive(Debug, Default)]
+pub(crate) struct Tally {
+    rounds: u32,
+    last: Option<(Round, Metrics)>,
+    trouble: Option<String>,
+}
+
+impl Tally {
+    /// Takes in an event.
+    pub(crate) fn note(&mut self, event: &JobEvent) {
+        match event {
+            JobEvent::Released { round, .. } => self.rounds = self.rounds.max(round.0),
+            JobEvent::Evaluated { round, metrics, .. } => {
+                if self.last.is_none_or(|(last, _)| last <= *round) {
+                    self.last = Some((*round, *metrics));
+                }
+            }
+            JobEvent::NotEvaluated { reason, .. } => self.trouble = Some(reason.clone()),
+            _ => {}
+        }
+    }
+
+    /// Rounds released, and what the evaluator measured of the last of them.
+    ///
+    /// # Errors
+    /// If it measured none, or not the last.
+    pub(crate) fn result(&self) -> Result<(u32, Metrics)> {
+        let measured = self.last.filter(|(round, _)| round.0 == self.rounds);
+        let (_, metrics) = measured.with_context(|| {
+            let why = self.trouble.as_deref().map(printable).unwrap_or_else(|| "it gave no answer".into());
+            format!("the evaluator did not measure the model of round {}: {why}", self.rounds)
+        })?;
+        Ok((self.rounds, metrics))
+    }
+}
+
+/// The coordinator's privacy statement: what the demo repeats and does not compute.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub(crate) struct Statement {
+    promise: bool,
+    unit: String,
+    #[serde(default)]
+    trust: Option<String>,
+    epsilon: f64,
+    delta: f64,
+    accountant: String,
+    #[serde(default)]
+    budget_epsilon: Option<f64>,
+}
+
+impl Statement {
+    /// Reads it.
+    ///
+    /// # Errors
+    /// If it is something else, or promises nothing.
+    pub(crate) fn read(value: &Value) -> Result<Self> {
+        let statement: Self = serde_json::from_value(value.clone())
+            .with_context(|| format!("not the privacy statement of a private job: {value}"))?;
+        ensure!(statement.promise, "the job promises no privacy: {value}");
+        Ok(statement)
+    }
+}
+
+/// The result of a demo. Serialises to the document that `--json` prints; its fields are relied on.
+#[derive(Debug, Serialize)]
+pub(crate) struct Report {
+    epsilon: f64,
+    delta: f64,
+    unit: String,
+    accountant: String,
+    test_loss: f64,
+    test_accuracy: f64,
+    rounds: u32,
+    baseline_pooled_accuracy: f64,
+    baseline_single_accuracy: Map<String, Value>,
+    seconds: f64,
+    #[serde(skip)]
+    statement: Statement,
+    #[serde(skip)]
+    rows: u64,
+    #[serde(skip)]
+    baselines: Baselines,
+}
+
+impl Report {
+    /// From the coordinator's statement, the evaluator's measurement and the baselines.
+    pub(crate) fn new(
+        statement: Statement,
+        (rounds, metrics): (u32, Metrics),
+        baselines: Baselines,
+        seconds: f64,
+    ) -> Self {
+        let alone = |(name, b): &(_, Baseline)| (ToString::to_string(name), b.accuracy.into());
+        Self {
+            epsilon: statement.epsilon,
+            delta: statement.delta,
+            unit: statement.unit.clone(),
+            accountant: statement.accountant.clone(),
+            test_loss: metrics.loss,
+            test_accuracy: metrics.accuracy,
+            rounds,
+            baseline_pooled_accuracy: baselines.pooled.accuracy,
+            baseline_single_accuracy: baselines.alone.iter().map(alone).collect(),
+            seconds: (seconds * 100.0).round() / 100.0,
+            statement,
+            rows: metrics.rows,
+            baselines,
+        }
+    }
+
+    /// The table for people.
+    pub(crate) fn lines(&self, example: &Example, paint: Paint) -> Vec<String> {
+        let s = &self.statement;
+        let mut lines = vec![
+            paint.bold(&format!(
+                "privacy loss   ε = {} at δ = {} for each {} (accountant: {})",
+                figure(s.epsilon),
+                given(s.delta),
+                printable(&s.unit),
+                printable(&s.accountant)
+            )),
+            paint.bold(&format!("test accuracy  {:.3}", self.test_accuracy)),
+            paint.bold(&format!("test loss      {:.3}", self.test_loss)),
+            String::new(),
+        ];
+        if let Some(budget) = s.budget_epsilon {
+            lines[0] += &format!(", budget {}", given(budget));
+        }
+        if let Some(trust) = &s.trust {
+            lines[0] += &format!(", {} trust", printable(trust));
+        }
+        let heading = format!("ON {} HELD-OUT ROWS", self.rows);
+        lines.push(heading);
+        lines.extend(self.table(example).render(paint).lines().map(str::to_owned));
+        lines
+    }
+
+    fn table(&self, example: &Example) -> Table {
+        let mut table = Table::new(&[
+            ("TRAINED ON", Align::Left),
+            ("PRIVACY", Align::Left),
+            ("ACCURACY", Align::Right),
+            ("LOSS", Align::Right),
+        ]);
+        let mut row = |who: String, privacy: String, accuracy: f64, loss: f64| {
+            table.row([who, privacy, format!("{accuracy:.3}"), format!("{loss:.3}")]);
+        };
+        row(
+            format!("{}, federated", example.everyone),
+            format!("ε = {}", figure(self.epsilon)),
+            self.test_accuracy,
+            self.test_loss,
+        );
+        let pooled = self.baselines.pooled;
+        row(format!("{}, pooled in one place", example.everyone), "none".into(), pooled.accuracy, pooled.loss);
+        for (name, b) in &self.baselines.alone {
+            row(format!("{name} alone"), "none".into(), b.accuracy, b.loss);
+        }
+        table
+    }
+}

@@ -1,0 +1,126 @@
+use super::*;
+use undertone_core::digest::Digest;
+use undertone_core::id::{Attempt, ClientId};
+
+fn client(name: &str) -> ClientId {
+    ClientId::new(name).unwrap()
+}
+
+fn released(round: u32, clients: u32, epsilon: Option<f64>) -> JobEvent {
+    JobEvent::Released {
+        round: Round(round),
+        attempt: Attempt(1),
+        model: Digest::of(b"model"),
+        clients,
+        asked: 4,
+        epsilon,
+    }
+}
+
+fn evaluated(round: u32, evaluator: &str) -> JobEvent {
+    JobEvent::Evaluated {
+        round: Round(round),
+        evaluator: client(evaluator),
+        metrics: Metrics { loss: 0.5, accuracy: 0.78261, rows: 184 },
+    }
+}
+
+fn offered(round: u32, attempt: u32) -> JobEvent {
+    JobEvent::Offered {
+        round: Round(round),
+        attempt: Attempt(attempt),
+        cohort: vec![client("a"), client("b")],
+        epsilon: Some(1.0),
+    }
+}
+
+fn story(budget: Option<f64>, events: &[JobEvent]) -> Vec<String> {
+    let mut narrator = Narrator::new(20, budget, Paint::default());
+    events.iter().flat_map(|e| narrator.tell(e)).collect()
+}
+
+#[test]
+fn a_round_is_one_line() {
+    let lines = story(
+        Some(10.0),
+        &[
+            JobEvent::Submitted { by: "ada".into(), job: Digest::of(b"") },
+            offered(1, 1),
+            JobEvent::Received { round: Round(1), client: client("a"), bytes: 124 },
+            released(1, 4, Some(0.6123)),
+            offered(2, 1),
+            evaluated(1, "judge"),
+        ],
+    );
+    assert_eq!(lines, ["round  1/20   4/4 clients   loss 0.5000  accuracy 0.7826   ε 0.612 of 10"]);
+}
+
+#[test]
+fn trouble_is_told_with_its_reason_and_the_round_goes_on() {
+    let lines = story(
+        Some(10.0),
+        &[
+            JobEvent::Waiting { round: Round(1), present: 2, needed: 3 },
+            JobEvent::Waiting { round: Round(1), present: 2, needed: 3 },
+            offered(1, 1),
+            JobEvent::Declined { round: Round(1), client: client("va"), reason: "epsilon 5 is above 3".into() },
+            JobEvent::Refused { round: Round(1), client: client("a"), reason: "value 7 is NaN".into() },
+            JobEvent::Lost { round: Round(1), client: client("b"), reason: "gone\x1b[2J".into() },
+            JobEvent::Aborted { round: Round(1), attempt: Attempt(1), reason: "1 of 3 updates".into() },
+            offered(1, 2),
+            released(1, 3, Some(1.2)),
+            JobEvent::NotEvaluated { round: Round(1), evaluator: client("judge"), reason: "no file".into() },
+        ],
+    );
+    assert_eq!(
+        lines,
+        [
+            "round 1 waits: 2 of 3 trainers are connected",
+            "    round 1: va declined: epsilon 5 is above 3",
+            "    round 1: a refused: value 7 is NaN",
+            "    round 1: b lost: gone\\u{1b}[2J",
+            "    round 1: attempt 1 aborted: 1 of 3 updates (its privacy budget is spent)",
+            "    round 1: attempt 2 with 2 clients",
+            "round  1/20   3/4 clients   loss -       accuracy -        ε 1.20 of 10",
+            "    round 1: judge could not measure: no file",
+        ]
+    );
+}
+
+#[test]
+fn no_round_is_forgotten_and_none_told_twice() {
+    let lines = story(
+        None,
+        &[
+            released(1, 4, None),
+            released(2, 4, None),
+            evaluated(1, "late"),
+            evaluated(2, "judge"),
+            evaluated(2, "second"),
+            released(3, 4, None),
+            JobEvent::Ended { outcome: Outcome::Completed },
+        ],
+    );
+    assert_eq!(
+        lines,
+        [
+            "round  1/20   4/4 clients   loss -       accuracy -",
+            "    round 1: late measured loss 0.5000, accuracy 0.7826",
+            "round  2/20   4/4 clients   loss 0.5000  accuracy 0.7826",
+            "    round 2: second measured loss 0.5000, accuracy 0.7826",
+            "round  3/20   4/4 clients   loss -       accuracy -",
+            "completed: all rounds are released",
+        ]
+    );
+}
+
+#[test]
+fn every_ending_gives_its_reason() {
+    let ending = |outcome| story(None, &[JobEvent::Ended { outcome }]).remove(0);
+    assert_eq!(ending(Outcome::BudgetSpent { reason: "ε 10.2 > 10".into() }), "budget spent: ε 10.2 > 10");
+    assert_eq!(
+        ending(Outcome::Cancelled { by: "ada".into(), reason: "wrong data".into() }),
+        "cancelled by ada: wrong data"
+    );
+    assert_eq!(ending(Outcome::Failed { reason: "nobody came".into() }), "failed: nobody came");
+}

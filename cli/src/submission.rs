@@ -1,0 +1,260 @@
+//! A job file on its way to the coordinator: checked here first, and told in the operator's words.
+
+use crate::failure::bad_input;
+use crate::output::{Paint, figure, given};
+use crate::profile::{Connection, call_failed};
+use anyhow::{Result, anyhow, ensure};
+use serde_json::{Value, json};
+use std::path::Path;
+use undertone::v1;
+use undertone_core::cohort::CohortRule;
+use undertone_core::digest::Digest;
+use undertone_core::limits::MAX_JOB_DOCUMENT_BYTES;
+use undertone_core::model::ModelSpec;
+use undertone_privacy::contract::{Noise, Trust, Unit};
+use undertone_round::job::{Job, JobError, JobSpec};
+
+/// A job that holds together, not yet submitted.
+#[derive(Debug)]
+pub(crate) struct Submission {
+    job: Job,
+}
+
+impl Submission {
+    /// Reads and checks a job file.
+    ///
+    /// # Errors
+    /// If it cannot be read, does not parse (line and nearest key), or makes no sense as a whole (section).
+    pub(crate) fn read(file: &Path) -> Result<Self> {
+        let shown = file.display().to_string();
+        let cannot = |e: std::io::Error| bad_input(format!("cannot read {shown}: {e}"));
+        let bytes = std::fs::metadata(file).map_err(cannot)?.len();
+        if bytes > MAX_JOB_DOCUMENT_BYTES as u64 {
+            return Err(bad_input(format!("{shown} has {bytes} bytes, a job at most {MAX_JOB_DOCUMENT_BYTES}")));
+        }
+        let text = std::fs::read_to_string(file).map_err(cannot)?;
+        let job = JobSpec::from_toml(&text, &shown).and_then(JobSpec::resolve).map_err(|e| match e {
+            // Names the file already.
+            JobError::Malformed(e) => bad_input(e.to_string()),
+            JobError::Invalid { .. } => bad_input(format!("{shown}: {e}")),
+        })?;
+        Ok(Self { job })
+    }
+
+    /// Hands the job to the coordinator; gives its id.
+    ///
+    /// # Errors
+    /// If the server refuses, or took in something else.
+    pub(crate) async fn send(&self, connection: &mut Connection) -> Result<String> {
+        let request = v1::SubmitJobRequest { job_document: self.job.spec().to_document().into() };
+        let response = connection.submit_job(request).await.map_err(call_failed)?.into_inner();
+        let digest = Digest::try_from(&response.job_digest[..]).map_err(|e| anyhow!("the coordinator's answer: {e}"))?;
+        ensure!(
+            digest == self.job.digest(),
+            "the coordinator reads the job otherwise than this version of undertone (digests {} and {}): cancel {} \
+             and use the same version on both sides",
+            digest.short(),
+            self.job.digest().short(),
+            response.job
+        );
+        Ok(response.job)
+    }
+
+    /// What was submitted and what it promises, for people.
+    pub(crate) fn describe(&self, id: &str, paint: Paint) -> Vec<String> {
+        let mut lines = vec![format!("job {}", paint.bold(id))];
+        let mut add = |name: &str, text: String| lines.push(format!("  {name:<9}{text}"));
+        add("model", self.model());
+        add("rounds", self.rounds());
+        for (i, text) in self.privacy().into_iter().enumerate() {
+            add(if i == 0 { "privacy" } else { "" }, text);
+        }
+        lines
+    }
+
+    fn model(&self) -> String {
+        let kind = match &self.job.spec().model {
+            ModelSpec::Logistic {} => "logistic regression".to_owned(),
+            ModelSpec::Mlp { hidden, .. } => {
+                let widths: Vec<String> = hidden.iter().map(ToString::to_string).collect();
+                format!("perceptron with {} hidden", widths.join(", "))
+            }
+        };
+        let inputs = self.job.spec().data.inputs();
+        format!("{kind}, {inputs} features, {} parameters", self.job.layout().len())
+    }
+
+    fn rounds(&self) -> String {
+        let spec = self.job.spec();
+        let cohort = match spec.cohort {
+            CohortRule::All { size, min_clients } => format!("all of {size} clients, at least {min_clients}"),
+            CohortRule::Uniform { size, min_clients } => format!("{size} clients drawn, at least {min_clients}"),
+        };
+        format!("{}, each with {cohort}", spec.rounds)
+    }
+
+    fn privacy(&self) -> Vec<String> {
+        let resolved = self.job.contract();
+        let contract = resolved.contract();
+        let rounds = self.job.spec().rounds;
+        let (Some(delta), Some(budget), Some(noise), Some(clip), Some(planned)) = (
+            resolved.delta(),
+            resolved.budget_epsilon(),
+            resolved.noise_multiplier(),
+            contract.clip_norm(),
+            resolved.epsilon_after(rounds),
+        ) else {
+            return vec!["none is promised (unit = \"none\")".to_owned()];
+        };
+        let who = match resolved.unit() {
+            Unit::Record => "for each record",
+            Unit::Client => "for each client",
+            Unit::None => "for nobody",
+        };
+        let trust = match resolved.trust() {
+            Some(Trust::Local) => "nobody need be trusted: clients add the noise",
+            Some(Trust::Central) => "the coordinator is trusted: it adds the noise",
+            None => "no noise",
+        };
+        let target = match contract.noise() {
+            Some(Noise::TargetEpsilon(target)) => format!("target ε {}, ", given(target)),
+            _ => String::new(),
+        };
+        let mut lines = vec![
+            format!("{who}; {trust}"),
+            format!(
+                "{target}planned ε {} after all rounds at δ {}, budget ε {}",
+                figure(planned),
+                given(delta),
+                given(budget)
+            ),
+        ];
+        let sampling = contract.sampling_rate().map(|q| format!(", sampling rate {}", given(q))).unwrap_or_default();
+        lines.push(format!("noise multiplier {}, clip norm {}{sampling}", figure(noise), given(clip)));
+        if planned > budget {
+            lines.push(format!("note: the budget ends the job after {} of {rounds} rounds", self.affordable()));
+        }
+        lines
+    }
+
+    /// Rounds that the budget covers if no attempt fails.
+    fn affordable(&self) -> u32 {
+        let contract = self.job.contract();
+        let fits = |n: u32| contract.epsilon_after(n) <= contract.budget_epsilon();
+        // ε grows with every attempt: halve the interval in which the last affordable one lies.
+        let (mut low, mut high) = (0, self.job.spec().rounds);
+        while low < high {
+            let middle = low + (high - low).div_ceil(2);
+            if fits(middle) {
+                low = middle;
+            } else {
+                high = middle - 1;
+            }
+        }
+        low
+    }
+
+    /// What was submitted, for programs.
+    pub(crate) fn to_json(&self, id: &str) -> Value {
+        let resolved = self.job.contract();
+        let target = match resolved.contract().noise() {
+            Some(Noise::TargetEpsilon(target)) => Some(target),
+            _ => None,
+        };
+        json!({
+            "job": id,
+            "digest": self.job.digest(),
+            "rounds": self.job.spec().rounds,
+            "parameters": self.job.layout().len(),
+            "privacy": {
+                "promise": resolved.unit() != Unit::None,
+                "unit": resolved.unit().as_str(),
+                "trust": resolved.trust().map(Trust::as_str),
+                "target_epsilon": target,
+                "planned_epsilon": resolved.epsilon_after(self.job.spec().rounds),
+                "delta": resolved.delta(),
+                "budget_epsilon": resolved.budget_epsilon(),
+                "noise_multiplier": resolved.noise_multiplier(),
+                "accountant": resolved.accountant(),
+            },
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const JOB: &str = r#"
+name = "toy"
+rounds = 20
+[model]
+kind = "logistic"
+[training]
+learning_rate = 0.5
+local_steps = 2
+[cohort]
+rule = "all"
+size = 4
+min_clients = 3
+[privacy]
+unit = "record"
+trust = "local"
+clip_norm = 1.0
+sampling_rate = 0.25
+target_epsilon = 5.0
+delta = 1e-3
+budget_epsilon = 10.0
+[data]
+label = { column = "y", classes = [{ name = "no", values = ["0"] }, { name = "yes", values = ["1"] }] }
+columns = [{ name = "x", kind = "number", range = [0, 1] }]
+"#;
+
+    fn read(text: &str) -> Result<Submission> {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("job.toml");
+        std::fs::write(&file, text).unwrap();
+        Submission::read(&file)
+    }
+
+    #[test]
+    fn a_job_is_told_in_the_operators_words() {
+        let lines = read(JOB).unwrap().describe("toy-abc", Paint::default());
+        assert_eq!(
+            lines[..5],
+            [
+                "job toy-abc",
+                "  model    logistic regression, 1 features, 2 parameters",
+                "  rounds   20, each with all of 4 clients, at least 3",
+                "  privacy  for each record; nobody need be trusted: clients add the noise",
+                "           target ε 5, planned ε 5.00 after all rounds at δ 0.001, budget ε 10",
+            ]
+        );
+        assert!(lines[5].contains("clip norm 1, sampling rate 0.25"), "{}", lines[5]);
+        assert_eq!(lines.len(), 6);
+        let none = read(&JOB.replace(&JOB[JOB.find("unit").unwrap()..JOB.find("[data]").unwrap()], "unit = \"none\"\n"));
+        assert!(none.unwrap().describe("x", Paint::default())[3].contains("none is promised"));
+    }
+
+    #[test]
+    fn a_budget_that_is_too_small_is_noticed() {
+        let tight = JOB.replace("target_epsilon = 5.0", "noise_multiplier = 0.8");
+        let submission = read(&tight).unwrap();
+        let n = submission.affordable();
+        let contract = submission.job.contract();
+        assert!(contract.epsilon_after(n).unwrap() <= 10.0 && contract.epsilon_after(n + 1).unwrap() > 10.0);
+        assert!(n < 20);
+        let said = submission.describe("x", Paint::default()).pop().unwrap();
+        assert!(said.contains(&format!("after {n} of 20 rounds")), "{said}");
+    }
+
+    #[test]
+    fn what_is_wrong_names_file_and_place() {
+        let e = read(&JOB.replace("rounds", "roundz")).unwrap_err().to_string();
+        assert!(e.contains("job.toml line 3: unknown key \"roundz\": did you mean \"rounds\"?"), "{e}");
+        let e = read(&JOB.replace("min_clients = 3", "min_clients = 5")).unwrap_err().to_string();
+        assert!(e.contains("job.toml: [cohort] min_clients must be 1 to"), "{e}");
+        let e = Submission::read(Path::new("/nonexistent/job.toml")).unwrap_err().to_string();
+        assert!(e.contains("cannot read /nonexistent/job.toml"), "{e}");
+    }
+}

@@ -1,0 +1,259 @@
+//! The real binary against a scripted coordinator: what operators see, and the exit codes that scripts rely on.
+
+mod fake;
+
+use fake::{Fake, Script, undertone, write_profile};
+use serde_json::Value;
+use std::path::Path;
+use std::process::Output;
+use undertone::v1;
+use undertone_core::digest::Digest;
+
+fn job(id: &str, status: &str) -> v1::JobSummary {
+    v1::JobSummary {
+        job: id.into(),
+        status: status.into(),
+        rounds_released: 2,
+        rounds_planned: 2,
+        created_unix_s: 1_700_000_000,
+        epsilon_spent: Some(1.25),
+        epsilon_budget: Some(10.0),
+        delta: Some(1e-3),
+    }
+}
+
+const RELEASED: &str = r#"{"kind":"released","round":1,"attempt":1,"model":"0000000000000000000000000000000000000000000000000000000000000000","clients":3,"asked":4,"epsilon":0.5}"#;
+const EVENTS: [&str; 6] = [
+    r#"{"kind":"waiting","round":1,"present":2,"needed":3}"#,
+    r#"{"kind":"lost","round":1,"client":"va","reason":"its session broke"}"#,
+    RELEASED,
+    r#"{"kind":"evaluated","round":1,"evaluator":"judge","metrics":{"loss":0.5,"accuracy":0.75,"rows":10}}"#,
+    r#"{"kind":"danced","round":1}"#,
+    r#"{"kind":"ended","outcome":{"outcome":"completed"}}"#,
+];
+
+fn script() -> Script {
+    let jobs = vec![job("heart-abc", "completed"), job("heart-xyz", "failed")];
+    Script { jobs, events: EVENTS.to_vec(), model: (0..2500).map(|i| i as u8).collect(), ..Script::default() }
+}
+
+fn out(o: &Output) -> String {
+    String::from_utf8(o.stdout.clone()).unwrap()
+}
+
+fn err(o: &Output) -> String {
+    String::from_utf8(o.stderr.clone()).unwrap()
+}
+
+/// Checks the exit code; gives standard output and standard error.
+fn ends(o: &Output, code: i32) -> (String, String) {
+    assert_eq!(o.status.code(), Some(code), "{}\n{}", out(o), err(o));
+    (out(o), err(o))
+}
+
+#[test]
+fn lists_are_tables_for_people_and_json_for_programs() {
+    let fake = Fake::start(script());
+    let (text, _) = ends(&fake.undertone(&["job", "list"]), 0);
+    assert_eq!(
+        text,
+        "JOB        STATUS     ROUNDS  ε SPENT  BUDGET      δ  SUBMITTED\n\
+         heart-abc  completed     2/2     1.25      10  0.001  2023-11-14 22:13:20Z\n\
+         heart-xyz  failed        2/2     1.25      10  0.001  2023-11-14 22:13:20Z\n"
+    );
+    let (text, _) = ends(&fake.undertone(&["--json", "job", "list"]), 0);
+    let json: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!((&json[1]["job"], &json[0]["epsilon_spent"]), (&"heart-xyz".into(), &1.25.into()));
+
+    let (text, _) = ends(&fake.undertone(&["client", "list"]), 0);
+    assert!(text.contains("va      trainer    yes        never"), "{text}");
+    assert!(!text.contains('\x1b'), "{text}");
+    let (text, _) = ends(&fake.undertone(&["token", "list"]), 0);
+    assert!(text.contains("undertone token create"), "{text}");
+    assert_eq!(ends(&fake.undertone(&["token", "list", "--json"]), 0).0, "[]\n");
+}
+
+#[test]
+fn a_job_is_shown_by_any_unambiguous_beginning() {
+    let fake = Fake::start(script());
+    let (text, _) = ends(&fake.undertone(&["job", "show", "heart-a"]), 0);
+    for part in ["heart-abc", "2 of 2 released", "epsilon", "1.25", "collecting", "missing", "va"] {
+        assert!(text.contains(part), "{part} is not in\n{text}");
+    }
+    let (text, _) = ends(&fake.undertone(&["job", "show", "heart-a", "--json"]), 0);
+    let json: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(json["privacy"]["epsilon"], 1.25);
+    assert_eq!(json["document"]["name"], "toy");
+    let (_, said) = ends(&fake.undertone(&["job", "show", "heart"]), 2);
+    assert!(said.contains("2 jobs begin with \"heart\": heart-abc, heart-xyz"), "{said}");
+}
+
+#[test]
+fn a_watched_job_tells_its_story_and_the_exit_code_its_end() {
+    let fake = Fake::start(script());
+    let (text, _) = ends(&fake.undertone(&["job", "watch", "heart-abc"]), 0);
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(
+        lines,
+        [
+            "round 1 waits: 2 of 3 trainers are connected",
+            "    round 1: va lost: its session broke",
+            "round 1/2   3/4 clients   loss 0.5000  accuracy 0.7500   ε 0.500 of 10",
+            "    (\"danced\" happened, which this version of undertone does not know: upgrade it)",
+            "completed: all rounds are released",
+        ]
+    );
+    let (text, _) = ends(&fake.undertone(&["job", "watch", "heart-abc", "--json"]), 0);
+    let events: Vec<Value> = text.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    assert_eq!(events.len(), EVENTS.len());
+    assert_eq!((&events[2]["kind"], &events[2]["sequence"]), (&"released".into(), &3.into()));
+    assert_eq!(events[2]["job"], "heart-abc");
+
+    let ends_as = |last: &'static str, code| {
+        let fake = Fake::start(Script { events: vec![last], ..script() });
+        ends(&fake.undertone(&["job", "watch", "heart-abc"]), code).0
+    };
+    let spent = ends_as(r#"{"kind":"ended","outcome":{"outcome":"budget_spent","reason":"10.1 > 10"}}"#, 0);
+    assert_eq!(spent, "budget spent: 10.1 > 10\n");
+    let failed = ends_as(r#"{"kind":"ended","outcome":{"outcome":"failed","reason":"nobody came"}}"#, 1);
+    assert_eq!(failed, "failed: nobody came\n");
+    ends_as(r#"{"kind":"ended","outcome":{"outcome":"cancelled","by":"ada","reason":"x"}}"#, 1);
+}
+
+#[test]
+fn a_broken_stream_is_taken_up_where_it_broke() {
+    let fake = Fake::start(Script { breaks: 2, ..script() });
+    let (text, said) = ends(&fake.undertone(&["job", "watch", "heart-abc", "--json"]), 0);
+    let sequences: Vec<u64> = text
+        .lines()
+        .map(|l| serde_json::from_str::<Value>(l).unwrap()["sequence"].as_u64().unwrap())
+        .collect();
+    assert_eq!(sequences, [1, 2, 3, 4, 5, 6]);
+    assert!(said.contains("connection lost"), "{said}");
+    assert_eq!(fake.asked(), ["list", "watch after 0", "watch after 2", "watch after 4"]);
+}
+
+#[test]
+fn a_model_is_saved_complete_and_checked_or_not_at_all() {
+    let fake = Fake::start(script());
+    std::fs::create_dir(fake.path("models")).unwrap();
+    let file = fake.path("models/m.safetensors");
+    let download = |fake: &Fake, file: &Path| {
+        fake.undertone(&["model", "download", "heart-a", "--round", "3", "--out", file.to_str().unwrap()])
+    };
+    let (text, _) = ends(&download(&fake, &file), 0);
+    assert!(text.contains("round 3") && text.contains(&Digest::of(&script().model).to_string()), "{text}");
+    assert_eq!(std::fs::read(&file).unwrap(), script().model);
+    assert_eq!(fake.asked(), ["list", "download round 3"]);
+
+    let bad = [
+        (Script { promised: Some(Digest::of(b"other")), ..script() }, "digest"),
+        (Script { promised_bytes: Some(2400), ..script() }, "beyond the promised 2400 bytes"),
+        (Script { promised_bytes: Some(2600), ..script() }, "ended after 2500 of 2600 bytes"),
+        (Script { promised_bytes: Some(u64::MAX), ..script() }, "beyond every limit"),
+    ];
+    for (script, reason) in bad {
+        let fake = Fake::start(script);
+        let folder = fake.path("models");
+        std::fs::create_dir(&folder).unwrap();
+        std::fs::write(folder.join("m"), "old").unwrap();
+        let (_, said) = ends(&download(&fake, &folder.join("m")), 1);
+        assert!(said.contains(reason), "{reason} is not in {said}");
+        assert_eq!(std::fs::read(folder.join("m")).unwrap(), b"old");
+        assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 1, "something was left behind");
+    }
+}
+
+#[test]
+fn a_token_goes_to_the_pipe_alone_or_to_a_private_file() {
+    let fake = Fake::start(script());
+    let o = fake.undertone(&["token", "create", "--role", "trainer", "--name", "va", "--expires", "2h"]);
+    let (text, said) = ends(&o, 0);
+    assert_eq!(text, "undertone-join-1.secret\n");
+    assert!(said.contains("token t1") && said.contains("only this once"), "{said}");
+    assert_eq!(fake.asked(), ["token 1 \"va\" 1 7200"]);
+
+    let file = fake.path("token");
+    let args = ["token", "create", "--role", "evaluator", "--out", file.to_str().unwrap(), "--json"];
+    let (text, _) = ends(&fake.undertone(&args), 0);
+    assert!(!text.contains("secret") && text.contains("\"id\":\"t1\""), "{text}");
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "undertone-join-1.secret\n");
+
+    ends(&fake.undertone(&["token", "revoke", "t1"]), 0);
+    let (_, said) = ends(&fake.undertone(&["token", "revoke", "t2"]), 1);
+    assert!(said.contains("there is no token \"t2\""), "{said}");
+    for nonsense in [["--role", "boss"], ["--expires", "60"], ["--name", "../x"], ["--uses", "0"]] {
+        let mut args = vec!["token", "create"];
+        if nonsense[0] != "--role" {
+            args.extend(["--role", "trainer"]);
+        }
+        args.extend(nonsense);
+        ends(&fake.undertone(&args), 2);
+    }
+}
+
+const HEART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/hospitals/job.toml");
+
+#[test]
+fn a_job_is_checked_before_it_is_sent() {
+    let fake = Fake::start(script());
+    let (text, _) = ends(&fake.undertone(&["job", "submit", HEART]), 0);
+    for part in ["job toy-abc", "for each record", "target ε 5", "budget ε 10", "undertone job watch toy-abc"] {
+        assert!(text.contains(part), "{part} is not in\n{text}");
+    }
+    let (text, _) = ends(&fake.undertone(&["job", "submit", HEART, "--json"]), 0);
+    let json: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!((&json["job"], &json["privacy"]["budget_epsilon"]), (&"toy-abc".into(), &10.0.into()));
+    assert_eq!(fake.asked(), ["submit", "submit"]);
+
+    let bad = fake.path("bad.toml");
+    let heart = std::fs::read_to_string(HEART).unwrap();
+    std::fs::write(&bad, heart.replace("target_epsilon", "target_epsilom")).unwrap();
+    // No profile is needed to be told that a file makes no sense.
+    let (_, said) = ends(&undertone(Path::new("/nonexistent"), &["job", "submit", bad.to_str().unwrap()]), 2);
+    assert!(said.contains("bad.toml line") && said.contains("did you mean \"target_epsilon\"?"), "{said}");
+
+    let fake = Fake::start(Script { refusal: Some("too many open jobs"), ..script() });
+    let (_, said) = ends(&fake.undertone(&["job", "submit", HEART]), 2);
+    assert_eq!(said, "undertone: too many open jobs\n");
+}
+
+#[test]
+fn cancelling_needs_a_reason() {
+    let fake = Fake::start(script());
+    ends(&fake.undertone(&["job", "cancel", "heart-x"]), 2);
+    ends(&fake.undertone(&["job", "cancel", "heart-x", "--reason", " "]), 2);
+    ends(&fake.undertone(&["job", "cancel", "heart-x", "--reason", "wrong data"]), 0);
+    assert_eq!(fake.asked(), ["list", "cancel heart-xyz: wrong data"]);
+}
+
+#[test]
+fn who_cannot_be_reached_is_told_apart() {
+    let (_, said) = ends(&undertone(Path::new("/nonexistent"), &["job", "list"]), 2);
+    assert!(said.contains("undertone-server init"), "{said}");
+
+    let fake = Fake::start(script());
+    // Another deployment's operator: trusts another CA.
+    let other = tempfile::tempdir().unwrap();
+    let address = std::fs::read_to_string(fake.profile().join("operator.toml")).unwrap();
+    write_profile(other.path(), "https://localhost:1");
+    let profile = other.path().join("operator");
+    std::fs::write(profile.join("operator.toml"), &address).unwrap();
+    let (_, said) = ends(&undertone(&profile, &["job", "list"]), 1);
+    assert!(said.contains("is not the coordinator of this profile"), "{said}");
+
+    // The right CA, but a certificate that it did not issue.
+    std::fs::copy(fake.profile().join("ca.crt"), profile.join("ca.crt")).unwrap();
+    let (_, said) = ends(&undertone(&profile, &["job", "list"]), 1);
+    assert!(said.contains("does not accept the certificate of this profile"), "{said}");
+
+    // A name that the server's certificate does not carry.
+    std::fs::write(fake.profile().join("operator.toml"), address.replace("localhost", "127.0.0.1")).unwrap();
+    let (_, said) = ends(&fake.undertone(&["job", "list"]), 1);
+    assert!(said.contains("--host"), "{said}");
+
+    std::fs::write(fake.profile().join("operator.toml"), address).unwrap();
+    let folder = fake.stop();
+    let (_, said) = ends(&undertone(&folder.path().join("operator"), &["job", "list"]), 1);
+    assert!(said.contains("nothing listens at https://localhost:"), "{said}");
+}

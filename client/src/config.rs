@@ -1,0 +1,296 @@
+//! `client.toml`: what the data owner sets.
+
+use crate::folder::ClientFolder;
+use serde::Deserialize;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use undertone_core::config::{ConfigError, parse_toml};
+use undertone_core::id::{ClientId, ClientRole};
+use undertone_round::participant::Policy;
+
+/// Everything that a client is told by its owner, with paths made absolute to the client's folder.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ClientConfig {
+    /// Where the client keeps its things.
+    pub folder: ClientFolder,
+    /// The coordinator's address, for example `https://fl.example.org:7443`.
+    pub server: String,
+    /// The client's name, for its own logs; the coordinator goes by the certificate.
+    pub name: ClientId,
+    /// What the client does. A trainer never evaluates, whatever the coordinator says: measurements leave as they
+    /// are.
+    pub role: ClientRole,
+    /// The CSV file that is trained or measured on.
+    pub data: PathBuf,
+    /// How training runs.
+    pub trainer: TrainerSettings,
+    /// What the owner allows and declares.
+    pub policy: Policy,
+}
+
+/// How training runs.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TrainerSettings {
+    /// CPU threads.
+    pub threads: u32,
+    /// `auto`, `cpu` or `cuda:N`.
+    pub device: String,
+    /// The trainer program; `None`: `undertone-trainer` beside this program, else on the search path.
+    pub program: Option<PathBuf>,
+    /// How long the trainer's process stays without work.
+    pub idle: Duration,
+}
+
+impl Default for TrainerSettings {
+    fn default() -> Self {
+        Self { threads: 1, device: "auto".into(), program: None, idle: Duration::from_secs(30) }
+    }
+}
+
+/// The file as it is written.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    server: String,
+    name: ClientId,
+    #[serde(default = "trainer_role")]
+    role: ClientRole,
+    data: DataTable,
+    #[serde(default)]
+    trainer: TrainerTable,
+    #[serde(default)]
+    limits: LimitsTable,
+    #[serde(default)]
+    study: StudyTable,
+}
+
+fn trainer_role() -> ClientRole {
+    ClientRole::Trainer
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DataTable {
+    path: PathBuf,
+    declared_rows: Option<u64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TrainerTable {
+    threads: Option<u32>,
+    device: Option<String>,
+    program: Option<PathBuf>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LimitsTable {
+    max_epsilon: Option<f64>,
+    #[serde(default)]
+    allow_no_privacy: bool,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StudyTable {
+    sampling_seed: Option<u64>,
+}
+
+const MAX_CONFIG_BYTES: u64 = 1 << 20;
+const MAX_THREADS: u32 = 1024;
+
+impl ClientConfig {
+    /// A configuration with defaults for all but what has none: for clients that are made in code.
+    pub fn new(dir: impl Into<PathBuf>, server: impl Into<String>, name: ClientId, role: ClientRole) -> Self {
+        let folder = ClientFolder::new(dir);
+        Self {
+            data: folder.dir().join("data.csv"),
+            folder,
+            server: server.into(),
+            name,
+            role,
+            trainer: TrainerSettings::default(),
+            policy: Policy::default(),
+        }
+    }
+
+    /// Reads `client.toml` in `dir`.
+    ///
+    /// # Errors
+    /// [`ConfigError`] with file and line, and what to do.
+    pub fn load(dir: &Path) -> Result<Self, ConfigError> {
+        let folder = ClientFolder::new(dir);
+        let path = folder.config();
+        let place = path.display().to_string();
+        let error = |problem: String| ConfigError { place: place.clone(), problem };
+        let length = std::fs::metadata(&path).map_err(|e| error(unreadable(&e)))?.len();
+        if length > MAX_CONFIG_BYTES {
+            return Err(error(format!("{length} bytes, at most {MAX_CONFIG_BYTES}")));
+        }
+        let text = std::fs::read_to_string(&path).map_err(|e| error(unreadable(&e)))?;
+        Self::parse(&text, folder, &place)
+    }
+
+    fn parse(text: &str, folder: ClientFolder, place: &str) -> Result<Self, ConfigError> {
+        let file: File = parse_toml(text, place)?;
+        let error = |problem: String| Err(ConfigError { place: place.to_owned(), problem });
+        if !file.server.starts_with("https://") || file.server.len() > 1024 {
+            return error(format!(
+                "server must be an address like \"https://fl.example.org:7443\", not \"{}\"",
+                file.server
+            ));
+        }
+        let defaults = TrainerSettings::default();
+        let threads = file.trainer.threads.unwrap_or(defaults.threads);
+        if threads == 0 || threads > MAX_THREADS {
+            return error(format!("[trainer] threads must be 1 to {MAX_THREADS}, not {threads}"));
+        }
+        let device = file.trainer.device.unwrap_or(defaults.device);
+        if !is_device(&device) {
+            return error(format!(
+                "[trainer] device must be \"auto\", \"cpu\" or \"cuda:N\" (for example cuda:0), not \"{device}\""
+            ));
+        }
+        if let Some(limit) = file.limits.max_epsilon.filter(|l| !(l.is_finite() && *l > 0.0)) {
+            return error(format!("[limits] max_epsilon must be a positive number, not {limit}"));
+        }
+        if file.data.declared_rows == Some(0) {
+            return error("[data] declared_rows must be at least 1".into());
+        }
+        let absolute = |path: PathBuf| folder.dir().join(path);
+        Ok(Self {
+            server: file.server,
+            name: file.name,
+            role: file.role,
+            data: absolute(file.data.path),
+            trainer: TrainerSettings {
+                threads,
+                device,
+                program: file.trainer.program.map(absolute),
+                idle: defaults.idle,
+            },
+            policy: Policy {
+                max_epsilon: file.limits.max_epsilon,
+                allow_no_privacy: file.limits.allow_no_privacy,
+                declared_rows: file.data.declared_rows,
+                sampling_seed: file.study.sampling_seed,
+            },
+            folder,
+        })
+    }
+}
+
+fn unreadable(e: &std::io::Error) -> String {
+    match e.kind() {
+        std::io::ErrorKind::NotFound => {
+            "there is no such file: enrol first (`undertone-client enrol --dir DIR --token TOKEN`)".into()
+        }
+        _ => format!("cannot be read: {e}"),
+    }
+}
+
+fn is_device(device: &str) -> bool {
+    matches!(device, "auto" | "cpu")
+        || device.strip_prefix("cuda:").is_some_and(|n| n.parse::<u16>().is_ok())
+}
+
+/// The commented `client.toml` that enrolment writes.
+pub(crate) fn template(
+    server: &str,
+    name: &ClientId,
+    role: ClientRole,
+    data: Option<&Path>,
+    declared_rows: Option<u64>,
+) -> String {
+    let quoted = |text: &str| serde_json::to_string(text).expect("a text is JSON");
+    let path = match data {
+        Some(path) => format!("path = {}", quoted(&path.display().to_string())),
+        None => "path = \"data.csv\" # <- the path of your CSV file; relative paths start at this file's folder".into(),
+    };
+    let rows = match declared_rows {
+        Some(rows) => format!("declared_rows = {rows}"),
+        None => "# declared_rows = 240".into(),
+    };
+    format!(
+        r#"# Written by `undertone-client enrol`; yours to change. Unknown keys are refused.
+
+# The coordinator. The client opens every connection; nothing listens on this machine.
+server = {server}
+name = "{name}"
+# "trainer": trains on the data below; what leaves is a clipped update with the noise that the job's privacy contract
+# states. "evaluator": measures models on the data below; loss, accuracy and the number of rows leave as they are.
+role = "{role}"
+
+[data]
+{path}
+# The number of rows that you declare: a public figure, near the real one. It leaves the machine (as the weight of
+# your updates, if the job weighs by rows) and sets how training divides noised sums. The real number never leaves.
+# Jobs with record-level privacy need it.
+{rows}
+
+[trainer]
+threads = 1
+# "auto" takes a CUDA device if there is one. Also "cpu", "cuda:0".
+device = "auto"
+# The trainer program; without this: undertone-trainer beside undertone-client, else on the search path.
+# program = "/opt/undertone/undertone-trainer"
+
+[limits]
+# The largest epsilon that one job may cost. Without it, each job's own budget stands.
+# max_epsilon = 8.0
+# Whether to take jobs that promise no privacy (privacy.unit = "none").
+allow_no_privacy = false
+
+# Only for studies that must be repeatable: who knows the seed knows which rows are in a batch.
+# [study]
+# sampling_seed = 1
+"#,
+        server = quoted(server),
+        role = role.as_str(),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<ClientConfig, ConfigError> {
+        ClientConfig::parse(text, ClientFolder::new("/c"), "client.toml")
+    }
+
+    #[test]
+    fn the_template_is_a_valid_file() {
+        let name = ClientId::new("cleveland").unwrap();
+        for (data, rows) in [(None, None), (Some(Path::new("/d/a \"b\".csv")), Some(240))] {
+            let text = template("https://localhost:7443", &name, ClientRole::Evaluator, data, rows);
+            let config = parse(&text).unwrap();
+            assert_eq!(config.role, ClientRole::Evaluator);
+            assert_eq!(config.data, data.unwrap_or(Path::new("/c/data.csv")));
+            assert_eq!(config.policy.declared_rows, rows);
+            assert_eq!(config.policy, Policy { declared_rows: rows, ..Policy::default() });
+            assert_eq!(config.trainer, TrainerSettings::default());
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_with_its_line() {
+        let good = "server = \"https://h:1\"\nname = \"a\"\n[data]\npath = \"a.csv\"\n";
+        assert_eq!(parse(good).unwrap().data, Path::new("/c/a.csv"));
+        for (from, to, says) in [
+            ("path", "paht", "line 4: unknown key \"paht\": did you mean \"path\"?"),
+            ("https", "http", "\"https://fl.example.org:7443\""),
+            ("\"a\"", "\"A\"", "line 2"),
+            ("[data]", "[limits]\nmax_epsilon = -1.0\n[data]", "max_epsilon"),
+            ("[data]", "[trainer]\nthreads = 0\n[data]", "threads"),
+            ("[data]", "[trainer]\ndevice = \"gpu\"\n[data]", "cuda:0"),
+            ("[data]", "[data]\ndeclared_rows = 0", "declared_rows"),
+            ("[data]", "[study]\nsampling_sed = 1\n[data]", "sampling_seed"),
+        ] {
+            let text = good.replacen(from, to, 1);
+            assert_ne!(text, good);
+            let e = parse(&text).unwrap_err().to_string();
+            assert!(e.contains(says), "{to}: {e}");
+        }
+    }
+}

@@ -1,0 +1,252 @@
+//! What would leave this machine, in words: worked out from `client.toml` and a job file, without connecting.
+
+use crate::config::ClientConfig;
+use std::fmt::{self, Write as _};
+use undertone_core::id::ClientRole;
+use undertone_core::trainer::{DataReport, TrainerError};
+use undertone_privacy::contract::Unit;
+use undertone_round::job::{Job, Weights};
+use undertone_round::participant::Terms;
+
+/// What leaves, and what does not. Shown with `Display`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Disclosure {
+    text: String,
+}
+
+impl Disclosure {
+    /// For a client, and for one job if given, with the check of the data against the job's contract.
+    pub fn of(config: &ClientConfig, job: Option<(&Job, &Result<DataReport, TrainerError>)>) -> Self {
+        let mut page = Page(String::new());
+        page.client(config);
+        if let Some((job, data)) = job {
+            match config.role {
+                ClientRole::Trainer => page.training(config, job),
+                ClientRole::Evaluator => page.evaluating(job),
+            }
+            page.data(data);
+        }
+        page.kept(config.role);
+        Self { text: page.0 }
+    }
+}
+
+impl fmt::Display for Disclosure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+struct Page(String);
+
+impl Page {
+    fn head(&mut self, text: &str) {
+        if !self.0.is_empty() {
+            self.0.push('\n');
+        }
+        self.line(format_args!("{text}"));
+    }
+
+    fn row(&mut self, name: &str, value: impl fmt::Display) {
+        self.line(format_args!("  {name:<14} {value}"));
+    }
+
+    fn line(&mut self, text: fmt::Arguments<'_>) {
+        writeln!(self.0, "{text}").expect("a text takes all");
+    }
+
+    fn client(&mut self, config: &ClientConfig) {
+        let identity = config.folder.identity();
+        let enrolled = identity.join(crate::identity::CERTIFICATE).exists();
+        self.head("Leaves whenever the client runs");
+        self.row("to", &config.server);
+        self.row("name and role", format_args!("{}, {} (its certificate says so)", config.name, config.role));
+        self.row(
+            "certificate",
+            if enrolled {
+                format!("{} (the key beside it never leaves)", identity.display())
+            } else {
+                "none yet: enrol first".into()
+            },
+        );
+        self.row("software", format_args!("undertone-client {}", undertone::version::SOFTWARE));
+        self.row("besides", "its network address, when it is there, and to each offer yes or no with a reason");
+    }
+
+    fn training(&mut self, config: &ClientConfig, job: &Job) {
+        let spec = job.spec();
+        let terms = Terms::of(job, None, &config.policy);
+        self.head(&format!(
+            "Leaves in each of at most {} rounds of job \"{}\" (digest {})",
+            spec.rounds,
+            spec.name,
+            job.digest().short()
+        ));
+        self.row(
+            "update",
+            format_args!(
+                "{} numbers, {} bytes, multiples of 2^-{}",
+                terms.values,
+                terms.update_bytes,
+                u8::from(job.grid())
+            ),
+        );
+        match (spec.aggregation.weights, config.policy.declared_rows) {
+            (Weights::Uniform, _) => self.row("weight", "1, the same for all"),
+            (Weights::DeclaredRows, Some(rows)) => {
+                self.row("weight", format_args!("{} (declared_rows = {rows})", terms.weight));
+            }
+            (Weights::DeclaredRows, None) => self.row("weight", "your declared_rows, which client.toml lacks"),
+        }
+        self.promise(&terms, job);
+        match terms.check(job, None, &config.policy) {
+            Ok(()) => self.row("policy", "this client's limits allow it"),
+            Err(refusal) => self.row("policy", format_args!("DECLINED: {}", refusal.told)),
+        }
+    }
+
+    fn promise(&mut self, terms: &Terms, job: &Job) {
+        let clip = terms.clip_norm.unwrap_or_default();
+        let noise = terms.noise_multiplier.unwrap_or_default();
+        match terms.unit {
+            Unit::Record => {
+                self.row("protects", "each row of your data; nobody has to be trusted (noise is added here)");
+                self.row("clip norm", format_args!("{clip} for each row's gradient"));
+                self.row(
+                    "noise",
+                    format_args!(
+                        "{:.4} x clip norm, in each of {} steps a round; a row is in a step with probability {}",
+                        noise,
+                        job.contract().charge(),
+                        terms.sampling_rate.unwrap_or_default()
+                    ),
+                );
+            }
+            Unit::Client => {
+                self.row("protects", "your whole data set from those who see models, NOT from the coordinator");
+                self.row("clip norm", format_args!("{clip} for the whole update"));
+                self.row(
+                    "noise",
+                    format_args!("{noise:.4} x clip norm, added by the coordinator to the sum of all updates"),
+                );
+            }
+            Unit::None => {
+                self.row("protects", "NOBODY: no privacy is promised, the coordinator sees your update as it is");
+                self.row("largest norm", format_args!("{}; a longer update is not sent", terms.max_norm));
+            }
+        }
+        if let (Some(one), Some(all), Some(budget), Some(delta)) =
+            (terms.epsilon_one_round, terms.epsilon_planned, terms.epsilon_budget, terms.delta)
+        {
+            let rounds = job.spec().rounds;
+            self.row(
+                "epsilon",
+                format_args!("{one:.4} for one round, {all:.4} for {rounds}, never above {budget} (delta {delta:e})"),
+            );
+        }
+    }
+
+    fn evaluating(&mut self, job: &Job) {
+        self.head(&format!("Leaves for each measured model of job \"{}\"", job.spec().name));
+        self.row("loss", "mean over your rows, as it is, without noise");
+        self.row("accuracy", "as it is, without noise");
+        self.row("rows", "how many were measured");
+    }
+
+    fn data(&mut self, data: &Result<DataReport, TrainerError>) {
+        self.head("Check of your data (stays here)");
+        match data {
+            Ok(report) if report.is_fit() => {
+                self.row("rows", report.rows);
+                self.row("contract", "met");
+            }
+            Ok(report) => {
+                self.row("contract", "NOT met: the client will decline");
+                report.problems.iter().for_each(|p| self.line(format_args!("    {p}")));
+            }
+            Err(e) => self.row("contract", format_args!("NOT checked: {e}")),
+        }
+    }
+
+    fn kept(&mut self, role: ClientRole) {
+        self.head("Never leaves");
+        self.row("data", "rows, values, column statistics, messages that quote them");
+        match role {
+            ClientRole::Trainer => self.row(
+                "training",
+                "the real number of rows, losses, accuracies, gradients, the update before clipping (and before noise, \
+                 where noise is added here)",
+            ),
+            ClientRole::Evaluator => self.row("measuring", "results of single rows"),
+        }
+        self.row("key", "client.key");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use undertone_core::id::ClientId;
+    use undertone_round::job::JobSpec;
+
+    fn job(privacy: &str) -> Job {
+        let text = format!(
+            r#"
+name = "heart"
+rounds = 20
+model = {{ kind = "logistic" }}
+training = {{ learning_rate = 0.5, local_steps = 2 }}
+cohort = {{ rule = "all", size = 4, min_clients = 2 }}
+privacy = {{ {privacy} }}
+[data]
+label = {{ column = "num", classes = [{{ name = "no", values = ["0"] }}, {{ name = "yes", values = ["1"] }}] }}
+columns = [{{ name = "age", kind = "number", range = [0, 120] }}]
+"#
+        );
+        JobSpec::from_toml(&text, "job.toml").unwrap().resolve().unwrap()
+    }
+
+    fn page(role: ClientRole, privacy: &str, data: Result<DataReport, TrainerError>) -> String {
+        let name = ClientId::new("cleveland").unwrap();
+        let mut config = ClientConfig::new("/nowhere", "https://h:1", name, role);
+        config.policy.declared_rows = Some(240);
+        Disclosure::of(&config, Some((&job(privacy), &data))).to_string()
+    }
+
+    fn fit() -> Result<DataReport, TrainerError> {
+        Ok(DataReport { rows: 243, class_rows: vec![100, 143], missing: vec![], problems: vec![] })
+    }
+
+    #[test]
+    fn each_promise_is_told_as_it_is() {
+        let record = r#"unit = "record", trust = "local", clip_norm = 1.0, sampling_rate = 0.25,
+            noise_multiplier = 1.5, delta = 1e-3, budget_epsilon = 10.0"#
+            .replace('\n', " ");
+        let text = page(ClientRole::Trainer, &record, fit());
+        for part in [
+            "2 numbers, 8 bytes, multiples of 2^-16",
+            "nobody has to be trusted",
+            "1.5000 x clip norm, in each of 2 steps",
+            "never above 10 (delta 1e-3)",
+            "limits allow it",
+            "none yet: enrol first",
+        ] {
+            assert!(text.contains(part), "{part}:\n{text}");
+        }
+        let client = r#"unit = "client", trust = "central", clip_norm = 0.5, noise_multiplier = 4.0, delta = 1e-5,
+            budget_epsilon = 10.0"#
+            .replace('\n', " ");
+        let text = page(ClientRole::Trainer, &client, fit());
+        assert!(text.contains("NOT from the coordinator"), "{text}");
+        let text = page(ClientRole::Trainer, r#"unit = "none""#, fit());
+        assert!(text.contains("NOBODY") && text.contains("DECLINED") && !text.contains("epsilon  "), "{text}");
+    }
+
+    #[test]
+    fn an_evaluator_is_told_that_its_measurements_leave() {
+        let unfit = Ok(DataReport { problems: vec!["column \"age\" is missing".into()], ..fit().unwrap() });
+        let text = page(ClientRole::Evaluator, r#"unit = "none""#, unfit);
+        assert!(text.contains("how many were measured") && text.contains("    column \"age\""), "{text}");
+        assert!(!text.contains("clip norm"), "{text}");
+    }
+}

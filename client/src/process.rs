@@ -1,0 +1,248 @@
+//! The trainer's process: started when there is work, ended when there has been none for a while.
+//!
+//! libtorch lives there and not here, so an idle client stays small, and a crash in it costs one attempt.
+
+use crate::config::TrainerSettings;
+use crate::trainer_thread::Interrupt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use undertone_core::model::ModelSpec;
+use undertone_core::schema::DataContract;
+use undertone_core::trainer::{DataReport, LocalUpdate, Metrics, TrainTask, Trainer, TrainerError};
+use undertone_core::trainer_protocol::{Baseline, BaselineTask, PipeTrainer};
+
+/// The name of the trainer program.
+const PROGRAM: &str = if cfg!(windows) { "undertone-trainer.exe" } else { "undertone-trainer" };
+/// How long a trainer that was told to leave may take.
+const LEAVE: Duration = Duration::from_secs(3);
+
+/// A [`Trainer`] in a process of its own.
+pub struct ProcessTrainer {
+    settings: TrainerSettings,
+    data: PathBuf,
+    running: Option<PipeTrainer<ChildStdout, ChildStdin>>,
+    child: Arc<Mutex<Option<Child>>>,
+}
+
+impl ProcessTrainer {
+    /// A trainer for the CSV file `data`. Nothing is started yet.
+    pub fn new(settings: TrainerSettings, data: impl Into<PathBuf>) -> Self {
+        Self { settings, data: data.into(), running: None, child: Arc::default() }
+    }
+
+    /// Kills the process; the call that waits for it then fails, and the next one starts anew.
+    pub fn interrupt(&self) -> Interrupt {
+        let child = Arc::clone(&self.child);
+        Arc::new(move || {
+            if let Some(child) = child.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
+                // It may be gone already, which is what was wanted.
+                let _ = child.kill();
+            }
+        })
+    }
+
+    /// Trains and measures the job's model without privacy on local files.
+    ///
+    /// # Errors
+    /// See [`TrainerError`].
+    pub fn baseline(&mut self, task: &BaselineTask) -> Result<Baseline, TrainerError> {
+        self.ask(|trainer| trainer.baseline(task))
+    }
+
+    fn ask<T>(
+        &mut self,
+        question: impl FnOnce(&mut PipeTrainer<ChildStdout, ChildStdin>) -> Result<T, TrainerError>,
+    ) -> Result<T, TrainerError> {
+        if self.running.is_none() {
+            self.running = Some(self.start()?);
+        }
+        let trainer = self.running.as_mut().expect("it was just started");
+        let answer = question(trainer);
+        if let Err(TrainerError::Broken(_)) = answer {
+            self.running = None;
+            self.reap(Duration::ZERO);
+        }
+        answer
+    }
+
+    fn start(&self) -> Result<PipeTrainer<ChildStdout, ChildStdin>, TrainerError> {
+        let program = find(self.settings.program.as_deref()).map_err(TrainerError::Broken)?;
+        let mut child = Command::new(&program)
+            .arg("--data")
+            .arg(&self.data)
+            .arg("--threads")
+            .arg(self.settings.threads.to_string())
+            .arg("--device")
+            .arg(&self.settings.device)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .map_err(|e| TrainerError::Broken(format!("cannot start {}: {e}", program.display())))?;
+        tracing::debug!(program = %program.display(), pid = child.id(), "the trainer's process has started");
+        let pipes = child.stdout.take().zip(child.stdin.take());
+        // From here on it can be killed by others.
+        *self.child.lock().unwrap_or_else(PoisonError::into_inner) = Some(child);
+        let (from, to) = pipes.expect("both pipes were asked for");
+        PipeTrainer::connect(from, to).inspect_err(|_| self.reap(Duration::ZERO))
+    }
+
+    /// Waits for the process to leave, then kills it.
+    fn reap(&self, patience: Duration) {
+        let deadline = Instant::now() + patience;
+        loop {
+            let mut slot = self.child.lock().unwrap_or_else(PoisonError::into_inner);
+            let Some(child) = slot.as_mut() else { return };
+            let gone = child.try_wait().is_ok_and(|status| status.is_some());
+            if !gone && Instant::now() < deadline {
+                drop(slot);
+                std::thread::sleep(Duration::from_millis(10));
+                continue;
+            }
+            if !gone {
+                let _ = child.kill();
+                let _ = child.wait();
+            }
+            *slot = None;
+            return;
+        }
+    }
+}
+
+impl Trainer for ProcessTrainer {
+    fn inspect(&mut self, data: &DataContract) -> Result<DataReport, TrainerError> {
+        self.ask(|trainer| trainer.inspect(data))
+    }
+
+    fn train(&mut self, task: &TrainTask, weights: &[f32]) -> Result<LocalUpdate, TrainerError> {
+        self.ask(|trainer| trainer.train(task, weights))
+    }
+
+    fn evaluate(
+        &mut self,
+        model: &ModelSpec,
+        data: &DataContract,
+        weights: &[f32],
+    ) -> Result<Metrics, TrainerError> {
+        self.ask(|trainer| trainer.evaluate(model, data, weights))
+    }
+
+    fn rest(&mut self) {
+        if let Some(trainer) = self.running.take() {
+            // If it cannot be told, it is gone.
+            let _ = trainer.quit();
+            self.reap(LEAVE);
+            tracing::debug!("the trainer's process has ended");
+        }
+    }
+}
+
+impl Drop for ProcessTrainer {
+    fn drop(&mut self) {
+        self.rest();
+        self.reap(Duration::ZERO);
+    }
+}
+
+/// The trainer program: the one configured, else beside this program, else on the search path.
+pub fn find(configured: Option<&Path>) -> Result<PathBuf, String> {
+    if let Some(program) = configured {
+        return if program.is_file() {
+            Ok(program.to_owned())
+        } else {
+            Err(format!("there is no trainer program {}: correct [trainer] program", program.display()))
+        };
+    }
+    let beside = std::env::current_exe().ok().and_then(|exe| sibling(&exe));
+    let on_path = || {
+        std::env::var_os("PATH")
+            .and_then(|path| std::env::split_paths(&path).map(|dir| dir.join(PROGRAM)).find(|p| p.is_file()))
+    };
+    beside.or_else(on_path).ok_or_else(|| {
+        format!(
+            "{PROGRAM} is neither beside this program nor on the search path: install it there, or name it in \
+             client.toml ([trainer] program = \"...\")"
+        )
+    })
+}
+
+/// Test binaries lie one folder below the programs that Cargo builds.
+fn sibling(exe: &Path) -> Option<PathBuf> {
+    let real = exe.canonicalize().unwrap_or_else(|_| exe.to_owned());
+    let dir = real.parent()?;
+    let above = dir.parent().filter(|_| dir.ends_with("deps"));
+    [Some(dir), above].into_iter().flatten().map(|d| d.join(PROGRAM)).find(|p| p.is_file())
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt as _;
+    use undertone_core::trainer_protocol::{PROTOCOL_VERSION, Response, write_frame};
+
+    const CONTRACT: &str = r#"{"label": {"column": "y", "classes": [{"name": "a", "values": ["0"]},
+        {"name": "b", "values": ["1"]}]}, "columns": [{"name": "x", "kind": "number", "range": [0.0, 1.0]}]}"#;
+
+    /// A trainer program that says hello, gives one report, and then does `then`; it counts its starts.
+    fn fake(dir: &Path, then: &str) -> TrainerSettings {
+        let mut bytes = Vec::new();
+        let hello = Response::Hello {
+            version: PROTOCOL_VERSION,
+            device: "cpu".into(),
+            libtorch: "0".into(),
+        };
+        write_frame(&mut bytes, &hello, &[]).unwrap();
+        let report = DataReport { rows: 7, class_rows: vec![3, 4], missing: vec![], problems: vec![] };
+        write_frame(&mut bytes, &Response::Report(report), &[]).unwrap();
+        std::fs::write(dir.join("answers"), bytes).unwrap();
+        let program = dir.join("fake-trainer");
+        let script = format!("#!/bin/sh\ncd '{}'\necho x >> starts\ncat answers\n{then}\n", dir.display());
+        std::fs::write(&program, script).unwrap();
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        TrainerSettings { program: Some(program), ..TrainerSettings::default() }
+    }
+
+    fn starts(dir: &Path) -> usize {
+        std::fs::read_to_string(dir.join("starts")).unwrap_or_default().lines().count()
+    }
+
+    #[test]
+    fn it_starts_when_asked_and_leaves_when_resting() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut trainer = ProcessTrainer::new(fake(dir.path(), "exec cat >/dev/null"), "d.csv");
+        assert_eq!(starts(dir.path()), 0);
+        let contract: DataContract = serde_json::from_str(CONTRACT).unwrap();
+        assert_eq!(trainer.inspect(&contract).unwrap().rows, 7);
+        assert!(trainer.child.lock().unwrap().is_some());
+        trainer.rest();
+        assert!(trainer.child.lock().unwrap().is_none());
+        assert_eq!(trainer.inspect(&contract).unwrap().rows, 7);
+        assert_eq!(starts(dir.path()), 2);
+    }
+
+    #[test]
+    fn a_dead_process_fails_the_call_and_the_next_call_starts_another() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut trainer = ProcessTrainer::new(fake(dir.path(), "exec sleep 600"), "d.csv");
+        let contract: DataContract = serde_json::from_str(CONTRACT).unwrap();
+        trainer.inspect(&contract).unwrap();
+        let kill = trainer.interrupt();
+        let killer = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(100));
+            kill();
+        });
+        assert!(matches!(trainer.inspect(&contract), Err(TrainerError::Broken(_))));
+        killer.join().unwrap();
+        assert_eq!(trainer.inspect(&contract).unwrap().rows, 7);
+        assert_eq!(starts(dir.path()), 2);
+    }
+
+    #[test]
+    fn a_missing_program_is_named() {
+        let settings = TrainerSettings { program: Some("/no/such".into()), ..TrainerSettings::default() };
+        let contract: DataContract = serde_json::from_str(CONTRACT).unwrap();
+        let e = ProcessTrainer::new(settings, "d.csv").inspect(&contract).unwrap_err();
+        assert!(e.to_string().contains("/no/such") && e.to_string().contains("[trainer] program"), "{e}");
+    }
+}

@@ -1,0 +1,244 @@
+//! The thread that owns the trainer.
+//!
+//! Trainers block; this thread gives them a place. It serves one request at a time, in order, and lets the trainer
+//! rest after some time without work, so that an idle client stays small.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::sync::{oneshot, watch};
+use undertone_core::trainer::{Trainer, TrainerError};
+
+/// Stops the work that a trainer is at, from another thread: its call then returns an error.
+pub type Interrupt = Arc<dyn Fn() + Send + Sync>;
+
+/// A handle to the thread. When the last one is gone, the trainer is dropped.
+#[derive(Clone)]
+pub(crate) struct TrainerThread {
+    requests: Sender<Request>,
+    at_work: Arc<Mutex<AtWork>>,
+    interrupt: Option<Interrupt>,
+    ended: watch::Receiver<()>,
+}
+
+type Job = Box<dyn FnOnce(&mut dyn Trainer) + Send>;
+
+struct Request {
+    ticket: u64,
+    job: Job,
+}
+
+/// Which request is being served. The interrupt is called under this lock, so it cannot hit the next request.
+#[derive(Default)]
+struct AtWork {
+    next_ticket: u64,
+    serving: Option<u64>,
+    /// Requests whose askers went away before their turn.
+    given_up: Vec<u64>,
+}
+
+impl TrainerThread {
+    pub(crate) fn start(trainer: Box<dyn Trainer>, interrupt: Option<Interrupt>, idle: Duration) -> Self {
+        let (requests, inbox) = channel();
+        let at_work = Arc::new(Mutex::new(AtWork::default()));
+        let shared = Arc::clone(&at_work);
+        let (end, ended) = watch::channel(());
+        std::thread::Builder::new()
+            .name("trainer".into())
+            .spawn(move || {
+                serve(trainer, &inbox, &shared, idle);
+                drop(end);
+            })
+            .expect("the system can start a thread");
+        Self { requests, at_work, interrupt, ended }
+    }
+
+    /// Lets the thread end, and with it the trainer, and waits for that; not longer than `patience`, since a trainer
+    /// without an interrupt may be in the middle of something.
+    pub(crate) async fn close(self, patience: Duration) {
+        let Self { requests, mut ended, .. } = self;
+        drop(requests);
+        if tokio::time::timeout(patience, ended.changed()).await.is_err() {
+            tracing::warn!("the trainer is still at work; leaving it");
+        }
+    }
+
+    /// Runs `work` on the trainer's thread. If the future is dropped first, the work is interrupted, or never begun.
+    pub(crate) async fn call<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut dyn Trainer) -> Result<T, TrainerError> + Send + 'static,
+    ) -> Result<T, TrainerError> {
+        let (answer, result) = oneshot::channel();
+        let ticket = {
+            let mut at_work = lock(&self.at_work);
+            at_work.next_ticket += 1;
+            at_work.next_ticket
+        };
+        let job: Job = Box::new(move |trainer| {
+            let outcome = catch_unwind(AssertUnwindSafe(|| work(trainer)))
+                .unwrap_or_else(|_| Err(TrainerError::Broken("the trainer panicked".into())));
+            // Nobody listens any more: the attempt was dropped.
+            let _ = answer.send(outcome);
+        });
+        let gone = || TrainerError::Broken("the trainer's thread is gone".into());
+        self.requests.send(Request { ticket, job }).map_err(|_| gone())?;
+        let mut guard = GiveUp { thread: self, ticket, done: false };
+        let outcome = result.await.unwrap_or_else(|_| Err(gone()));
+        guard.done = true;
+        outcome
+    }
+}
+
+struct GiveUp<'a> {
+    thread: &'a TrainerThread,
+    ticket: u64,
+    done: bool,
+}
+
+impl Drop for GiveUp<'_> {
+    fn drop(&mut self) {
+        if self.done {
+            return;
+        }
+        let mut at_work = lock(&self.thread.at_work);
+        match at_work.serving {
+            Some(serving) if serving > self.ticket => {}
+            Some(serving) if serving == self.ticket => {
+                if let Some(interrupt) = &self.thread.interrupt {
+                    interrupt();
+                }
+            }
+            _ => at_work.given_up.push(self.ticket),
+        }
+    }
+}
+
+fn serve(mut trainer: Box<dyn Trainer>, inbox: &Receiver<Request>, at_work: &Mutex<AtWork>, idle: Duration) {
+    let mut awake = false;
+    loop {
+        let request = if awake {
+            match inbox.recv_timeout(idle) {
+                Ok(request) => request,
+                Err(RecvTimeoutError::Timeout) => {
+                    trainer.rest();
+                    awake = false;
+                    continue;
+                }
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+        } else {
+            match inbox.recv() {
+                Ok(request) => request,
+                Err(_) => return,
+            }
+        };
+        if begin(at_work, request.ticket) {
+            awake = true;
+            (request.job)(trainer.as_mut());
+            lock(at_work).serving = None;
+        }
+    }
+}
+
+/// Whether somebody still waits for this request; from then on it can be interrupted.
+fn begin(at_work: &Mutex<AtWork>, ticket: u64) -> bool {
+    let mut at_work = lock(at_work);
+    let wanted = !at_work.given_up.contains(&ticket);
+    // Requests are served in order: an earlier ticket never comes back.
+    at_work.given_up.retain(|&t| t > ticket);
+    if wanted {
+        at_work.serving = Some(ticket);
+    }
+    wanted
+}
+
+fn lock(at_work: &Mutex<AtWork>) -> std::sync::MutexGuard<'_, AtWork> {
+    // Nothing is done under the lock that could leave it half-changed.
+    at_work.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Condvar;
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use undertone_core::model::ModelSpec;
+    use undertone_core::schema::DataContract;
+    use undertone_core::trainer::{DataReport, LocalUpdate, Metrics, TrainTask};
+
+    struct Counts(Arc<AtomicU32>);
+
+    impl Trainer for Counts {
+        fn inspect(&mut self, _: &DataContract) -> Result<DataReport, TrainerError> {
+            unreachable!()
+        }
+        fn train(&mut self, _: &TrainTask, _: &[f32]) -> Result<LocalUpdate, TrainerError> {
+            unreachable!()
+        }
+        fn evaluate(&mut self, _: &ModelSpec, _: &DataContract, _: &[f32]) -> Result<Metrics, TrainerError> {
+            unreachable!()
+        }
+        fn rest(&mut self) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    #[tokio::test]
+    async fn it_rests_once_after_work_and_survives_a_panic() {
+        let rests = Arc::new(AtomicU32::new(0));
+        let thread =
+            TrainerThread::start(Box::new(Counts(rests.clone())), None, Duration::from_millis(20));
+        tokio::time::sleep(Duration::from_millis(60)).await;
+        assert_eq!(rests.load(Ordering::SeqCst), 0);
+        let e = thread.call::<()>(|_| panic!("on purpose")).await.unwrap_err();
+        assert!(matches!(e, TrainerError::Broken(_)));
+        assert_eq!(thread.call(|_| Ok(3)).await, Ok(3));
+        for _ in 0..500 {
+            if rests.load(Ordering::SeqCst) == 1 {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        tokio::time::sleep(Duration::from_millis(60)).await;
+        assert_eq!(rests.load(Ordering::SeqCst), 1);
+    }
+
+    #[tokio::test]
+    async fn dropped_work_is_interrupted_and_waiting_work_is_never_begun() {
+        let stop = Arc::new((Mutex::new(false), Condvar::new()));
+        let stopper = stop.clone();
+        let interrupt: Interrupt = Arc::new(move || {
+            *stopper.0.lock().unwrap() = true;
+            stopper.1.notify_all();
+        });
+        let thread = TrainerThread::start(
+            Box::new(Counts(Arc::default())),
+            Some(interrupt),
+            Duration::from_secs(60),
+        );
+        let (begun, has_begun) = oneshot::channel();
+        let (first, second) = (thread.clone(), thread.clone());
+        let long = tokio::spawn(async move {
+            first
+                .call(move |_| {
+                    begun.send(()).unwrap();
+                    let guard = stop.0.lock().unwrap();
+                    drop(stop.1.wait_while(guard, |stopped| !*stopped).unwrap());
+                    Ok(())
+                })
+                .await
+        });
+        has_begun.await.unwrap();
+        let waiting = tokio::spawn(async move { second.call::<()>(|_| panic!("must not begin")).await });
+        while lock(&thread.at_work).next_ticket < 2 {
+            tokio::task::yield_now().await;
+        }
+        waiting.abort();
+        assert!(waiting.await.unwrap_err().is_cancelled());
+        long.abort();
+        assert!(long.await.unwrap_err().is_cancelled());
+        // The thread is free again, and nothing else was interrupted.
+        assert_eq!(thread.call(|_| Ok(7)).await, Ok(7));
+    }
+}

@@ -1,0 +1,119 @@
+//! The steps of an attempt, as tasks: each ends in one input for the participant machine.
+//!
+//! What went wrong is logged here in full, for the data owner; the input holds only what may be told.
+
+use crate::models::{ModelError, Models};
+use crate::outbox::Outbox;
+use crate::trainer_thread::TrainerThread;
+use crate::transfer::{self, Line};
+use std::sync::Arc;
+use undertone_core::fixed::FixedVector;
+use undertone_core::id::AttemptKey;
+use undertone_core::trainer::TrainerError;
+use undertone_round::job::Job;
+use undertone_round::participant::{
+    Acceptance, Account, EncodeError, Failure, Input, ModelRef, Sealed, encode, told,
+};
+
+/// What the steps work with.
+#[derive(Clone)]
+pub(crate) struct Tools {
+    pub(crate) line: Line,
+    pub(crate) models: Models,
+    pub(crate) outbox: Outbox,
+    pub(crate) trainer: TrainerThread,
+}
+
+/// Why training did not lead to an update that may leave.
+#[derive(Debug, thiserror::Error)]
+enum TrainFailure {
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    #[error(transparent)]
+    Trainer(#[from] TrainerError),
+    #[error(transparent)]
+    Encode(#[from] EncodeError),
+}
+
+impl TrainFailure {
+    fn told(&self) -> String {
+        match self {
+            Self::Model(ModelError::Layout(e)) => format!("the model file does not hold the job's model: {e}"),
+            Self::Model(_) => "the client cannot read the fetched model: see the client's log".into(),
+            Self::Trainer(e) => told(e).into(),
+            Self::Encode(e) => e.told().into(),
+        }
+    }
+}
+
+pub(crate) async fn inspect(tools: Tools, key: AttemptKey, job: Arc<Job>) -> Input {
+    let report = tools.trainer.call(move |trainer| trainer.inspect(&job.spec().data)).await;
+    Input::Inspected(key, report)
+}
+
+pub(crate) async fn fetch(mut tools: Tools, key: AttemptKey, model: ModelRef, job: Arc<Job>) -> Input {
+    let idle = job.spec().deadlines.transfer_idle.0;
+    match transfer::fetch(&mut tools.line, &tools.models, model, idle).await {
+        Ok(()) => Input::ModelReady(key),
+        Err(e) => {
+            tracing::warn!(error = %e, "the model could not be fetched");
+            Input::Failed(key, e.failure())
+        }
+    }
+}
+
+/// raw -> clipped -> fixed-point, on the trainer's thread: nothing else ever sees the raw update.
+pub(crate) async fn train(tools: Tools, acceptance: Box<Acceptance>) -> Input {
+    let key = acceptance.key().clone();
+    let models = tools.models.clone();
+    let outcome = tools.trainer.call(move |trainer| {
+        Ok((|| -> Result<(FixedVector, u64), TrainFailure> {
+            let job = acceptance.job();
+            let weights = models.read(acceptance.model().digest, job.layout())?;
+            let raw = trainer.train(acceptance.task(), &weights)?;
+            let steps = raw.steps;
+            Ok((encode(job, raw)?, steps))
+        })())
+    });
+    match outcome.await.unwrap_or_else(|e| Err(e.into())) {
+        Ok((update, steps)) => {
+            tracing::info!(steps, "trained");
+            Input::Trained(key, update)
+        }
+        Err(e) => {
+            tracing::warn!(error = %e, "training gave no update");
+            Input::Failed(key, Failure::Final(e.told()))
+        }
+    }
+}
+
+pub(crate) async fn store(tools: Tools, account: Account, update: FixedVector, weight: u32) -> Input {
+    let key = account.last();
+    let outbox = tools.outbox;
+    let stored = tokio::task::spawn_blocking(move || outbox.store(account, &update, weight)).await;
+    match stored.unwrap_or_else(|e| Err(std::io::Error::other(e))) {
+        Ok(sealed) => Input::Stored(key, sealed),
+        Err(e) => {
+            tracing::error!(error = %e, "the update could not be stored; it is not sent");
+            Input::Failed(key, Failure::Final("the client cannot store its update: see the client's log".into()))
+        }
+    }
+}
+
+pub(crate) async fn upload(mut tools: Tools, key: AttemptKey, sealed: Sealed, tries: u32) -> Input {
+    let path = tools.outbox.update(&key.job);
+    match transfer::upload(&mut tools.line, &key, &sealed, &path, tries).await {
+        Ok(()) => {
+            tracing::info!(bytes = sealed.bytes, "the update is delivered");
+            Input::Uploaded(key)
+        }
+        Err(failure) => {
+            match &failure {
+                Failure::Transient(reason) => tracing::info!(reason, tries, "the upload broke"),
+                Failure::Closed(reason) => tracing::info!(reason, "the attempt is over; the update is dropped"),
+                Failure::Final(reason) => tracing::warn!(reason, "the update was not taken"),
+            }
+            Input::Failed(key, failure)
+        }
+    }
+}

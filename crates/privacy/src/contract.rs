@@ -1,0 +1,271 @@
+//! The privacy contract of a job: what is promised to whom, fixed before round 1.
+//!
+//! Code that clips, samples or adds noise reads its numbers from here and from nowhere else (most privacy bugs of
+//! other systems are a loose number somewhere). A contract that has no proof cannot be constructed: deserialising
+//! goes through the same checks.
+//!
+//! ```toml
+//! [privacy]
+//! unit = "record"            # or "client" with trust = "central" and no sampling_rate, or "none" alone
+//! trust = "local"
+//! clip_norm = 1.0
+//! sampling_rate = 0.25
+//! target_epsilon = 5.0       # or noise_multiplier
+//! delta = 1e-3
+//! budget_epsilon = 10.0
+//! ```
+
+use crate::rdp::{MAX_NOISE_MULTIPLIER, MIN_NOISE_MULTIPLIER};
+use serde::{Deserialize, Serialize};
+use undertone_core::digest::{Digest, Digester};
+
+/// Who is protected: what may be added or removed without anyone being able to tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Unit {
+    /// One row of one client.
+    Record,
+    /// All that one client has.
+    Client,
+    /// Nobody: no privacy is promised.
+    None,
+}
+
+/// Who must be trusted with more than the released models.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Trust {
+    /// Nobody: each client adds all the noise itself, before anything leaves.
+    Local,
+    /// The coordinator, which sees clipped updates and adds the noise to their sum.
+    Central,
+}
+
+/// How much noise: one of the two, the other follows.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Noise {
+    /// Standard deviation on the sum, in multiples of the clip norm.
+    Multiplier(f64),
+    /// The ε that the planned rounds may reach together.
+    TargetEpsilon(f64),
+}
+
+/// A checked privacy contract. Adjacency is add/remove, weights are uniform.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "RawContract", into = "RawContract")]
+pub struct PrivacyContract(Kind);
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Kind {
+    NoPromise,
+    RecordLocal { promise: Promise, sampling_rate: f64 },
+    ClientCentral { promise: Promise },
+}
+
+/// The numbers that every promise has.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Promise {
+    pub(crate) clip_norm: f64,
+    pub(crate) noise: Noise,
+    pub(crate) delta: f64,
+    pub(crate) budget_epsilon: f64,
+}
+
+const VALID: &str = "valid contracts are unit = \"record\" with trust = \"local\" (each client trains with DP-SGD), \
+     unit = \"client\" with trust = \"central\" (the coordinator adds noise to the sum), and unit = \"none\" with \
+     no other key";
+
+/// Why a contract is refused.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum InvalidContract {
+    /// A combination of keys that no proof covers.
+    #[error("privacy contract: {problem}; {VALID}")]
+    Combination {
+        /// What is wrong.
+        problem: String,
+    },
+    /// A number out of its range.
+    #[error("privacy contract: {key} must be {wanted}, not {found}")]
+    Number {
+        /// The key.
+        key: &'static str,
+        /// The range.
+        wanted: String,
+        /// The number.
+        found: f64,
+    },
+}
+
+impl PrivacyContract {
+    /// The explicit contract that promises nothing.
+    pub fn none() -> Self {
+        Self(Kind::NoPromise)
+    }
+
+    /// Record level, DP-SGD in each client.
+    ///
+    /// # Errors
+    /// [`InvalidContract`] for a number out of range.
+    pub fn record_local(
+        clip_norm: f64,
+        sampling_rate: f64,
+        noise: Noise,
+        delta: f64,
+        budget_epsilon: f64,
+    ) -> Result<Self, InvalidContract> {
+        if !(sampling_rate > 0.0 && sampling_rate <= 1.0) {
+            return number("sampling_rate", "above 0 and at most 1", sampling_rate);
+        }
+        let promise = Promise { clip_norm, noise, delta, budget_epsilon }.checked()?;
+        Ok(Self(Kind::RecordLocal { promise, sampling_rate }))
+    }
+
+    /// Client level, noise added to the sum by the coordinator. No amplification is claimed: a round is one
+    /// Gaussian release.
+    ///
+    /// # Errors
+    /// [`InvalidContract`] for a number out of range.
+    pub fn client_central(
+        clip_norm: f64,
+        noise: Noise,
+        delta: f64,
+        budget_epsilon: f64,
+    ) -> Result<Self, InvalidContract> {
+        let promise = Promise { clip_norm, noise, delta, budget_epsilon }.checked()?;
+        Ok(Self(Kind::ClientCentral { promise }))
+    }
+
+    /// Who is protected.
+    pub fn unit(&self) -> Unit {
+        match self.0 {
+            Kind::NoPromise => Unit::None,
+            Kind::RecordLocal { .. } => Unit::Record,
+            Kind::ClientCentral { .. } => Unit::Client,
+        }
+    }
+
+    /// Who must be trusted; `None` where nothing is promised.
+    pub fn trust(&self) -> Option<Trust> {
+        match self.0 {
+            Kind::NoPromise => None,
+            Kind::RecordLocal { .. } => Some(Trust::Local),
+            Kind::ClientCentral { .. } => Some(Trust::Central),
+        }
+    }
+
+    /// The L2 norm that one record's gradient, or one client's update, is scaled down to.
+    pub fn clip_norm(&self) -> Option<f64> {
+        self.promise().map(|p| p.clip_norm)
+    }
+
+    /// The probability with which a record is in a batch (record level only).
+    pub fn sampling_rate(&self) -> Option<f64> {
+        match self.0 {
+            Kind::RecordLocal { sampling_rate, .. } => Some(sampling_rate),
+            _ => None,
+        }
+    }
+
+    /// How the contract says how much noise there is.
+    pub fn noise(&self) -> Option<Noise> {
+        self.promise().map(|p| p.noise)
+    }
+
+    /// δ: the probability that the promise of ε does not cover.
+    pub fn delta(&self) -> Option<f64> {
+        self.promise().map(|p| p.delta)
+    }
+
+    /// The ε that the job may never exceed, retries included.
+    pub fn budget_epsilon(&self) -> Option<f64> {
+        self.promise().map(|p| p.budget_epsilon)
+    }
+
+    pub(crate) fn promise(&self) -> Option<Promise> {
+        match self.0 {
+            Kind::NoPromise => None,
+            Kind::RecordLocal { promise, .. } | Kind::ClientCentral { promise } => Some(promise),
+        }
+    }
+
+    /// The digest of all terms.
+    pub fn digest(&self) -> Digest {
+        let mut d = Digester::new();
+        d.field(b"undertone privacy contract 1");
+        d.field(self.unit().as_str().as_bytes());
+        d.field(self.trust().map_or("", Trust::as_str).as_bytes());
+        let mut value = |number: Option<f64>| match number {
+            Some(x) => d.field(&x.to_bits().to_le_bytes()),
+            None => d.field(b""),
+        };
+        value(self.clip_norm());
+        value(self.sampling_rate());
+        let noise = self.noise();
+        value(noise.and_then(|n| if let Noise::Multiplier(z) = n { Some(z) } else { None }));
+        value(noise.and_then(|n| if let Noise::TargetEpsilon(e) = n { Some(e) } else { None }));
+        value(self.delta());
+        value(self.budget_epsilon());
+        d.finish()
+    }
+}
+
+impl Promise {
+    fn checked(self) -> Result<Self, InvalidContract> {
+        let positive = |x: f64| x.is_finite() && x > 0.0;
+        if !positive(self.clip_norm) {
+            return number("clip_norm", "a finite number above 0", self.clip_norm);
+        }
+        if !(self.delta > 0.0 && self.delta < 1.0) {
+            return number("delta", "above 0 and below 1", self.delta);
+        }
+        if !positive(self.budget_epsilon) {
+            return number("budget_epsilon", "a finite number above 0", self.budget_epsilon);
+        }
+        match self.noise {
+            Noise::Multiplier(z) if !(MIN_NOISE_MULTIPLIER..=MAX_NOISE_MULTIPLIER).contains(&z) => number(
+                "noise_multiplier",
+                format!(
+                    "{MIN_NOISE_MULTIPLIER} to {MAX_NOISE_MULTIPLIER} (the accountant refuses less: it would \
+                     promise nothing)"
+                ),
+                z,
+            ),
+            Noise::TargetEpsilon(e) if !positive(e) => number("target_epsilon", "a finite number above 0", e),
+            Noise::TargetEpsilon(e) if e > self.budget_epsilon => {
+                number("target_epsilon", format!("at most budget_epsilon ({})", self.budget_epsilon), e)
+            }
+            _ => Ok(self),
+        }
+    }
+}
+
+impl Unit {
+    /// The word in config, reports and logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Record => "record",
+            Self::Client => "client",
+            Self::None => "none",
+        }
+    }
+}
+
+impl Trust {
+    /// The word in config, reports and logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Local => "local",
+            Self::Central => "central",
+        }
+    }
+}
+
+fn number<T>(key: &'static str, wanted: impl Into<String>, found: f64) -> Result<T, InvalidContract> {
+    Err(InvalidContract::Number { key, wanted: wanted.into(), found })
+}
+
+mod raw;
+use raw::RawContract;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,117 @@
+//! The contract as it is written in a file, before it is checked.
+
+use super::{InvalidContract, Noise, PrivacyContract, Trust, Unit};
+use serde::{Deserialize, Serialize};
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawContract {
+    unit: Unit,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    trust: Option<Trust>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    clip_norm: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    sampling_rate: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    noise_multiplier: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    target_epsilon: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    delta: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    budget_epsilon: Option<f64>,
+}
+
+impl RawContract {
+    /// The numbers that are given, by key.
+    fn given(&self) -> Vec<&'static str> {
+        [
+            ("clip_norm", self.clip_norm),
+            ("sampling_rate", self.sampling_rate),
+            ("noise_multiplier", self.noise_multiplier),
+            ("target_epsilon", self.target_epsilon),
+            ("delta", self.delta),
+            ("budget_epsilon", self.budget_epsilon),
+        ]
+        .into_iter()
+        .filter_map(|(key, value)| value.map(|_| key))
+        .collect()
+    }
+
+    fn noise(&self) -> Result<Noise, InvalidContract> {
+        match (self.noise_multiplier, self.target_epsilon) {
+            (Some(z), None) => Ok(Noise::Multiplier(z)),
+            (None, Some(e)) => Ok(Noise::TargetEpsilon(e)),
+            (None, None) => refuse("give noise_multiplier or target_epsilon"),
+            (Some(_), Some(_)) => refuse(
+                "give one of noise_multiplier and target_epsilon, not both: one follows from the other",
+            ),
+        }
+    }
+}
+
+impl TryFrom<RawContract> for PrivacyContract {
+    type Error = InvalidContract;
+
+    fn try_from(raw: RawContract) -> Result<Self, InvalidContract> {
+        let needed = |key: &str, value: Option<f64>| match value {
+            Some(x) => Ok(x),
+            None => refuse(format!("unit = \"{}\" needs {key}", raw.unit.as_str())),
+        };
+        match (raw.unit, raw.trust) {
+            (Unit::None, None) if raw.given().is_empty() => Ok(Self::none()),
+            (Unit::None, None) => refuse(format!(
+                "unit = \"none\" promises no privacy, so {} would mean nothing: leave it out",
+                raw.given().join(", ")
+            )),
+            (Unit::Record, Some(Trust::Local)) => Self::record_local(
+                needed("clip_norm", raw.clip_norm)?,
+                needed("sampling_rate", raw.sampling_rate)?,
+                raw.noise()?,
+                needed("delta", raw.delta)?,
+                needed("budget_epsilon", raw.budget_epsilon)?,
+            ),
+            (Unit::Client, Some(Trust::Central)) if raw.sampling_rate.is_some() => refuse(
+                "unit = \"client\" takes no sampling_rate: cohorts are fixed in size or everyone, for which no \
+                 amplification by sampling can be claimed",
+            ),
+            (Unit::Client, Some(Trust::Central)) => Self::client_central(
+                needed("clip_norm", raw.clip_norm)?,
+                raw.noise()?,
+                needed("delta", raw.delta)?,
+                needed("budget_epsilon", raw.budget_epsilon)?,
+            ),
+            (unit, None) => refuse(format!("unit = \"{}\" needs trust", unit.as_str())),
+            (unit, Some(trust)) => refuse(format!(
+                "unit = \"{}\" does not go with trust = \"{}\"",
+                unit.as_str(),
+                trust.as_str()
+            )),
+        }
+    }
+}
+
+impl From<PrivacyContract> for RawContract {
+    fn from(contract: PrivacyContract) -> Self {
+        let (noise_multiplier, target_epsilon) = match contract.noise() {
+            Some(Noise::Multiplier(z)) => (Some(z), None),
+            Some(Noise::TargetEpsilon(e)) => (None, Some(e)),
+            None => (None, None),
+        };
+        Self {
+            unit: contract.unit(),
+            trust: contract.trust(),
+            clip_norm: contract.clip_norm(),
+            sampling_rate: contract.sampling_rate(),
+            noise_multiplier,
+            target_epsilon,
+            delta: contract.delta(),
+            budget_epsilon: contract.budget_epsilon(),
+        }
+    }
+}
+
+fn refuse<T>(problem: impl Into<String>) -> Result<T, InvalidContract> {
+    Err(InvalidContract::Combination { problem: problem.into() })
+}

@@ -1,0 +1,109 @@
+//! Contracts as they are written, good and bad.
+
+use super::*;
+use undertone_core::config::parse_toml;
+
+const RECORD: &str = "unit = \"record\"\ntrust = \"local\"\nclip_norm = 1\nsampling_rate = 0.25\n\
+                      target_epsilon = 5\ndelta = 1e-3\nbudget_epsilon = 10\n";
+const CLIENT: &str = "unit = \"client\"\ntrust = \"central\"\nclip_norm = 0.5\nnoise_multiplier = 1.2\n\
+                      delta = 1e-5\nbudget_epsilon = 8\n";
+const NONE: &str = "unit = \"none\"\n";
+
+fn parse(text: &str) -> Result<PrivacyContract, String> {
+    parse_toml(text, "job.toml").map_err(|e| e.to_string())
+}
+
+#[test]
+fn the_three_shapes_are_read_and_written_back() {
+    for text in [RECORD, CLIENT, NONE] {
+        let contract = parse(text).unwrap();
+        let json = serde_json::to_string(&contract).unwrap();
+        assert_eq!(serde_json::from_str::<PrivacyContract>(&json).unwrap(), contract, "{json}");
+    }
+    let record = parse(RECORD).unwrap();
+    assert_eq!((record.unit(), record.trust()), (Unit::Record, Some(Trust::Local)));
+    assert_eq!((record.clip_norm(), record.sampling_rate()), (Some(1.0), Some(0.25)));
+    assert_eq!(record.noise(), Some(Noise::TargetEpsilon(5.0)));
+    assert_eq!(parse(NONE).unwrap().delta(), None);
+}
+
+#[test]
+fn what_has_no_proof_is_refused_with_the_valid_ones() {
+    for (base, from, to, says) in [
+        (RECORD, "\"local\"", "\"central\"", "does not go with trust"),
+        (CLIENT, "\"central\"", "\"local\"", "does not go with trust"),
+        (CLIENT, "trust = \"central\"\n", "", "needs trust"),
+        (NONE, "\n", "\ntrust = \"local\"\n", "does not go with trust"),
+        (NONE, "\n", "\ndelta = 0.1\n", "delta would mean nothing"),
+        (CLIENT, "delta", "sampling_rate = 0.1\ndelta", "no amplification"),
+        (RECORD, "sampling_rate = 0.25\n", "", "needs sampling_rate"),
+        (RECORD, "delta = 1e-3\n", "", "needs delta"),
+        (RECORD, "budget_epsilon = 10\n", "", "needs budget_epsilon"),
+        (RECORD, "clip_norm = 1\n", "", "needs clip_norm"),
+        (RECORD, "target_epsilon = 5\n", "", "give noise_multiplier or target_epsilon"),
+        (RECORD, "delta", "noise_multiplier = 1\ndelta", "not both"),
+    ] {
+        let text = base.replacen(from, to, 1);
+        assert_ne!(text, base);
+        let e = parse(&text).unwrap_err();
+        assert!(e.contains(says) && e.contains("valid contracts are"), "{text}: {e}");
+    }
+}
+
+#[test]
+fn numbers_out_of_range_are_refused_with_the_range() {
+    for (base, from, to, key) in [
+        (RECORD, "clip_norm = 1", "clip_norm = nan", "clip_norm"),
+        (RECORD, "clip_norm = 1", "clip_norm = inf", "clip_norm"),
+        (RECORD, "clip_norm = 1", "clip_norm = 0", "clip_norm"),
+        (RECORD, "0.25", "0.0", "sampling_rate"),
+        (RECORD, "0.25", "1.01", "sampling_rate"),
+        (RECORD, "0.25", "nan", "sampling_rate"),
+        (RECORD, "1e-3", "0", "delta"),
+        (RECORD, "1e-3", "1", "delta"),
+        (RECORD, "1e-3", "nan", "delta"),
+        (RECORD, "epsilon = 5", "epsilon = -5", "target_epsilon"),
+        (RECORD, "epsilon = 5", "epsilon = 11", "target_epsilon"),
+        (RECORD, "epsilon = 5", "epsilon = nan", "target_epsilon"),
+        (RECORD, "epsilon = 10", "epsilon = inf", "budget_epsilon"),
+        (RECORD, "epsilon = 10", "epsilon = nan", "budget_epsilon"),
+        (CLIENT, "1.2", "0.29", "noise_multiplier must be 0.3 to 1000000 (the accountant refuses less"),
+        (CLIENT, "1.2", "nan", "noise_multiplier"),
+        (CLIENT, "1.2", "inf", "noise_multiplier"),
+        (CLIENT, "1.2", "-1", "noise_multiplier"),
+    ] {
+        let text = base.replacen(from, to, 1);
+        assert_ne!(text, base);
+        let e = parse(&text).unwrap_err();
+        assert!(e.contains(&format!("privacy contract: {key}")) && e.contains("must be"), "{text}: {e}");
+    }
+}
+
+#[test]
+fn unknown_keys_and_words_are_refused_with_the_nearest() {
+    let e = parse(&RECORD.replace("clip_norm", "clipnorm")).unwrap_err();
+    assert_eq!(e, "job.toml line 3: unknown key \"clipnorm\": did you mean \"clip_norm\"?");
+    let e = parse(&RECORD.replace("\"record\"", "\"records\"")).unwrap_err();
+    assert!(e.contains("did you mean \"record\"?"), "{e}");
+}
+
+#[test]
+fn every_term_is_in_the_digest() {
+    let contract = parse(RECORD).unwrap();
+    assert_eq!(contract.digest(), parse(RECORD).unwrap().digest());
+    let mut digests = vec![contract.digest(), parse(CLIENT).unwrap().digest(), parse(NONE).unwrap().digest()];
+    for (from, to) in [
+        ("clip_norm = 1", "clip_norm = 2"),
+        ("0.25", "0.26"),
+        ("epsilon = 5", "epsilon = 6"),
+        ("target_epsilon", "noise_multiplier"),
+        ("1e-3", "1e-4"),
+        ("epsilon = 10", "epsilon = 11"),
+    ] {
+        digests.push(parse(&RECORD.replacen(from, to, 1)).unwrap().digest());
+    }
+    let all = digests.len();
+    digests.sort();
+    digests.dedup();
+    assert_eq!(digests.len(), all);
+}

@@ -1,0 +1,174 @@
+//! From the sum to what may be released: the only way to a [`Releasable`].
+//!
+//! Which way a sum takes is decided by the contract's [`Terms`]; each way asks for the evidence of its own kind, so
+//! that another contract's way does not compile. All need the attempt's ledger entry in the state *reserved*:
+//! budget before noise, and no second draw once a result is committed.
+
+use crate::discrete_gaussian::{DiscreteGaussian, NoiseError};
+use crate::ledger::{EntryState, LedgerEntry};
+use crate::noise::NoiseRng;
+use crate::resolve::{ClientCentral, NoPromise, RecordLocal, ResolvedContract, Terms};
+use std::fmt;
+use undertone_core::aggregate::IntegerSum;
+use undertone_core::fixed::Grid;
+use undertone_core::id::AttemptKey;
+
+/// Why nothing is released.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum ReleaseError {
+    /// The ledger does not allow it.
+    #[error("{key} is {state} in the privacy ledger: only a reserved attempt may be released, once")]
+    NotReserved {
+        /// The attempt.
+        key: AttemptKey,
+        /// Its state.
+        state: &'static str,
+    },
+    /// The entry was reserved under other terms.
+    #[error("{0} was reserved under another privacy contract")]
+    OtherContract(AttemptKey),
+    /// Client level counts each client once.
+    #[error(
+        "{updates} updates have a total weight of {total_weight}: a client-level contract weighs each as 1"
+    )]
+    NotUniform {
+        /// Updates in the sum.
+        updates: u32,
+        /// Their weight.
+        total_weight: u64,
+    },
+    /// More updates than the public denominator was set for, or a denominator of zero.
+    #[error("{updates} updates do not fit a cohort of {cohort_size}")]
+    Cohort {
+        /// Updates in the sum.
+        updates: u32,
+        /// The cohort's size.
+        cohort_size: u32,
+    },
+    /// Nothing to average.
+    #[error("no update was received")]
+    NothingReceived,
+    /// The noise.
+    #[error(transparent)]
+    Noise(#[from] NoiseError),
+}
+
+/// A mean that may leave the coordinator.
+#[derive(Clone, PartialEq)]
+pub struct Releasable {
+    grid: Grid,
+    units: Vec<i64>,
+    denominator: u64,
+}
+
+/// Takes the way that the contract prescribes. `cohort_size` is the public number of clients that the round counts
+/// on, however many reported.
+///
+/// # Errors
+/// [`ReleaseError`].
+pub fn release(
+    sum: IntegerSum,
+    contract: &ResolvedContract,
+    entry: &LedgerEntry,
+    cohort_size: u32,
+    rng: &mut NoiseRng,
+) -> Result<Releasable, ReleaseError> {
+    match contract.terms() {
+        Terms::ClientCentral(terms) => noise_sum(sum, terms, entry, cohort_size, rng),
+        Terms::RecordLocal(terms) => already_private(sum, terms, entry),
+        Terms::NoPromise(terms) => no_promise(sum, terms, entry),
+    }
+}
+
+/// Client level: adds discrete Gaussian noise with σ = noise multiplier · ⌊clip_norm·2^f⌋ units to each value and
+/// divides by the fixed `cohort_size`, also when fewer reported (a divisor that follows the private number of
+/// reporters has no bounded sensitivity).
+///
+/// That each update in the sum is within the bound is the receiver's check,
+/// [`check_norm`](crate::clip::check_norm).
+///
+/// # Errors
+/// [`ReleaseError`].
+pub fn noise_sum(
+    sum: IntegerSum,
+    terms: ClientCentral<'_>,
+    entry: &LedgerEntry,
+    cohort_size: u32,
+    rng: &mut NoiseRng,
+) -> Result<Releasable, ReleaseError> {
+    check_entry(entry, terms.contract)?;
+    let (grid, updates, total_weight) = (sum.grid(), sum.updates(), sum.total_weight());
+    if total_weight != u64::from(updates) {
+        return Err(ReleaseError::NotUniform { updates, total_weight });
+    }
+    if cohort_size == 0 || updates > cohort_size {
+        return Err(ReleaseError::Cohort { updates, cohort_size });
+    }
+    let noise =
+        DiscreteGaussian::for_clipped_sum(terms.promise.noise_multiplier, terms.promise.clip_norm, grid)?;
+    let mut units = sum.into_units();
+    noise.add_to(&mut units, rng);
+    Ok(Releasable { grid, units, denominator: u64::from(cohort_size) })
+}
+
+/// Record level: updates were private before they left the clients, and whatever is computed from them stays so
+/// (post-processing). Divides by the weight that was received.
+///
+/// # Errors
+/// [`ReleaseError`].
+pub fn already_private(
+    sum: IntegerSum,
+    terms: RecordLocal<'_>,
+    entry: &LedgerEntry,
+) -> Result<Releasable, ReleaseError> {
+    check_entry(entry, terms.contract)?;
+    weighted_mean(sum)
+}
+
+/// No promise: releases the plain mean over the weight that was received.
+///
+/// # Errors
+/// [`ReleaseError`].
+pub fn no_promise(
+    sum: IntegerSum,
+    terms: NoPromise<'_>,
+    entry: &LedgerEntry,
+) -> Result<Releasable, ReleaseError> {
+    check_entry(entry, terms.contract)?;
+    weighted_mean(sum)
+}
+
+impl Releasable {
+    /// The mean of each value, in the model's own unit.
+    pub fn mean(&self) -> impl ExactSizeIterator<Item = f64> + '_ {
+        let divisor = self.grid.units_per_one() * self.denominator as f64;
+        self.units.iter().map(move |&u| u as f64 / divisor)
+    }
+}
+
+impl fmt::Debug for Releasable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Releasable({} values over {})", self.units.len(), self.denominator)
+    }
+}
+
+fn check_entry(entry: &LedgerEntry, contract: &ResolvedContract) -> Result<(), ReleaseError> {
+    if entry.contract != contract.digest() {
+        return Err(ReleaseError::OtherContract(entry.key.clone()));
+    }
+    match entry.state {
+        EntryState::Reserved => Ok(()),
+        _ => Err(ReleaseError::NotReserved { key: entry.key.clone(), state: entry.state.word() }),
+    }
+}
+
+fn weighted_mean(sum: IntegerSum) -> Result<Releasable, ReleaseError> {
+    let (grid, denominator) = (sum.grid(), sum.total_weight());
+    if denominator == 0 {
+        return Err(ReleaseError::NothingReceived);
+    }
+    Ok(Releasable { grid, units: sum.into_units(), denominator })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,311 @@
+//! A contract against the planned schedule: the final noise, the price of an attempt, ε after any number of them.
+//!
+//! Coordinator and clients resolve for themselves and compare digests; neither takes the other's ε on trust.
+
+use crate::calibrate::least_noise;
+use crate::contract::{Noise, PrivacyContract, Trust, Unit};
+use crate::rdp::{ACCOUNTANT, AccountantError, RdpCurve};
+use serde::{Deserialize, Serialize};
+use undertone_core::digest::{Digest, Digester};
+use undertone_core::limits::{MAX_LOCAL_STEPS, MAX_ROUNDS};
+use undertone_core::trainer::RecordPrivacy;
+
+/// What a job plans to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Schedule {
+    /// Rounds.
+    pub rounds: u32,
+    /// Optimiser steps of a client in one round. Matters at record level only, where each step is a release.
+    pub local_steps: u32,
+}
+
+/// Why a contract does not go with a schedule.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum ContractError {
+    /// No rounds, or too many.
+    #[error("a job has 1 to {MAX_ROUNDS} rounds, not {0}")]
+    Rounds(u32),
+    /// No steps, or too many.
+    #[error("a record-level contract needs 1 to {MAX_LOCAL_STEPS} local_steps in a round, not {0}")]
+    LocalSteps(u32),
+    /// No amount of noise keeps the target.
+    #[error(
+        "target_epsilon = {target} cannot be kept over {compositions} noisy steps with any noise: plan fewer rounds \
+         or local_steps, or raise target_epsilon"
+    )]
+    Unreachable {
+        /// The target.
+        target: f64,
+        /// Rounds times steps.
+        compositions: u64,
+    },
+    /// The accountant refuses.
+    #[error(transparent)]
+    Accountant(#[from] AccountantError),
+}
+
+/// A contract with all its numbers.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ResolvedContract {
+    contract: PrivacyContract,
+    schedule: Schedule,
+    promise: Option<Promised>,
+    digest: Digest,
+}
+
+/// What is promised, in numbers.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Promised {
+    pub(crate) clip_norm: f64,
+    pub(crate) noise_multiplier: f64,
+    delta: f64,
+    budget_epsilon: f64,
+    /// Compositions that an attempt at a round costs.
+    charge: u32,
+    curve: RdpCurve,
+}
+
+impl PrivacyContract {
+    /// Fixes the numbers that depend on the schedule. A contract with a target ε gets the least noise that keeps it
+    /// over `schedule.rounds` attempts; retries spend beyond the target, up to the budget.
+    ///
+    /// # Errors
+    /// [`ContractError`].
+    pub fn resolve(&self, schedule: Schedule) -> Result<ResolvedContract, ContractError> {
+        if !(1..=MAX_ROUNDS).contains(&schedule.rounds) {
+            return Err(ContractError::Rounds(schedule.rounds));
+        }
+        let charge = match self.unit() {
+            Unit::None => 0,
+            Unit::Client => 1,
+            Unit::Record if (1..=MAX_LOCAL_STEPS).contains(&schedule.local_steps) => schedule.local_steps,
+            Unit::Record => return Err(ContractError::LocalSteps(schedule.local_steps)),
+        };
+        let promise = match self.promise() {
+            None => None,
+            Some(p) => {
+                // Without sampling a Gaussian release is the subsampled one at rate 1.
+                let sampling_rate = self.sampling_rate().unwrap_or(1.0);
+                let compositions = u64::from(schedule.rounds) * u64::from(charge);
+                let noise_multiplier = match p.noise {
+                    Noise::Multiplier(z) => z,
+                    Noise::TargetEpsilon(target) => least_noise(sampling_rate, compositions, p.delta, target)
+                        .ok_or(ContractError::Unreachable { target, compositions })?,
+                };
+                let curve = RdpCurve::new(noise_multiplier, sampling_rate)?;
+                Some(Promised {
+                    clip_norm: p.clip_norm,
+                    noise_multiplier,
+                    delta: p.delta,
+                    budget_epsilon: p.budget_epsilon,
+                    charge,
+                    curve,
+                })
+            }
+        };
+        let digest = digest(self, schedule.rounds, charge, promise.as_ref());
+        Ok(ResolvedContract { contract: *self, schedule, promise, digest })
+    }
+}
+
+/// Everything that the promise rests on: terms, schedule, price, final noise, accountant.
+fn digest(contract: &PrivacyContract, rounds: u32, charge: u32, promise: Option<&Promised>) -> Digest {
+    let mut d = Digester::new();
+    d.field(b"undertone resolved privacy contract 1");
+    d.field(contract.digest().as_bytes());
+    d.field(&rounds.to_le_bytes());
+    d.field(&charge.to_le_bytes());
+    if let Some(p) = promise {
+        d.field(&p.noise_multiplier.to_bits().to_le_bytes());
+        d.field(ACCOUNTANT.as_bytes());
+    }
+    d.finish()
+}
+
+impl ResolvedContract {
+    /// The contract that was resolved.
+    pub fn contract(&self) -> &PrivacyContract {
+        &self.contract
+    }
+
+    /// The schedule that it was resolved against.
+    pub fn schedule(&self) -> Schedule {
+        self.schedule
+    }
+
+    /// Who is protected.
+    pub fn unit(&self) -> Unit {
+        self.contract.unit()
+    }
+
+    /// Who must be trusted; `None` where nothing is promised.
+    pub fn trust(&self) -> Option<Trust> {
+        self.contract.trust()
+    }
+
+    /// Compositions that an attempt at a round costs: `local_steps` at record level, 1 at client level, 0 without a
+    /// promise.
+    pub fn charge(&self) -> u32 {
+        self.promise.as_ref().map_or(0, |p| p.charge)
+    }
+
+    /// Standard deviation of the noise in multiples of the clip norm, given or computed.
+    pub fn noise_multiplier(&self) -> Option<f64> {
+        self.promise.as_ref().map(|p| p.noise_multiplier)
+    }
+
+    /// ε at the contract's δ after so many attempts at rounds, whatever became of them. `None` where nothing is
+    /// promised: no number may be shown then.
+    pub fn epsilon_after(&self, attempts: u32) -> Option<f64> {
+        self.epsilon_of(u64::from(attempts) * u64::from(self.charge()))
+    }
+
+    /// ε after so many compositions.
+    pub(crate) fn epsilon_of(&self, compositions: u64) -> Option<f64> {
+        self.promise.as_ref().map(|p| p.curve.epsilon(compositions, p.delta))
+    }
+
+    /// The ε that the job may never exceed.
+    pub fn budget_epsilon(&self) -> Option<f64> {
+        self.promise.as_ref().map(|p| p.budget_epsilon)
+    }
+
+    /// δ.
+    pub fn delta(&self) -> Option<f64> {
+        self.promise.as_ref().map(|p| p.delta)
+    }
+
+    /// The accountant that ε comes from.
+    pub fn accountant(&self) -> Option<&'static str> {
+        self.promise.as_ref().map(|_| ACCOUNTANT)
+    }
+
+    /// The digest of the contract, the schedule, the price of an attempt and the final noise: what ledger entries,
+    /// offers and uploads name.
+    pub fn digest(&self) -> Digest {
+        self.digest
+    }
+
+    /// The numbers of DP-SGD for a client that declares `declared_rows` rows, if the contract is record-level.
+    /// The declaration is public and need not be true; the private number of rows must not come in here. Zero counts
+    /// as one.
+    pub fn record_privacy(&self, declared_rows: u64) -> Option<RecordPrivacy> {
+        let (promise, sampling_rate) = (self.promise.as_ref()?, self.contract.sampling_rate()?);
+        Some(RecordPrivacy {
+            clip_norm: promise.clip_norm,
+            noise_multiplier: promise.noise_multiplier,
+            sampling_rate,
+            expected_batch: sampling_rate * declared_rows.max(1) as f64,
+        })
+    }
+
+    /// The kind of promise, as the evidence that a mechanism of [`crate::release`] asks for.
+    pub fn terms(&self) -> Terms<'_> {
+        match (self.unit(), &self.promise) {
+            (Unit::Record, Some(_)) => Terms::RecordLocal(RecordLocal { contract: self }),
+            (Unit::Client, Some(promise)) => Terms::ClientCentral(ClientCentral { contract: self, promise }),
+            _ => Terms::NoPromise(NoPromise { contract: self }),
+        }
+    }
+}
+
+/// The kind of promise of a [`ResolvedContract`].
+#[derive(Debug, Clone, Copy)]
+pub enum Terms<'a> {
+    /// `unit = "none"`.
+    NoPromise(NoPromise<'a>),
+    /// `unit = "record"`, `trust = "local"`.
+    RecordLocal(RecordLocal<'a>),
+    /// `unit = "client"`, `trust = "central"`.
+    ClientCentral(ClientCentral<'a>),
+}
+
+/// Evidence that a contract promises nothing.
+#[derive(Debug, Clone, Copy)]
+pub struct NoPromise<'a> {
+    pub(crate) contract: &'a ResolvedContract,
+}
+
+/// Evidence that updates were made private before they left the clients.
+#[derive(Debug, Clone, Copy)]
+pub struct RecordLocal<'a> {
+    pub(crate) contract: &'a ResolvedContract,
+}
+
+/// Evidence that the coordinator must add the noise.
+#[derive(Debug, Clone, Copy)]
+pub struct ClientCentral<'a> {
+    pub(crate) contract: &'a ResolvedContract,
+    pub(crate) promise: &'a Promised,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PLAN: Schedule = Schedule { rounds: 20, local_steps: 2 };
+
+    fn record(noise: Noise) -> PrivacyContract {
+        PrivacyContract::record_local(1.0, 0.25, noise, 1e-3, 10.0).unwrap()
+    }
+
+    #[test]
+    fn a_target_is_kept_by_the_planned_rounds_and_nearly_reached() {
+        let resolved = record(Noise::TargetEpsilon(5.0)).resolve(PLAN).unwrap();
+        let epsilon = resolved.epsilon_after(20).unwrap();
+        assert!(epsilon <= 5.0 && epsilon > 4.9999, "{epsilon}");
+        assert!(resolved.epsilon_after(21).unwrap() > 5.0);
+        assert_eq!(resolved.epsilon_after(0), Some(0.0));
+        assert_eq!((resolved.charge(), resolved.accountant()), (2, Some("rdp")));
+        let r = resolved.record_privacy(200).unwrap();
+        assert_eq!((r.clip_norm, r.sampling_rate, r.expected_batch), (1.0, 0.25, 50.0));
+        assert_eq!(Some(r.noise_multiplier), resolved.noise_multiplier());
+        assert!(resolved.record_privacy(0).unwrap().expected_batch > 0.0);
+    }
+
+    #[test]
+    fn client_level_is_one_gaussian_release_a_round() {
+        let contract = PrivacyContract::client_central(0.5, Noise::Multiplier(4.0), 1e-6, 20.0).unwrap();
+        let resolved = contract.resolve(Schedule { rounds: 100, local_steps: 7 }).unwrap();
+        // dp-accounting 0.6.0 says 15.3280.
+        assert!((resolved.epsilon_after(100).unwrap() - 15.327_984).abs() < 1e-5);
+        assert_eq!((resolved.charge(), resolved.record_privacy(100)), (1, None));
+    }
+
+    #[test]
+    fn no_promise_has_no_number_to_show() {
+        let resolved = PrivacyContract::none().resolve(PLAN).unwrap();
+        assert_eq!(resolved.epsilon_after(5), None);
+        assert_eq!((resolved.delta(), resolved.budget_epsilon(), resolved.charge()), (None, None, 0));
+        assert_eq!((resolved.accountant(), resolved.record_privacy(9)), (None, None));
+    }
+
+    #[test]
+    fn the_digest_covers_schedule_and_noise() {
+        let contract = record(Noise::TargetEpsilon(5.0));
+        let digest =
+            |rounds, local_steps| contract.resolve(Schedule { rounds, local_steps }).unwrap().digest();
+        assert_eq!(digest(20, 2), digest(20, 2));
+        assert_ne!(digest(20, 2), digest(21, 2));
+        assert_ne!(digest(20, 2), digest(20, 3));
+        // Two ways to the same noise are still two contracts.
+        let noise = contract.resolve(PLAN).unwrap().noise_multiplier().unwrap();
+        assert_ne!(record(Noise::Multiplier(noise)).resolve(PLAN).unwrap().digest(), digest(20, 2));
+        // Local steps mean nothing at client level.
+        let client = PrivacyContract::client_central(1.0, Noise::Multiplier(1.0), 1e-5, 9.0).unwrap();
+        let digest = |local_steps| client.resolve(Schedule { rounds: 3, local_steps }).unwrap().digest();
+        assert_eq!(digest(0), digest(9));
+    }
+
+    #[test]
+    fn impossible_schedules_are_refused() {
+        let contract = record(Noise::TargetEpsilon(5.0));
+        let of = |rounds, local_steps| contract.resolve(Schedule { rounds, local_steps }).unwrap_err();
+        assert_eq!(of(0, 1), ContractError::Rounds(0));
+        assert_eq!(of(1, 0), ContractError::LocalSteps(0));
+        let strict = PrivacyContract::client_central(1.0, Noise::TargetEpsilon(1e-7), 1e-9, 1.0).unwrap();
+        let e = strict.resolve(Schedule { rounds: 1_000_000, local_steps: 1 }).unwrap_err();
+        assert!(matches!(e, ContractError::Unreachable { compositions: 1_000_000, .. }), "{e}");
+    }
+}

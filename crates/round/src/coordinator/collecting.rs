@@ -1,0 +1,266 @@
+//! Collecting: the cohort was asked; updates come in until everyone is in or out, or the deadline.
+
+use super::{Context, Effect, Input, JobState, Phase, Refusal, Releasing, Step, Update, after_abort, burn, key};
+use crate::event::JobEvent;
+use crate::job::Job;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use undertone_core::id::{Attempt, AttemptKey, ClientId, Round};
+
+/// A cohort was asked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Collecting {
+    /// The round.
+    pub round: Round,
+    /// The attempt.
+    pub attempt: Attempt,
+    /// When it ends.
+    pub deadline_ms: u64,
+    /// The cohort.
+    pub members: BTreeMap<ClientId, Member>,
+}
+
+/// A client of the cohort.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    /// How far it is.
+    pub standing: Standing,
+    /// Since when its session is broken.
+    pub away_since_ms: Option<u64>,
+}
+
+/// How far a client of the cohort is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Standing {
+    /// It was asked.
+    Asked,
+    /// It takes part.
+    Accepted,
+    /// Its update counts.
+    Received(Update),
+    /// It takes no part, or no longer.
+    Out(String),
+}
+
+impl Standing {
+    fn is_open(&self) -> bool {
+        matches!(self, Self::Asked | Self::Accepted)
+    }
+}
+
+impl Collecting {
+    pub(super) fn new(round: Round, attempt: Attempt, deadline_ms: u64, cohort: Vec<ClientId>) -> Self {
+        let member = Member { standing: Standing::Asked, away_since_ms: None };
+        Self { round, attempt, deadline_ms, members: cohort.into_iter().map(|c| (c, member.clone())).collect() }
+    }
+
+    pub(super) fn wake_at_ms(&self, job: &Job) -> u64 {
+        let grace = job.spec().deadlines.reconnect.0.as_millis() as u64;
+        self.members
+            .values()
+            .filter(|m| m.standing.is_open())
+            .filter_map(|m| m.away_since_ms)
+            .map(|since| since + grace)
+            .fold(self.deadline_ms, u64::min)
+    }
+
+    pub(super) fn step(
+        &self,
+        state: &JobState,
+        input: Input,
+        ctx: &mut Context<'_>,
+    ) -> Result<Option<Step>, Refusal> {
+        let mut next = self.clone();
+        let mut step = Step::stay(state);
+        let round = self.round;
+        match input {
+            Input::Recovered | Input::Sessions => next.note_sessions(state, &mut step, ctx),
+            Input::Connected { client } => {
+                if let Some(member) = next.members.get_mut(&client) {
+                    // Marks it as back, whether its leaving was noticed or not.
+                    member.away_since_ms.get_or_insert(ctx.now_ms);
+                }
+                next.note_sessions(state, &mut step, ctx);
+            }
+            Input::Tick => {}
+            Input::Answer { client, key, answer } => {
+                let standing = next.standing_mut(&client, &key, ctx)?;
+                match answer {
+                    Ok(()) if *standing == Standing::Asked => *standing = Standing::Accepted,
+                    Err(reason) if standing.is_open() => {
+                        *standing = Standing::Out(reason.clone());
+                        step.events.push(JobEvent::Declined { round, client, reason });
+                    }
+                    _ => return Ok(None),
+                }
+            }
+            Input::Failure { client, key, reason } => {
+                let standing = next.standing_mut(&client, &key, ctx)?;
+                if !standing.is_open() {
+                    return Ok(None);
+                }
+                *standing = Standing::Out(reason.clone());
+                step.events.push(JobEvent::Lost { round, client, reason });
+            }
+            Input::Update { key, update } => {
+                let client = update.client.clone();
+                match next.standing_mut(&client, &key, ctx)? {
+                    Standing::Received(first) if *first == update => return Ok(None),
+                    Standing::Received(_) => {
+                        return Err(Refusal(format!(
+                            "another update of {client} counts in round {round} already"
+                        )));
+                    }
+                    Standing::Out(reason) => {
+                        return Err(Refusal(format!("round {round} goes on without {client}: {reason}")));
+                    }
+                    open => {
+                        let bytes = update.bytes;
+                        *open = Standing::Received(update);
+                        step.events.push(JobEvent::Received { round, client, bytes });
+                    }
+                }
+            }
+            Input::BadUpdate { client, key, reason } => {
+                let standing = next.standing_mut(&client, &key, ctx)?;
+                if !standing.is_open() {
+                    return Ok(None);
+                }
+                *standing = Standing::Out(format!("its update was refused: {reason}"));
+                step.events.push(JobEvent::Refused { round, client, reason });
+            }
+            _ => return Ok(None),
+        }
+        next.time_out(&mut step, ctx);
+        Ok(next.settle(state, step, ctx))
+    }
+
+    /// The member's standing, if the input is about this attempt and this cohort.
+    fn standing_mut(
+        &mut self,
+        client: &ClientId,
+        about: &AttemptKey,
+        ctx: &Context<'_>,
+    ) -> Result<&mut Standing, Refusal> {
+        let current = key(ctx.id, self.round, self.attempt);
+        if *about != current {
+            return Err(Refusal(format!("{about} is over; the job is at {current}")));
+        }
+        match self.members.get_mut(client) {
+            Some(member) => Ok(&mut member.standing),
+            None => Err(Refusal(format!("{client} was not asked in {current}"))),
+        }
+    }
+
+    /// Who left gets time to come back; who came back is asked again (the same attempt: nothing is done twice).
+    fn note_sessions(&mut self, state: &JobState, step: &mut Step, ctx: &Context<'_>) {
+        let key = key(ctx.id, self.round, self.attempt);
+        for (client, member) in &mut self.members {
+            let present = ctx.trainers.contains(client);
+            match (present, member.away_since_ms) {
+                (false, None) => member.away_since_ms = Some(ctx.now_ms),
+                (true, Some(_)) => {
+                    member.away_since_ms = None;
+                    if member.standing.is_open() {
+                        step.effects.push(Effect::Offer {
+                            client: client.clone(),
+                            key: key.clone(),
+                            model: state.model,
+                            deadline_ms: self.deadline_ms,
+                        });
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Takes out whoever was away for too long, and at the deadline everyone who has not delivered.
+    fn time_out(&mut self, step: &mut Step, ctx: &Context<'_>) {
+        let grace = ctx.job.spec().deadlines.reconnect.0.as_millis() as u64;
+        let key = key(ctx.id, self.round, self.attempt);
+        for (client, member) in &mut self.members {
+            if !member.standing.is_open() {
+                continue;
+            }
+            let reason = if ctx.now_ms >= self.deadline_ms {
+                "it had not delivered by the round's deadline"
+            } else if member.away_since_ms.is_some_and(|since| ctx.now_ms >= since + grace) {
+                "its session broke and it did not come back in time"
+            } else {
+                continue;
+            };
+            member.standing = Standing::Out(reason.into());
+            step.events.push(JobEvent::Lost {
+                round: self.round,
+                client: client.clone(),
+                reason: reason.into(),
+            });
+            step.effects.push(Effect::Withdraw {
+                client: client.clone(),
+                key: key.clone(),
+                reason: reason.into(),
+            });
+        }
+    }
+
+    /// Goes on if everyone is in or out, or if enough can no longer be reached.
+    fn settle(self, state: &JobState, mut step: Step, ctx: &Context<'_>) -> Option<Step> {
+        let received: Vec<Update> = self.received().cloned().collect();
+        let open = self.members.values().filter(|m| m.standing.is_open()).count();
+        let needed = ctx.job.spec().cohort.min_clients() as usize;
+        if received.len() + open < needed {
+            let reason = format!(
+                "{} usable updates of {} clients asked, {needed} needed",
+                received.len(),
+                self.members.len()
+            );
+            let aborted = self.abort(state, &reason, ctx);
+            step.next = aborted.next;
+            step.ledger.extend(aborted.ledger);
+            step.events.extend(aborted.events);
+            step.effects.extend(aborted.effects);
+            return Some(step);
+        }
+        if open == 0 {
+            let key = key(ctx.id, self.round, self.attempt);
+            step.effects.push(Effect::Release { key, model: state.model, updates: received.clone() });
+            step.next.phase = Phase::Releasing(Releasing {
+                round: self.round,
+                attempt: self.attempt,
+                asked: self.members.len() as u32,
+                updates: received,
+            });
+            return Some(step);
+        }
+        step.next.phase = Phase::Collecting(self);
+        let changed = step.next != *state || !step.effects.is_empty() || !step.events.is_empty();
+        changed.then_some(step)
+    }
+
+    fn received(&self) -> impl Iterator<Item = &Update> {
+        self.members.values().filter_map(|m| match &m.standing {
+            Standing::Received(update) => Some(update),
+            _ => None,
+        })
+    }
+
+    pub(super) fn abort(&self, state: &JobState, reason: &str, ctx: &Context<'_>) -> Step {
+        let mut step = Step::stay(state);
+        let key = key(ctx.id, self.round, self.attempt);
+        step.ledger.extend(burn(ctx, &key, reason));
+        for (client, member) in &self.members {
+            if member.standing.is_open() {
+                step.effects.push(Effect::Withdraw {
+                    client: client.clone(),
+                    key: key.clone(),
+                    reason: reason.to_owned(),
+                });
+            }
+        }
+        step.effects.push(Effect::Forget { key });
+        after_abort(&mut step, self.round, self.attempt, reason, ctx);
+        step
+    }
+}

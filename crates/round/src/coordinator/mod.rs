@@ -1,0 +1,381 @@
+//! The coordinator's side of a job, as one step function.
+//!
+//! ```text
+//! Offering ──reserve, draw, offer──▶ Collecting ──all in or out──▶ Releasing ──noised, durable──▶ Publishing
+//!    ▲                                   │ too few                     │ cannot                       │
+//!    └────────── next attempt ◀── burn ──┴─────────────────────────────┘                              │
+//!    ▲                                                                                                │
+//!    └────────────────────────────── next round ◀─────────────────────────────────────────────────────┤
+//!                                                             Closing ◀── last round ─────────────────┘
+//!                                                                │ evaluated, or their deadline
+//!                                                                ▼
+//!                                                              Ended
+//! ```
+//!
+//! The shell around it (the server's driver) keeps three rules: it persists [`Step::next`] with the step's ledger
+//! entries and events in one compare-and-swap transaction *before* it carries out an effect; it feeds inputs one
+//! at a time; and after a restart it feeds [`Input::Recovered`] first.
+
+mod closing;
+mod collecting;
+mod offering;
+mod publishing;
+mod releasing;
+
+pub use closing::Closing;
+pub use collecting::{Collecting, Member, Standing};
+pub use offering::Offering;
+pub use publishing::Publishing;
+pub use releasing::Releasing;
+
+use crate::event::{JobEvent, Outcome};
+use crate::job::Job;
+use serde::{Deserialize, Serialize};
+use undertone_core::digest::Digest;
+use undertone_core::id::{Attempt, AttemptKey, ClientId, JobId, Round};
+use undertone_core::trainer::Metrics;
+use undertone_privacy::ledger::{Ledger, LedgerEntry};
+
+/// A model file in the blob store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelRef {
+    /// Digest of the safetensors file.
+    pub digest: Digest,
+    /// Its length.
+    pub bytes: u64,
+}
+
+/// A client's update that is durable and was validated.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Update {
+    /// Whose.
+    pub client: ClientId,
+    /// Digest of its bytes in the blob store.
+    pub blob: Digest,
+    /// Its length.
+    pub bytes: u64,
+    /// How much it counts.
+    pub weight: u32,
+}
+
+/// The durable state of a job.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct JobState {
+    /// The newest model: the initial one, then each release.
+    pub model: ModelRef,
+    /// Rounds released so far.
+    pub released: u32,
+    /// What is going on.
+    pub phase: Phase,
+}
+
+/// What is going on in a job; each phase owns exactly what exists then.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "phase", rename_all = "snake_case")]
+pub enum Phase {
+    /// No cohort yet.
+    Offering(Offering),
+    /// A cohort was asked; updates come in.
+    Collecting(Collecting),
+    /// The sum is being released.
+    Releasing(Releasing),
+    /// The new model is durable; it is being made known.
+    Publishing(Publishing),
+    /// All rounds are done; evaluators have their say on the last model.
+    Closing(Closing),
+    /// Over.
+    Ended {
+        /// How it ended.
+        outcome: Outcome,
+    },
+}
+
+/// What may happen to a job.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Input {
+    /// The coordinator restarted: nobody is connected, nothing is under way.
+    Recovered,
+    /// Somebody connected or left; who is there is in the context.
+    Sessions,
+    /// This participant opened a session, maybe in place of one whose end nobody noticed: what it was told before
+    /// may be lost.
+    Connected {
+        /// Who.
+        client: ClientId,
+    },
+    /// Time passed.
+    Tick,
+    /// A client's answer to an offer.
+    Answer {
+        /// Who.
+        client: ClientId,
+        /// To what.
+        key: AttemptKey,
+        /// `Err` holds the reason of a refusal.
+        answer: Result<(), String>,
+    },
+    /// A client that had accepted cannot deliver.
+    Failure {
+        /// Who.
+        client: ClientId,
+        /// What.
+        key: AttemptKey,
+        /// Why.
+        reason: String,
+    },
+    /// An update is durable and valid.
+    Update {
+        /// For what.
+        key: AttemptKey,
+        /// The update.
+        update: Update,
+    },
+    /// An update was complete but not valid.
+    BadUpdate {
+        /// Who.
+        client: ClientId,
+        /// For what.
+        key: AttemptKey,
+        /// Why.
+        reason: String,
+    },
+    /// The release that was ordered is durable.
+    Released {
+        /// Of what.
+        key: AttemptKey,
+        /// The new model.
+        model: ModelRef,
+    },
+    /// The release that was ordered cannot be made.
+    ReleaseFailed {
+        /// Of what.
+        key: AttemptKey,
+        /// Why.
+        reason: String,
+    },
+    /// The model that was to be published is known.
+    Published {
+        /// Of what.
+        key: AttemptKey,
+    },
+    /// An evaluator is done with a model.
+    Evaluation {
+        /// Who.
+        evaluator: ClientId,
+        /// Which round's model.
+        round: Round,
+        /// `Err` holds why it could not.
+        outcome: Result<Metrics, String>,
+    },
+    /// An operator ends the job.
+    Cancel {
+        /// Who.
+        by: String,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// What a step may look at.
+pub struct Context<'a> {
+    /// The job's id.
+    pub id: &'a JobId,
+    /// The job.
+    pub job: &'a Job,
+    /// The privacy ledger as it is durable now.
+    pub ledger: &'a Ledger,
+    /// Trainers connected now.
+    pub trainers: &'a [ClientId],
+    /// Evaluators connected now.
+    pub evaluators: &'a [ClientId],
+    /// The time.
+    pub now_ms: u64,
+    /// Randomness for drawing cohorts.
+    pub rng: &'a mut dyn rand::CryptoRng,
+}
+
+/// What a step decided: to be made durable, then carried out.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Step {
+    /// The state after it.
+    pub next: JobState,
+    /// Ledger entries that are new or changed.
+    pub ledger: Vec<LedgerEntry>,
+    /// What happened, in order.
+    pub events: Vec<JobEvent>,
+    /// What to do once all of the above is durable.
+    pub effects: Vec<Effect>,
+}
+
+/// What the shell is to do. Each may be carried out twice without harm.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Effect {
+    /// Ask a client.
+    Offer {
+        /// Whom.
+        client: ClientId,
+        /// For what.
+        key: AttemptKey,
+        /// From which model.
+        model: ModelRef,
+        /// Until when.
+        deadline_ms: u64,
+    },
+    /// Tell a client that the attempt goes on (or ended) without it.
+    Withdraw {
+        /// Whom.
+        client: ClientId,
+        /// What.
+        key: AttemptKey,
+        /// Why.
+        reason: String,
+    },
+    /// Sum, noise, apply, write the new model; then feed [`Input::Released`] or [`Input::ReleaseFailed`].
+    Release {
+        /// What.
+        key: AttemptKey,
+        /// The model to start from.
+        model: ModelRef,
+        /// What to sum.
+        updates: Vec<Update>,
+    },
+    /// Make a model known; then feed [`Input::Published`].
+    Publish {
+        /// What.
+        key: AttemptKey,
+        /// The model.
+        model: ModelRef,
+    },
+    /// Ask an evaluator to measure a model.
+    Evaluate {
+        /// Whom.
+        evaluator: ClientId,
+        /// Which round's model.
+        round: Round,
+        /// The model.
+        model: ModelRef,
+    },
+    /// The spooled updates of an attempt are needed no longer.
+    Forget {
+        /// What.
+        key: AttemptKey,
+    },
+}
+
+/// An input that does not fit the state; the state stays, the sender is told.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Refusal(pub String);
+
+impl JobState {
+    /// A job that was just accepted.
+    pub fn new(model: ModelRef, now_ms: u64) -> Self {
+        Self { model, released: 0, phase: Phase::Offering(Offering::first(now_ms)) }
+    }
+
+    /// The word used in listings.
+    pub fn status(&self) -> &'static str {
+        match &self.phase {
+            Phase::Offering(_) => "waiting",
+            Phase::Collecting(_) => "collecting",
+            Phase::Releasing(_) | Phase::Publishing(_) => "releasing",
+            Phase::Closing(_) => "closing",
+            Phase::Ended { outcome } => outcome.status(),
+        }
+    }
+
+    /// Whether nothing will happen any more.
+    pub fn is_over(&self) -> bool {
+        matches!(self.phase, Phase::Ended { .. })
+    }
+
+    /// When [`Input::Tick`] is due next, if ever.
+    pub fn wake_at_ms(&self, job: &Job) -> Option<u64> {
+        match &self.phase {
+            Phase::Offering(p) => Some(p.wake_at_ms(job)),
+            Phase::Collecting(p) => Some(p.wake_at_ms(job)),
+            Phase::Closing(p) => Some(p.deadline_ms),
+            Phase::Releasing(_) | Phase::Publishing(_) | Phase::Ended { .. } => None,
+        }
+    }
+}
+
+/// One step. `Ok(None)`: nothing changes (a repeated or irrelevant input).
+///
+/// # Errors
+/// [`Refusal`]: the input does not fit; nothing changes and its sender should know why.
+pub fn step(state: &JobState, input: Input, ctx: &mut Context<'_>) -> Result<Option<Step>, Refusal> {
+    if let Input::Evaluation { evaluator, round, outcome } = input {
+        return Ok(closing::evaluation(state, evaluator, round, outcome));
+    }
+    if let Input::Cancel { by, reason } = input {
+        return cancel(state, by, reason, ctx);
+    }
+    match &state.phase {
+        Phase::Offering(p) => Ok(p.step(state, &input, ctx)),
+        Phase::Collecting(p) => p.step(state, input, ctx),
+        Phase::Releasing(p) => p.step(state, input, ctx),
+        Phase::Publishing(p) => p.step(state, input, ctx),
+        Phase::Closing(p) => Ok(p.step(state, &input, ctx)),
+        Phase::Ended { outcome } => match input {
+            Input::Answer { .. } | Input::Failure { .. } | Input::Update { .. } | Input::BadUpdate { .. } => {
+                Err(Refusal(format!("the job has ended ({})", outcome.status())))
+            }
+            _ => Ok(None),
+        },
+    }
+}
+
+fn cancel(
+    state: &JobState,
+    by: String,
+    reason: String,
+    ctx: &mut Context<'_>,
+) -> Result<Option<Step>, Refusal> {
+    let outcome = Outcome::Cancelled { by, reason: reason.clone() };
+    let mut step = match &state.phase {
+        Phase::Ended { outcome } => {
+            return Err(Refusal(format!("the job has ended already ({})", outcome.status())));
+        }
+        Phase::Collecting(p) => p.abort(state, &format!("cancelled: {reason}"), ctx),
+        Phase::Releasing(p) => p.abort(state, &format!("cancelled: {reason}"), ctx),
+        // The model is noised and durable: its release is a fact. Let it be published, then cancel again.
+        Phase::Publishing(_) => return Err(Refusal("a model is being published: try again".into())),
+        Phase::Offering(_) | Phase::Closing(_) => Step::stay(state),
+    };
+    step.end(outcome);
+    Ok(Some(step))
+}
+
+impl Step {
+    fn stay(state: &JobState) -> Self {
+        Self { next: state.clone(), ledger: vec![], events: vec![], effects: vec![] }
+    }
+
+    fn end(&mut self, outcome: Outcome) {
+        self.events.push(JobEvent::Ended { outcome: outcome.clone() });
+        self.next.phase = Phase::Ended { outcome };
+    }
+}
+
+fn key(id: &JobId, round: Round, attempt: Attempt) -> AttemptKey {
+    AttemptKey { job: id.clone(), round, attempt }
+}
+
+/// The ledger entry of an attempt, burnt; none if the attempt never reserved (no privacy is promised).
+fn burn(ctx: &Context<'_>, key: &AttemptKey, reason: &str) -> Option<LedgerEntry> {
+    ctx.ledger.burn(key, reason).ok()
+}
+
+/// After a burnt attempt: the next one, or the end of the job.
+fn after_abort(step: &mut Step, round: Round, attempt: Attempt, reason: &str, ctx: &Context<'_>) {
+    step.events.push(JobEvent::Aborted { round, attempt, reason: reason.to_owned() });
+    if attempt.0 >= ctx.job.spec().deadlines.max_attempts {
+        step.end(Outcome::Failed { reason: format!("round {round} failed {attempt} times; last: {reason}") });
+    } else {
+        step.next.phase = Phase::Offering(Offering::retry(round, attempt.next(), ctx.now_ms));
+    }
+}
+
+#[cfg(test)]
+mod tests;

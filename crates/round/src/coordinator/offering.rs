@@ -1,0 +1,152 @@
+//! Offering: wait for enough clients, then reserve the budget, draw the cohort and ask it.
+
+use super::{Collecting, Context, Effect, Input, JobState, Phase, Step, key};
+use crate::event::{JobEvent, Outcome};
+use crate::job::Job;
+use serde::{Deserialize, Serialize};
+use undertone_core::id::{Attempt, Round};
+use undertone_privacy::ledger::ReserveError;
+
+/// How long to wait before the next attempt at a round that failed, times the attempt's number.
+const RETRY_PAUSE_MS: u64 = 1000;
+
+/// No cohort yet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Offering {
+    /// The round to begin.
+    pub round: Round,
+    /// The attempt to begin.
+    pub attempt: Attempt,
+    /// Since when we wait.
+    pub since_ms: u64,
+    /// Not before this.
+    pub not_before_ms: u64,
+    /// Whether the wait for clients was put on record.
+    pub announced: bool,
+}
+
+impl Offering {
+    pub(super) fn first(now_ms: u64) -> Self {
+        Self::next(Round::FIRST, now_ms)
+    }
+
+    pub(super) fn next(round: Round, now_ms: u64) -> Self {
+        Self { round, attempt: Attempt::FIRST, since_ms: now_ms, not_before_ms: now_ms, announced: false }
+    }
+
+    pub(super) fn retry(round: Round, attempt: Attempt, now_ms: u64) -> Self {
+        let not_before_ms = now_ms + RETRY_PAUSE_MS * u64::from(attempt.0 - 1);
+        Self { round, attempt, since_ms: now_ms, not_before_ms, announced: false }
+    }
+
+    /// The very first offer waits a little for the whole cohort: clients of a new deployment arrive one by one.
+    fn patient_until_ms(&self, job: &Job) -> u64 {
+        if self.round == Round::FIRST && self.attempt == Attempt::FIRST {
+            self.since_ms + job.spec().deadlines.reconnect.0.as_millis() as u64
+        } else {
+            self.not_before_ms
+        }
+    }
+
+    fn gives_up_at_ms(&self, job: &Job) -> u64 {
+        self.since_ms + job.spec().deadlines.gather.0.as_millis() as u64
+    }
+
+    pub(super) fn wake_at_ms(&self, job: &Job) -> u64 {
+        // While too few are there only a new session or the last deadline changes anything.
+        let patience = self.patient_until_ms(job).max(self.not_before_ms);
+        if self.announced { self.gives_up_at_ms(job) } else { patience.min(self.gives_up_at_ms(job)) }
+    }
+
+    pub(super) fn step(&self, state: &JobState, input: &Input, ctx: &mut Context<'_>) -> Option<Step> {
+        let is_trigger =
+            matches!(input, Input::Recovered | Input::Sessions | Input::Connected { .. } | Input::Tick);
+        if !is_trigger || ctx.now_ms < self.not_before_ms {
+            return None;
+        }
+        let rule = ctx.job.spec().cohort;
+        let present = ctx.trainers.len();
+        if present < rule.size() as usize
+            && present >= rule.min_clients() as usize
+            && ctx.now_ms < self.patient_until_ms(ctx.job)
+        {
+            return None;
+        }
+        match rule.draw(ctx.trainers, &mut ctx.rng) {
+            Some(cohort) => Some(self.offer(state, cohort, ctx)),
+            None => self.wait(state, ctx),
+        }
+    }
+
+    fn wait(&self, state: &JobState, ctx: &Context<'_>) -> Option<Step> {
+        let mut step = Step::stay(state);
+        let (present, needed) = (ctx.trainers.len() as u32, ctx.job.spec().cohort.min_clients());
+        if ctx.now_ms >= self.gives_up_at_ms(ctx.job) {
+            step.end(Outcome::Failed {
+                reason: format!(
+                    "only {present} of the {needed} trainers that round {} needs were connected for {}: start more \
+                     clients, or lower [cohort] min_clients",
+                    self.round,
+                    humantime_of(ctx.job)
+                ),
+            });
+            return Some(step);
+        }
+        if self.announced || ctx.now_ms < self.patient_until_ms(ctx.job) {
+            return None;
+        }
+        step.events.push(JobEvent::Waiting { round: self.round, present, needed });
+        step.next.phase = Phase::Offering(Self { announced: true, ..self.clone() });
+        Some(step)
+    }
+
+    fn offer(
+        &self,
+        state: &JobState,
+        cohort: Vec<undertone_core::id::ClientId>,
+        ctx: &Context<'_>,
+    ) -> Step {
+        let mut step = Step::stay(state);
+        let key = key(ctx.id, self.round, self.attempt);
+        let entry = match ctx.ledger.reserve(key.clone(), ctx.job.contract()) {
+            Ok(entry) => entry,
+            Err(e) => {
+                let reason = e.to_string();
+                step.end(match e {
+                    ReserveError::BudgetSpent(_) => Outcome::BudgetSpent { reason },
+                    ReserveError::AlreadyReserved(_) | ReserveError::OtherContract { .. } => {
+                        Outcome::Failed { reason }
+                    }
+                });
+                return step;
+            }
+        };
+        let deadline_ms = ctx.now_ms + ctx.job.spec().deadlines.round.0.as_millis() as u64;
+        step.events.push(JobEvent::Offered {
+            round: self.round,
+            attempt: self.attempt,
+            cohort: cohort.clone(),
+            epsilon: entry.epsilon_after,
+        });
+        step.ledger.push(entry);
+        step.effects = cohort
+            .iter()
+            .map(|client| Effect::Offer {
+                client: client.clone(),
+                key: key.clone(),
+                model: state.model,
+                deadline_ms,
+            })
+            .collect();
+        step.next.phase =
+            Phase::Collecting(Collecting::new(self.round, self.attempt, deadline_ms, cohort));
+        step
+    }
+}
+
+fn humantime_of(job: &Job) -> String {
+    serde_json::to_value(job.spec().deadlines.gather)
+        .ok()
+        .and_then(|v| v.as_str().map(str::to_owned))
+        .unwrap_or_default()
+}

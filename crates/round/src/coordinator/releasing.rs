@@ -1,0 +1,86 @@
+//! Releasing: the updates are complete; sum, noise, new model.
+
+use super::{
+    Context, Effect, Input, JobState, ModelRef, Phase, Publishing, Refusal, Step, Update, after_abort, burn, key,
+};
+use serde::{Deserialize, Serialize};
+use undertone_core::id::{Attempt, Round};
+use undertone_privacy::contract::Unit;
+
+/// The sum is being released.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Releasing {
+    /// The round.
+    pub round: Round,
+    /// The attempt.
+    pub attempt: Attempt,
+    /// Clients asked.
+    pub asked: u32,
+    /// What is summed.
+    pub updates: Vec<Update>,
+}
+
+impl Releasing {
+    pub(super) fn step(
+        &self,
+        state: &JobState,
+        input: Input,
+        ctx: &mut Context<'_>,
+    ) -> Result<Option<Step>, Refusal> {
+        let current = key(ctx.id, self.round, self.attempt);
+        match input {
+            Input::Recovered if ctx.job.contract().unit() == Unit::Client => {
+                // Noise may have been drawn over these inputs before the restart. A second draw over the same
+                // inputs would be a second release: the attempt stays spent and a new one is paid for.
+                Ok(Some(self.abort(state, "the coordinator restarted while it drew noise", ctx)))
+            }
+            Input::Recovered => {
+                let mut step = Step::stay(state);
+                step.effects.push(Effect::Release {
+                    key: current,
+                    model: state.model,
+                    updates: self.updates.clone(),
+                });
+                Ok(Some(step))
+            }
+            Input::Released { key, model } if key == current => self.released(state, model, ctx),
+            Input::ReleaseFailed { key, reason } if key == current => Ok(Some(self.abort(state, &reason, ctx))),
+            Input::Update { key, update } if key == current && self.updates.contains(&update) => Ok(None),
+            Input::Answer { key, .. }
+            | Input::Failure { key, .. }
+            | Input::Update { key, .. }
+            | Input::BadUpdate { key, .. } => Err(Refusal(format!("{key} takes no more updates"))),
+            _ => Ok(None),
+        }
+    }
+
+    fn released(
+        &self,
+        state: &JobState,
+        model: ModelRef,
+        ctx: &Context<'_>,
+    ) -> Result<Option<Step>, Refusal> {
+        let current = key(ctx.id, self.round, self.attempt);
+        let mut step = Step::stay(state);
+        let entry = ctx.ledger.commit(&current, model.digest).map_err(|e| Refusal(e.to_string()))?;
+        step.ledger.push(entry);
+        step.next.phase = Phase::Publishing(Publishing {
+            round: self.round,
+            attempt: self.attempt,
+            asked: self.asked,
+            clients: self.updates.len() as u32,
+            model,
+        });
+        step.effects.push(Effect::Publish { key: current, model });
+        Ok(Some(step))
+    }
+
+    pub(super) fn abort(&self, state: &JobState, reason: &str, ctx: &Context<'_>) -> Step {
+        let mut step = Step::stay(state);
+        let key = key(ctx.id, self.round, self.attempt);
+        step.ledger.extend(burn(ctx, &key, reason));
+        step.effects.push(Effect::Forget { key });
+        after_abort(&mut step, self.round, self.attempt, reason, ctx);
+        step
+    }
+}

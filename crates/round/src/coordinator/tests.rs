@@ -1,0 +1,396 @@
+//! The coordinator's machine against whole rounds, faults and random input sequences.
+
+use super::*;
+use crate::job::JobSpec;
+use proptest::prelude::*;
+use rand_chacha::ChaCha20Rng;
+use rand_chacha::rand_core::SeedableRng as _;
+use undertone_privacy::ledger::EntryState;
+
+const JOB: &str = r#"
+name = "t"
+rounds = 2
+[model]
+kind = "logistic"
+[training]
+learning_rate = 0.1
+local_steps = 1
+[cohort]
+rule = "all"
+size = 3
+min_clients = 2
+[privacy]
+PRIVACY
+[deadlines]
+round = "100s"
+reconnect = "10s"
+gather = "50s"
+evaluation = "5s"
+max_attempts = 2
+[data]
+[data.label]
+column = "y"
+classes = [{ name = "no", values = ["0"] }, { name = "yes", values = ["1"] }]
+[[data.columns]]
+name = "x"
+kind = "number"
+range = [0, 1]
+"#;
+
+const NONE: &str = "unit = \"none\"";
+const CENTRAL: &str = "unit = \"client\"\ntrust = \"central\"\nclip_norm = 1.0\nnoise_multiplier = 1.0\ndelta = 1e-5\nbudget_epsilon = BUDGET";
+
+fn job(privacy: &str) -> Job {
+    JobSpec::from_toml(&JOB.replace("PRIVACY", privacy), "t.toml").unwrap().resolve().unwrap()
+}
+
+fn name(n: &str) -> ClientId {
+    ClientId::new(n).unwrap()
+}
+
+fn model(n: u8) -> ModelRef {
+    ModelRef { digest: Digest::of(&[n]), bytes: 9 }
+}
+
+/// A driver in miniature: persists in memory, remembers effects.
+struct World {
+    id: JobId,
+    job: Job,
+    state: JobState,
+    ledger: Ledger,
+    trainers: Vec<ClientId>,
+    evaluators: Vec<ClientId>,
+    now_ms: u64,
+    rng: ChaCha20Rng,
+    events: Vec<JobEvent>,
+    effects: Vec<Effect>,
+}
+
+impl World {
+    fn new(privacy: &str) -> Self {
+        Self {
+            id: JobId::new("t-1").unwrap(),
+            job: job(privacy),
+            state: JobState::new(model(0), 0),
+            ledger: Ledger::default(),
+            trainers: ["a", "b", "c"].map(name).to_vec(),
+            evaluators: vec![],
+            now_ms: 0,
+            rng: ChaCha20Rng::seed_from_u64(7),
+            events: vec![],
+            effects: vec![],
+        }
+    }
+
+    fn feed(&mut self, input: Input) -> Result<(), Refusal> {
+        let mut ctx = Context {
+            id: &self.id,
+            job: &self.job,
+            ledger: &self.ledger,
+            trainers: &self.trainers,
+            evaluators: &self.evaluators,
+            now_ms: self.now_ms,
+            rng: &mut self.rng,
+        };
+        if let Some(step) = step(&self.state, input, &mut ctx)? {
+            // What is durable can be read back.
+            let json = serde_json::to_string(&step.next).unwrap();
+            self.state = serde_json::from_str(&json).unwrap();
+            step.ledger.into_iter().for_each(|e| self.ledger.apply(e).unwrap());
+            self.events.extend(step.events);
+            self.effects = step.effects;
+        } else {
+            self.effects = vec![];
+        }
+        Ok(())
+    }
+
+    fn key(&self, round: u32, attempt: u32) -> AttemptKey {
+        AttemptKey { job: self.id.clone(), round: Round(round), attempt: Attempt(attempt) }
+    }
+
+    fn update(&self, client: &str, round: u32, attempt: u32) -> Input {
+        let update =
+            Update { client: name(client), blob: Digest::of(client.as_bytes()), bytes: 8, weight: 1 };
+        Input::Update { key: self.key(round, attempt), update }
+    }
+
+    fn deliver(&mut self, clients: &[&str], round: u32, attempt: u32) {
+        for c in clients {
+            let update = self.update(c, round, attempt);
+            self.feed(update).unwrap();
+        }
+    }
+
+    fn release(&mut self, round: u32, attempt: u32) {
+        let key = self.key(round, attempt);
+        self.feed(Input::Released { key: key.clone(), model: model(round as u8) }).unwrap();
+        assert!(matches!(self.effects[..], [Effect::Publish { .. }]), "{:?}", self.effects);
+        self.feed(Input::Published { key }).unwrap();
+    }
+
+    fn outcome(&self) -> Option<&Outcome> {
+        match &self.state.phase {
+            Phase::Ended { outcome } => Some(outcome),
+            _ => None,
+        }
+    }
+}
+
+#[test]
+fn two_rounds_and_the_end() {
+    let mut w = World::new(NONE);
+    w.feed(Input::Sessions).unwrap();
+    assert_eq!(w.effects.iter().filter(|e| matches!(e, Effect::Offer { .. })).count(), 3);
+    w.deliver(&["a", "b"], 1, 1);
+    assert_eq!(w.state.status(), "collecting");
+    w.deliver(&["c"], 1, 1);
+    assert!(matches!(&w.effects[..], [Effect::Release { updates, .. }] if updates.len() == 3));
+    w.release(1, 1);
+    assert_eq!((w.state.released, w.state.model), (1, model(1)));
+    w.feed(Input::Sessions).unwrap();
+    w.deliver(&["a", "b", "c"], 2, 1);
+    w.release(2, 1);
+    assert_eq!(w.outcome(), Some(&Outcome::Completed));
+}
+
+#[test]
+fn the_last_model_waits_for_its_evaluators_but_not_for_ever() {
+    for answers in [true, false] {
+        let mut w = World::new(NONE);
+        w.evaluators = vec![name("e")];
+        for round in 1..=2 {
+            w.feed(Input::Sessions).unwrap();
+            w.deliver(&["a", "b", "c"], round, 1);
+            w.release(round, 1);
+            assert!(w.effects.iter().any(|e| matches!(e, Effect::Evaluate { .. })));
+        }
+        assert_eq!(w.state.status(), "closing");
+        if answers {
+            let metrics = Metrics { loss: 0.5, accuracy: 0.8, rows: 10 };
+            w.feed(Input::Evaluation { evaluator: name("e"), round: Round(2), outcome: Ok(metrics) }).unwrap();
+        } else {
+            w.now_ms += 5_000;
+            w.feed(Input::Tick).unwrap();
+            assert!(w.events.iter().any(|e| matches!(e, JobEvent::NotEvaluated { .. })));
+        }
+        assert_eq!(w.outcome(), Some(&Outcome::Completed));
+    }
+}
+
+#[test]
+fn an_update_counts_once_and_another_is_refused() {
+    let mut w = World::new(NONE);
+    w.feed(Input::Sessions).unwrap();
+    w.deliver(&["a", "a"], 1, 1);
+    assert_eq!(w.events.iter().filter(|e| matches!(e, JobEvent::Received { .. })).count(), 1);
+    let other = Update { client: name("a"), blob: Digest::of(b"other"), bytes: 8, weight: 1 };
+    let refused = w.feed(Input::Update { key: w.key(1, 1), update: other }).unwrap_err();
+    assert!(refused.0.contains("counts in round 1 already"), "{refused}");
+    let stranger = w.update("z", 1, 1);
+    assert!(w.feed(stranger).unwrap_err().0.contains("was not asked"));
+    let late = w.update("b", 1, 9);
+    assert!(w.feed(late).unwrap_err().0.contains("is over"));
+}
+
+#[test]
+fn the_round_goes_on_without_a_client_that_declines_fails_or_leaves() {
+    let mut w = World::new(NONE);
+    w.feed(Input::Sessions).unwrap();
+    w.deliver(&["a", "b"], 1, 1);
+    w.feed(Input::Answer { client: name("c"), key: w.key(1, 1), answer: Err("no".into()) }).unwrap();
+    assert_eq!(w.state.status(), "releasing");
+
+    let mut w = World::new(NONE);
+    w.feed(Input::Sessions).unwrap();
+    w.deliver(&["a", "b"], 1, 1);
+    w.trainers.pop();
+    w.feed(Input::Sessions).unwrap();
+    assert_eq!(w.state.wake_at_ms(&w.job), Some(10_000));
+    w.now_ms = 9_999;
+    w.feed(Input::Tick).unwrap();
+    assert_eq!(w.state.status(), "collecting");
+    w.now_ms = 10_000;
+    w.feed(Input::Tick).unwrap();
+    assert_eq!(w.state.status(), "releasing");
+}
+
+#[test]
+fn who_comes_back_is_asked_again_and_in_time() {
+    let mut w = World::new(NONE);
+    w.feed(Input::Sessions).unwrap();
+    w.trainers.retain(|c| c.as_str() != "c");
+    w.feed(Input::Sessions).unwrap();
+    w.now_ms = 5_000;
+    w.trainers.push(name("c"));
+    w.feed(Input::Connected { client: name("c") }).unwrap();
+    assert!(matches!(&w.effects[..], [Effect::Offer { client, .. }] if *client == name("c")));
+    // Also if nobody noticed that it had left.
+    w.feed(Input::Connected { client: name("c") }).unwrap();
+    assert_eq!(w.effects.len(), 1);
+    w.now_ms = 16_000;
+    w.feed(Input::Tick).unwrap();
+    assert_eq!(w.state.status(), "collecting");
+}
+
+#[test]
+fn too_few_abort_and_the_last_attempt_fails_the_job() {
+    let mut w = World::new(NONE);
+    w.feed(Input::Sessions).unwrap();
+    for (attempt, wait) in [(1, 1_000), (2, 0)] {
+        for c in ["a", "b"] {
+            let (client, key) = (name(c), w.key(1, attempt));
+            w.feed(Input::Failure { client, key, reason: "no torch".into() }).unwrap();
+        }
+        w.now_ms += wait;
+        w.feed(Input::Tick).unwrap();
+    }
+    let Some(Outcome::Failed { reason }) = w.outcome() else { panic!("{:?}", w.state) };
+    assert!(reason.contains("failed 2 times") && reason.contains("2 needed"), "{reason}");
+}
+
+#[test]
+fn waiting_is_announced_once_and_ends() {
+    let mut w = World::new(NONE);
+    w.trainers.truncate(1);
+    for now_ms in [0, 10_000, 20_000] {
+        w.now_ms = now_ms;
+        w.feed(Input::Tick).unwrap();
+    }
+    assert_eq!(w.events, [JobEvent::Waiting { round: Round(1), present: 1, needed: 2 }]);
+    assert_eq!(w.state.wake_at_ms(&w.job), Some(50_000));
+    w.now_ms = 50_000;
+    w.feed(Input::Tick).unwrap();
+    assert!(matches!(w.outcome(), Some(Outcome::Failed { .. })));
+}
+
+#[test]
+fn the_first_offer_waits_a_little_for_everyone() {
+    let mut w = World::new(NONE);
+    let c = w.trainers.pop().unwrap();
+    w.feed(Input::Sessions).unwrap();
+    assert_eq!(w.state.status(), "waiting");
+    assert_eq!(w.state.wake_at_ms(&w.job), Some(10_000));
+    w.trainers.push(c.clone());
+    w.feed(Input::Connected { client: c }).unwrap();
+    assert_eq!(w.state.status(), "collecting");
+}
+
+#[test]
+fn a_spent_budget_ends_the_job_before_anyone_is_asked() {
+    // One central round at z = 1, delta = 1e-5 costs between 4 and 6: the first fits, the second does not.
+    let mut w = World::new(&CENTRAL.replace("BUDGET", "6.0"));
+    w.feed(Input::Sessions).unwrap();
+    w.deliver(&["a", "b", "c"], 1, 1);
+    w.release(1, 1);
+    let spent = w.ledger.spent(w.job.contract()).unwrap();
+    assert!((4.0..=6.0).contains(&spent), "{spent}");
+    w.feed(Input::Sessions).unwrap();
+    assert!(matches!(w.outcome(), Some(Outcome::BudgetSpent { .. })), "{:?}", w.state);
+    assert!(w.effects.is_empty());
+    assert_eq!(w.ledger.spent(w.job.contract()), Some(spent));
+}
+
+#[test]
+fn a_restart_while_noise_is_drawn_is_a_spent_attempt() {
+    let mut w = World::new(&CENTRAL.replace("BUDGET", "100.0"));
+    w.feed(Input::Sessions).unwrap();
+    w.deliver(&["a", "b", "c"], 1, 1);
+    w.feed(Input::Recovered).unwrap();
+    assert!(w.events.iter().any(|e| matches!(e, JobEvent::Aborted { .. })));
+    let burnt = w.ledger.entries().iter().any(|e| matches!(e.state, EntryState::Burnt { .. }));
+    assert!(burnt);
+    let after_one = w.ledger.spent(w.job.contract()).unwrap();
+    w.now_ms += 1_000;
+    w.feed(Input::Sessions).unwrap();
+    assert!(w.ledger.spent(w.job.contract()).unwrap() > after_one);
+}
+
+#[test]
+fn a_restart_elsewhere_goes_on() {
+    // While collecting: everyone is away until it comes back.
+    let mut w = World::new(NONE);
+    w.feed(Input::Sessions).unwrap();
+    w.deliver(&["a"], 1, 1);
+    let everyone = std::mem::take(&mut w.trainers);
+    w.feed(Input::Recovered).unwrap();
+    w.trainers = everyone;
+    for c in ["a", "b", "c"] {
+        w.feed(Input::Connected { client: name(c) }).unwrap();
+    }
+    w.deliver(&["b", "c"], 1, 1);
+    // While releasing without noise of ours: the same sum again.
+    w.feed(Input::Recovered).unwrap();
+    assert!(matches!(w.effects[..], [Effect::Release { .. }]));
+    w.feed(Input::Released { key: w.key(1, 1), model: model(1) }).unwrap();
+    // While publishing: the same bytes again.
+    w.feed(Input::Recovered).unwrap();
+    assert!(matches!(w.effects[..], [Effect::Publish { model: m, .. }] if m == model(1)));
+}
+
+#[test]
+fn cancelling_ends_in_any_phase_and_burns_what_was_reserved() {
+    let mut w = World::new(&CENTRAL.replace("BUDGET", "100.0"));
+    w.feed(Input::Sessions).unwrap();
+    w.feed(Input::Cancel { by: "op".into(), reason: "typo".into() }).unwrap();
+    assert_eq!(w.outcome().unwrap().status(), "cancelled");
+    assert_eq!(w.effects.iter().filter(|e| matches!(e, Effect::Withdraw { .. })).count(), 3);
+    assert!(matches!(w.ledger.entries()[0].state, EntryState::Burnt { .. }));
+    assert!(w.feed(Input::Cancel { by: "op".into(), reason: "again".into() }).is_err());
+}
+
+fn any_input() -> impl Strategy<Value = (u8, u8, u32, u32, u64)> {
+    (0u8..12, 0u8..4, 1u32..3, 1u32..3, 0u64..30_000)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Whatever happens in whatever order: an update counts at most once, only reserved attempts are released,
+    /// rounds are released in order, the budget holds, and an ended job stays ended.
+    #[test]
+    fn any_sequence_keeps_the_promises(inputs in prop::collection::vec(any_input(), 0..80), budget in 5.0f64..20.0) {
+        let mut w = World::new(&CENTRAL.replace("BUDGET", &format!("{budget:.3}")));
+        w.evaluators = vec![name("e")];
+        let clients = ["a", "b", "c", "z"];
+        for (kind, who, round, attempt, wait) in inputs {
+            let client = name(clients[usize::from(who)]);
+            let key = w.key(round, attempt);
+            w.now_ms += wait;
+            let ended = w.outcome().cloned();
+            let input = match kind {
+                0 => Input::Recovered,
+                1 => Input::Sessions,
+                2 => Input::Tick,
+                3 => Input::Answer { client, key, answer: Ok(()) },
+                4 => Input::Answer { client, key, answer: Err("no".into()) },
+                5 => Input::Failure { client, key, reason: "x".into() },
+                6 => w.update(clients[usize::from(who)], round, attempt),
+                7 => Input::BadUpdate { client, key, reason: "x".into() },
+                8 => Input::Released { key, model: model(round as u8) },
+                9 => Input::Published { key },
+                10 => Input::Connected { client },
+                _ => { if !w.trainers.is_empty() { w.trainers.rotate_left(1); } if wait % 2 == 0 { w.trainers.pop(); } else { w.trainers.push(client) } Input::Sessions }
+            };
+            let _ = w.feed(input);
+            if let Some(spent) = w.ledger.spent(w.job.contract()) {
+                prop_assert!(spent <= budget);
+            }
+            if let Some(before) = ended {
+                prop_assert_eq!(w.outcome(), Some(&before));
+            }
+        }
+        let mut released = 0;
+        for event in &w.events {
+            match event {
+                JobEvent::Released { round, .. } => { prop_assert_eq!(round.0, released + 1); released += 1; }
+                JobEvent::Offered { cohort, .. } => { prop_assert!(cohort.len() <= 3); }
+                _ => {}
+            }
+        }
+        prop_assert_eq!(released, w.state.released);
+        // Every release has a ledger entry that was committed and published.
+        let published = w.ledger.entries().iter().filter(|e| matches!(e.state, EntryState::Published { .. })).count();
+        prop_assert_eq!(published as u32, released);
+    }
+}

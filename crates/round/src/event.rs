@@ -1,0 +1,159 @@
+//! What happened in a job, for people and programs that watch it. The durable log of a job is these, in order.
+
+use serde::{Deserialize, Serialize};
+use undertone_core::digest::Digest;
+use undertone_core::id::{Attempt, ClientId, Round};
+use undertone_core::trainer::Metrics;
+
+/// One thing that happened in a job. JSON with a field `kind`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum JobEvent {
+    /// The job was accepted.
+    Submitted {
+        /// The operator.
+        by: String,
+        /// Digest of the job document.
+        job: Digest,
+    },
+    /// A round cannot begin: too few trainers are connected.
+    Waiting {
+        /// The round.
+        round: Round,
+        /// Trainers there.
+        present: u32,
+        /// Trainers needed.
+        needed: u32,
+    },
+    /// Budget is reserved and the offers are out.
+    Offered {
+        /// The round.
+        round: Round,
+        /// The attempt.
+        attempt: Attempt,
+        /// The clients asked.
+        cohort: Vec<ClientId>,
+        /// ε once this attempt is counted; absent where no privacy is promised.
+        epsilon: Option<f64>,
+    },
+    /// A client said no.
+    Declined {
+        /// The round.
+        round: Round,
+        /// The client.
+        client: ClientId,
+        /// Its reason.
+        reason: String,
+    },
+    /// A client that had not delivered is out of the attempt.
+    Lost {
+        /// The round.
+        round: Round,
+        /// The client.
+        client: ClientId,
+        /// Why.
+        reason: String,
+    },
+    /// An upload was refused; the client may try again until the attempt ends.
+    Refused {
+        /// The round.
+        round: Round,
+        /// The client.
+        client: ClientId,
+        /// Why.
+        reason: String,
+    },
+    /// A client's update is durable and counts.
+    Received {
+        /// The round.
+        round: Round,
+        /// The client.
+        client: ClientId,
+        /// Size on the wire.
+        bytes: u64,
+    },
+    /// The attempt ended without a release; its budget is burnt.
+    Aborted {
+        /// The round.
+        round: Round,
+        /// The attempt.
+        attempt: Attempt,
+        /// Why.
+        reason: String,
+    },
+    /// A new model.
+    Released {
+        /// The round.
+        round: Round,
+        /// The attempt.
+        attempt: Attempt,
+        /// Digest of the model file.
+        model: Digest,
+        /// Updates in it.
+        clients: u32,
+        /// Clients asked.
+        asked: u32,
+        /// ε spent so far, burnt attempts included; absent where no privacy is promised.
+        epsilon: Option<f64>,
+    },
+    /// An evaluator measured a released model.
+    Evaluated {
+        /// The round.
+        round: Round,
+        /// The evaluator.
+        evaluator: ClientId,
+        /// What it found.
+        metrics: Metrics,
+    },
+    /// An evaluator could not measure a released model.
+    NotEvaluated {
+        /// The round.
+        round: Round,
+        /// The evaluator.
+        evaluator: ClientId,
+        /// Why.
+        reason: String,
+    },
+    /// The job is over.
+    Ended {
+        /// How.
+        outcome: Outcome,
+    },
+}
+
+/// How a job ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "outcome", rename_all = "snake_case")]
+pub enum Outcome {
+    /// All rounds were released.
+    Completed,
+    /// Another round would exceed the budget. Not an error: the last released model stands.
+    BudgetSpent {
+        /// The sentence with the numbers.
+        reason: String,
+    },
+    /// An operator ended it.
+    Cancelled {
+        /// The operator.
+        by: String,
+        /// Why.
+        reason: String,
+    },
+    /// It could not go on.
+    Failed {
+        /// Why, and what to do.
+        reason: String,
+    },
+}
+
+impl Outcome {
+    /// The word used in listings.
+    pub fn status(&self) -> &'static str {
+        match self {
+            Self::Completed => "completed",
+            Self::BudgetSpent { .. } => "budget-spent",
+            Self::Cancelled { .. } => "cancelled",
+            Self::Failed { .. } => "failed",
+        }
+    }
+}

@@ -1,0 +1,373 @@
+//! The job: model, data contract, plan, cohort, aggregation, privacy contract, rounds.
+//!
+//! Operators write it as TOML; it travels and is stored as canonical JSON, and every side reads it through the
+//! same constructor. Its digest is the digest of that JSON.
+
+use serde::{Deserialize, Serialize};
+use undertone_core::aggregate::IntegerSum;
+use undertone_core::cohort::CohortRule;
+use undertone_core::config::{ConfigError, parse_toml, with_suggestion};
+use undertone_core::digest::Digest;
+use undertone_core::duration::Span;
+use undertone_core::fixed::Grid;
+use undertone_core::id::JobId;
+use undertone_core::layout::ModelLayout;
+use undertone_core::limits::{MAX_JOB_DOCUMENT_BYTES, MAX_ROUNDS, MAX_WEIGHT};
+use undertone_core::model::ModelSpec;
+use undertone_core::optimizer::ServerOptimizer;
+use undertone_core::plan::{LocalWork, TrainPlan};
+use undertone_core::schema::DataContract;
+use undertone_core::trainer::{RecordPrivacy, TrainTask};
+use undertone_privacy::clip::bound_in_units;
+use undertone_privacy::contract::{PrivacyContract, Unit};
+use undertone_privacy::resolve::{ResolvedContract, Schedule};
+
+/// A job as it is written down. [`JobSpec::resolve`] turns it into a [`Job`], or says why not.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JobSpec {
+    /// A name for people; the job's id is this and a random suffix.
+    pub name: String,
+    /// Number of rounds.
+    pub rounds: u32,
+    /// What is trained.
+    pub model: ModelSpec,
+    /// What a client does in a round.
+    pub training: TrainPlan,
+    /// Who is asked in a round.
+    pub cohort: CohortRule,
+    /// How updates become a new model.
+    #[serde(default)]
+    pub aggregation: Aggregation,
+    /// What is promised to whom.
+    pub privacy: PrivacyContract,
+    /// Measuring released models on evaluators' data.
+    #[serde(default)]
+    pub evaluation: Evaluation,
+    /// How long things may take.
+    #[serde(default)]
+    pub deadlines: Deadlines,
+    /// What the data must look like.
+    pub data: DataContract,
+}
+
+/// How updates become a new model.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Aggregation {
+    /// How much an update counts.
+    pub weights: Weights,
+    /// The largest weight of one client; weights beyond it are cut to it by the client and refused by the server.
+    pub max_weight: u32,
+    /// Values travel as multiples of 2^-fraction_bits.
+    pub fraction_bits: Grid,
+    /// An update with a larger L2 norm is refused. With a client-level contract its `clip_norm` stands instead.
+    pub max_update_norm: f64,
+    /// How the mean moves the model.
+    pub server: ServerOptimizer,
+}
+
+/// How much an update counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Weights {
+    /// All the same.
+    #[default]
+    Uniform,
+    /// By the number of rows that the data owner declares (a public figure).
+    DeclaredRows,
+}
+
+impl Default for Aggregation {
+    fn default() -> Self {
+        Self {
+            weights: Weights::Uniform,
+            max_weight: 10_000,
+            fraction_bits: Grid::new(16).expect("16 is within the bounds"),
+            max_update_norm: 1000.0,
+            server: ServerOptimizer::default(),
+        }
+    }
+}
+
+/// Measuring released models.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Evaluation {
+    /// Ask evaluators after every n-th round, and after the last. 0: never.
+    pub every: u32,
+}
+
+impl Default for Evaluation {
+    fn default() -> Self {
+        Self { every: 1 }
+    }
+}
+
+impl Evaluation {
+    /// Whether a round of `rounds` is measured.
+    pub fn wants(&self, round: u32, rounds: u32) -> bool {
+        self.every > 0 && (round == rounds || round % self.every == 0)
+    }
+}
+
+/// How long things may take, and how often they are tried.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Deadlines {
+    /// From the offers of an attempt to its end.
+    pub round: Span,
+    /// How long a client whose session broke may stay away before the attempt goes on without it.
+    pub reconnect: Span,
+    /// How long a job waits for enough clients to begin an attempt; then it fails.
+    pub gather: Span,
+    /// How long evaluators have for the last model.
+    pub evaluation: Span,
+    /// How long a transfer may stand still.
+    pub transfer_idle: Span,
+    /// Attempts at one round.
+    pub max_attempts: u32,
+}
+
+impl Default for Deadlines {
+    fn default() -> Self {
+        Self {
+            round: Span::seconds(600),
+            reconnect: Span::seconds(30),
+            gather: Span::seconds(3600),
+            evaluation: Span::seconds(60),
+            transfer_idle: Span::seconds(30),
+            max_attempts: 3,
+        }
+    }
+}
+
+/// Why a job cannot be.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum JobError {
+    /// The file or document does not parse.
+    #[error("{0}")]
+    Malformed(#[from] ConfigError),
+    /// A number or a combination that makes no sense.
+    #[error("[{section}] {problem}")]
+    Invalid {
+        /// The table of the job file.
+        section: &'static str,
+        /// What is wrong and what to do.
+        problem: String,
+    },
+}
+
+impl JobSpec {
+    /// Reads a job file; `file` is named in errors.
+    ///
+    /// # Errors
+    /// [`JobError::Malformed`] with line and nearest key.
+    pub fn from_toml(text: &str, file: &str) -> Result<Self, JobError> {
+        check_size(text.len())?;
+        Ok(parse_toml(text, file)?)
+    }
+
+    /// Reads the canonical JSON.
+    ///
+    /// # Errors
+    /// [`JobError::Malformed`].
+    pub fn from_document(document: &[u8]) -> Result<Self, JobError> {
+        check_size(document.len())?;
+        serde_json::from_slice(document).map_err(|e| malformed(with_suggestion(&e.to_string())))
+    }
+
+    /// The canonical JSON: fields in the order of the types, no white space.
+    pub fn to_document(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("a job is plain data")
+    }
+
+    /// The digest of the canonical JSON.
+    pub fn digest(&self) -> Digest {
+        Digest::of(&self.to_document())
+    }
+
+    /// Checks everything that spans sections and fixes what follows from it.
+    ///
+    /// # Errors
+    /// [`JobError::Invalid`] with the section.
+    pub fn resolve(self) -> Result<Job, JobError> {
+        let bad = |section, problem: String| JobError::Invalid { section, problem };
+        // The id is this and "-" and six letters.
+        if let Err(e) = JobId::new(format!("{}-000000", self.name)) {
+            return Err(bad("name", e.to_string()));
+        }
+        if self.rounds == 0 || self.rounds > MAX_ROUNDS {
+            return Err(bad("rounds", format!("must be 1 to {MAX_ROUNDS}, not {}", self.rounds)));
+        }
+        self.model.validate().map_err(|e| bad("model", e))?;
+        self.training.validate().map_err(|e| bad("training", e))?;
+        self.cohort.validate().map_err(|e| bad("cohort", e))?;
+        self.aggregation.server.validate().map_err(|e| bad("aggregation", e))?;
+        self.check_aggregation()?;
+        let local_steps = match (self.privacy.unit(), self.training.work()) {
+            (Unit::Record, LocalWork::Epochs(_)) => {
+                return Err(bad(
+                    "training",
+                    "a record-level contract needs local_steps: with local_epochs the number of noisy steps, and so \
+                     the privacy loss, would depend on the private number of rows"
+                        .into(),
+                ));
+            }
+            (Unit::Record, LocalWork::Steps(_)) if self.training.batch_size.is_some() => {
+                return Err(bad(
+                    "training",
+                    "a record-level contract draws Poisson batches at [privacy] sampling_rate: remove batch_size"
+                        .into(),
+                ));
+            }
+            (_, LocalWork::Steps(n)) => n,
+            (_, LocalWork::Epochs(_)) => 1,
+        };
+        if self.privacy.unit() == Unit::Client && self.aggregation.weights != Weights::Uniform {
+            return Err(bad("aggregation", "a client-level contract needs weights = \"uniform\"".into()));
+        }
+        let layout = self
+            .model
+            .layout(self.data.inputs(), self.data.outputs())
+            .map_err(|e| bad("model", e.to_string()))?;
+        let contract = self
+            .privacy
+            .resolve(Schedule { rounds: self.rounds, local_steps })
+            .map_err(|e| bad("privacy", e.to_string()))?;
+        let job = Job { digest: self.digest(), spec: self, layout, contract };
+        if let Err(e) = bound_in_units(job.update_norm_bound(), job.grid()) {
+            return Err(bad("aggregation", e.to_string()));
+        }
+        Ok(job)
+    }
+
+    fn check_aggregation(&self) -> Result<(), JobError> {
+        let a = &self.aggregation;
+        let bad = |problem: String| Err(JobError::Invalid { section: "aggregation", problem });
+        if a.max_weight == 0 || a.max_weight > MAX_WEIGHT {
+            return bad(format!("max_weight must be 1 to {MAX_WEIGHT}, not {}", a.max_weight));
+        }
+        let heaviest = u64::from(self.cohort.size()) * u64::from(self.max_weight());
+        if heaviest > IntegerSum::MAX_TOTAL_WEIGHT {
+            return bad(format!(
+                "a cohort of {} with max_weight {} could overflow the exact sum: their product must be at most {}",
+                self.cohort.size(),
+                a.max_weight,
+                IntegerSum::MAX_TOTAL_WEIGHT
+            ));
+        }
+        if !(a.max_update_norm.is_finite() && a.max_update_norm > 0.0) {
+            return bad(format!("max_update_norm must be a positive number, not {}", a.max_update_norm));
+        }
+        Ok(())
+    }
+
+    fn max_weight(&self) -> u32 {
+        match self.aggregation.weights {
+            Weights::Uniform => 1,
+            Weights::DeclaredRows => self.aggregation.max_weight,
+        }
+    }
+}
+
+fn check_size(bytes: usize) -> Result<(), JobError> {
+    if bytes > MAX_JOB_DOCUMENT_BYTES {
+        return Err(malformed(format!("{bytes} bytes, at most {MAX_JOB_DOCUMENT_BYTES}")));
+    }
+    Ok(())
+}
+
+fn malformed(problem: String) -> JobError {
+    JobError::Malformed(ConfigError { place: "job".into(), problem })
+}
+
+/// A job that holds together.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Job {
+    spec: JobSpec,
+    digest: Digest,
+    layout: ModelLayout,
+    contract: ResolvedContract,
+}
+
+impl Job {
+    /// Reads and resolves the canonical JSON.
+    ///
+    /// # Errors
+    /// [`JobError`].
+    pub fn from_document(document: &[u8]) -> Result<Self, JobError> {
+        JobSpec::from_document(document)?.resolve()
+    }
+
+    /// What was written down.
+    pub fn spec(&self) -> &JobSpec {
+        &self.spec
+    }
+
+    /// The digest of the job's canonical JSON.
+    pub fn digest(&self) -> Digest {
+        self.digest
+    }
+
+    /// The model's tensors.
+    pub fn layout(&self) -> &ModelLayout {
+        &self.layout
+    }
+
+    /// The privacy contract with its noise and its price.
+    pub fn contract(&self) -> &ResolvedContract {
+        &self.contract
+    }
+
+    /// The grid that updates travel on.
+    pub fn grid(&self) -> Grid {
+        self.spec.aggregation.fraction_bits
+    }
+
+    /// The exact size of an update on the wire, in bytes.
+    pub fn update_bytes(&self) -> u64 {
+        self.layout.len() as u64 * 4
+    }
+
+    /// The model's initial values.
+    pub fn initial_values(&self) -> Vec<f32> {
+        self.spec.model.initial_values(self.spec.data.inputs(), self.spec.data.outputs())
+    }
+
+    /// The largest L2 norm of an update: the contract's clip norm where the promise rests on it, else the job's
+    /// sanity bound.
+    pub fn update_norm_bound(&self) -> f64 {
+        match self.contract.unit() {
+            Unit::Client => self.spec.privacy.clip_norm().unwrap_or(self.spec.aggregation.max_update_norm),
+            Unit::Record | Unit::None => self.spec.aggregation.max_update_norm,
+        }
+    }
+
+    /// The weight of a client that declares this many rows.
+    pub fn weight(&self, declared_rows: u64) -> u32 {
+        match self.spec.aggregation.weights {
+            Weights::Uniform => 1,
+            Weights::DeclaredRows => {
+                u32::try_from(declared_rows).unwrap_or(u32::MAX).clamp(1, self.spec.aggregation.max_weight)
+            }
+        }
+    }
+
+    /// The largest weight that the job accepts.
+    pub fn max_weight(&self) -> u32 {
+        self.spec.max_weight()
+    }
+
+    /// The work of one round for a client that declares this many rows.
+    pub fn train_task(&self, declared_rows: u64, sampling_seed: Option<u64>) -> TrainTask {
+        let record_privacy: Option<RecordPrivacy> = self.contract.record_privacy(declared_rows);
+        TrainTask {
+            model: self.spec.model.clone(),
+            data: self.spec.data.clone(),
+            plan: self.spec.training.clone(),
+            record_privacy,
+            sampling_seed,
+        }
+    }
+}

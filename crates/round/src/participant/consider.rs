@@ -1,0 +1,269 @@
+//! Whether to take part: decided in the client, on numbers it works out itself from the job document.
+//!
+//! [`Terms::of`] looks at the job alone, so a job that breaks the policy never makes anybody open the data.
+//! [`consider`] then adds what the check of the data found. Only it can make an [`Acceptance`], and nothing is
+//! trained without one.
+
+use super::{Account, ModelRef, Offer};
+use crate::job::{Job, Weights};
+use serde::Serialize;
+use std::sync::Arc;
+use undertone_core::digest::{Digest, Digester};
+use undertone_core::id::AttemptKey;
+use undertone_core::trainer::{DataReport, TrainTask, TrainerError};
+use undertone_privacy::contract::Unit;
+
+/// What the data owner allows and declares.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Policy {
+    /// The largest ε that one job may cost; `None`: whatever the job's contract says.
+    pub max_epsilon: Option<f64>,
+    /// Whether jobs that promise no privacy are taken.
+    pub allow_no_privacy: bool,
+    /// The number of rows that the data owner declares, a public figure.
+    pub declared_rows: Option<u64>,
+    /// Makes batches reproducible (for studies); each attempt samples under a seed of its own derived from it.
+    pub sampling_seed: Option<u64>,
+}
+
+/// The numbers that a decision rests on, worked out from the job document and the client's own account.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Terms {
+    /// Digest of the job document.
+    pub job_document: Digest,
+    /// Whom the contract protects.
+    pub unit: Unit,
+    /// Values in an update.
+    pub values: u64,
+    /// Bytes that leave in a round.
+    pub update_bytes: u64,
+    /// The update's weight in the sum; follows from `declared_rows` alone.
+    pub weight: u32,
+    /// The rows that the data owner declares.
+    pub declared_rows: Option<u64>,
+    /// Largest L2 norm of an update that may leave.
+    pub max_norm: f64,
+    /// The contract's clip norm.
+    pub clip_norm: Option<f64>,
+    /// The contract's noise, in multiples of `clip_norm`.
+    pub noise_multiplier: Option<f64>,
+    /// The contract's sampling rate (record level only).
+    pub sampling_rate: Option<f64>,
+    /// The contract's δ.
+    pub delta: Option<f64>,
+    /// Updates that this client made for the job before this one.
+    pub updates_before: u32,
+    /// ε of one round alone.
+    pub epsilon_one_round: Option<f64>,
+    /// ε of the client's updates so far and this one.
+    pub epsilon_after: Option<f64>,
+    /// ε of all planned rounds.
+    pub epsilon_planned: Option<f64>,
+    /// The contract's budget.
+    pub epsilon_budget: Option<f64>,
+}
+
+/// Why the client does not take part.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Refusal {
+    /// The sentence for the coordinator: it holds no value of the data and no count of it.
+    pub told: String,
+    /// What only the client's own log says.
+    pub details: Vec<String>,
+}
+
+/// The evidence that an attempt was considered and accepted. Only [`consider`] makes one.
+#[derive(Debug, Clone)]
+pub struct Acceptance {
+    key: AttemptKey,
+    job: Arc<Job>,
+    model: ModelRef,
+    task: TrainTask,
+    weight: u32,
+}
+
+/// A decision with the numbers it was based on.
+#[derive(Debug, Clone)]
+pub struct Decision {
+    /// The attempt.
+    pub key: AttemptKey,
+    /// The numbers.
+    pub terms: Terms,
+    /// Yes or no.
+    pub verdict: Verdict,
+}
+
+/// Yes or no.
+#[derive(Debug, Clone)]
+pub enum Verdict {
+    /// Take part.
+    Accept(Box<Acceptance>),
+    /// Do not.
+    Decline(Refusal),
+}
+
+impl Refusal {
+    /// A refusal that can be told in full.
+    pub fn open(told: impl Into<String>) -> Self {
+        Self { told: told.into(), details: Vec::new() }
+    }
+
+}
+
+/// What the coordinator is told about any problem of the data.
+pub const DATA_UNFIT: &str = "the local data does not meet the data contract: see the client's log";
+
+/// What the coordinator is told of a trainer's error: whose turn it is, and nothing of what the trainer saw.
+pub fn told(error: &TrainerError) -> &'static str {
+    match error {
+        TrainerError::Data(_) => DATA_UNFIT,
+        TrainerError::Unsupported(_) => "the client's trainer cannot do what this job asks: see the client's log",
+        TrainerError::Numerical(_) => "training did not stay finite (learning_rate too high?): see the client's log",
+        TrainerError::Broken(_) => "the client's trainer broke: see the client's log",
+    }
+}
+
+impl Acceptance {
+    /// The attempt.
+    pub fn key(&self) -> &AttemptKey {
+        &self.key
+    }
+
+    /// The job.
+    pub fn job(&self) -> &Arc<Job> {
+        &self.job
+    }
+
+    /// The model to start from.
+    pub fn model(&self) -> ModelRef {
+        self.model
+    }
+
+    /// What to train.
+    pub fn task(&self) -> &TrainTask {
+        &self.task
+    }
+
+    /// The update's weight.
+    pub fn weight(&self) -> u32 {
+        self.weight
+    }
+}
+
+impl Terms {
+    /// Works out the numbers of taking part once more.
+    pub fn of(job: &Job, account: Option<&Account>, policy: &Policy) -> Self {
+        let contract = job.contract();
+        let updates_before = account.map_or(0, Account::updates);
+        Self {
+            job_document: job.digest(),
+            unit: contract.unit(),
+            values: job.layout().len() as u64,
+            update_bytes: job.update_bytes(),
+            weight: job.weight(policy.declared_rows.unwrap_or(1)),
+            declared_rows: policy.declared_rows,
+            max_norm: job.update_norm_bound(),
+            clip_norm: contract.contract().clip_norm(),
+            noise_multiplier: contract.noise_multiplier(),
+            sampling_rate: contract.contract().sampling_rate(),
+            delta: contract.delta(),
+            updates_before,
+            epsilon_one_round: contract.epsilon_after(1),
+            epsilon_after: contract.epsilon_after(updates_before.saturating_add(1)),
+            epsilon_planned: contract.epsilon_after(job.spec().rounds),
+            epsilon_budget: contract.budget_epsilon(),
+        }
+    }
+
+    /// Holds the terms against the policy; the data is not looked at.
+    ///
+    /// # Errors
+    /// The first rule that is broken, with the numbers.
+    pub fn check(&self, job: &Job, account: Option<&Account>, policy: &Policy) -> Result<(), Refusal> {
+        let no = |told: String| Err(Refusal::open(told));
+        if account.is_some_and(|a| a.document() != self.job_document) {
+            return no("the job's document is not the one that this client took part under before".into());
+        }
+        match (self.unit, self.epsilon_after, self.epsilon_planned, self.epsilon_budget) {
+            (Unit::None, ..) if policy.allow_no_privacy => {}
+            (Unit::None, ..) => {
+                return no("this client takes no job that promises no privacy (privacy.unit = \"none\"): \
+                           its owner would have to set [limits] allow_no_privacy = true"
+                    .into());
+            }
+            (_, Some(after), Some(planned), Some(budget)) => {
+                if let Some(limit) = policy.max_epsilon {
+                    if planned > limit {
+                        return no(format!("the job plans ε = {planned:.3}, this client's limit is {limit}"));
+                    }
+                    if after > limit {
+                        return no(format!("with this round the job would cost ε = {after:.3} here, this client's limit is {limit}"));
+                    }
+                }
+                if after > budget {
+                    return no(format!("with this round the job would cost ε = {after:.3} here, its budget is {budget}"));
+                }
+            }
+            _ => return no("the job promises privacy but its loss cannot be stated".into()),
+        }
+        let by_rows = job.spec().aggregation.weights == Weights::DeclaredRows;
+        if policy.declared_rows.is_none() && (by_rows || self.unit == Unit::Record) {
+            let what = if by_rows { "weights = \"declared_rows\"" } else { "a record-level privacy contract" };
+            return no(format!(
+                "{what} needs the number of rows that the data owner declares: set [data] declared_rows in client.toml"
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// Decides on an offer. `data` is the check of the local data, or why it could not be made.
+pub fn consider(
+    offer: &Offer,
+    account: Option<&Account>,
+    policy: &Policy,
+    data: Result<&DataReport, &TrainerError>,
+) -> Decision {
+    let terms = Terms::of(offer.job(), account, policy);
+    let verdict = match terms.check(offer.job(), account, policy).and_then(|()| check_data(data)) {
+        Ok(()) => Verdict::Accept(Box::new(accept(offer, &terms, policy))),
+        Err(refusal) => Verdict::Decline(refusal),
+    };
+    Decision { key: offer.key().clone(), terms, verdict }
+}
+
+fn check_data(data: Result<&DataReport, &TrainerError>) -> Result<(), Refusal> {
+    match data {
+        Ok(report) if report.is_fit() => Ok(()),
+        Ok(report) => Err(Refusal { told: DATA_UNFIT.into(), details: report.problems.clone() }),
+        Err(e) => Err(Refusal { told: told(e).into(), details: vec![e.to_string()] }),
+    }
+}
+
+fn accept(offer: &Offer, terms: &Terms, policy: &Policy) -> Acceptance {
+    let job = offer.job();
+    let seed = policy.sampling_seed.map(|seed| sampling_seed(seed, job, offer.key()));
+    // Jobs that need the declared rows were refused without; the others read no number here.
+    let task = job.train_task(policy.declared_rows.unwrap_or(1), seed);
+    Acceptance {
+        key: offer.key().clone(),
+        job: Arc::clone(job),
+        model: offer.model(),
+        task,
+        weight: terms.weight,
+    }
+}
+
+/// One study seed, another batch order in each attempt. The job's id is left out: it has a random part, and a
+/// repeated study should sample the same batches.
+fn sampling_seed(seed: u64, job: &Job, key: &AttemptKey) -> u64 {
+    let mut d = Digester::new();
+    d.field(b"undertone sampling seed v1");
+    d.field(&seed.to_le_bytes());
+    d.field(job.digest().as_bytes());
+    d.field(&key.round.0.to_le_bytes());
+    d.field(&key.attempt.0.to_le_bytes());
+    let digest = d.finish();
+    let first: [u8; 8] = digest.as_bytes()[..8].try_into().expect("a digest has 32 bytes");
+    u64::from_le_bytes(first)
+}

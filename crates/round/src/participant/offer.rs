@@ -1,0 +1,100 @@
+//! An invitation, as the coordinator sends it and as the client reads it.
+
+use crate::job::{Job, JobError};
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+use undertone_core::digest::Digest;
+use undertone_core::id::AttemptKey;
+
+/// A model file by digest and length.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelRef {
+    /// SHA-256 of the file.
+    pub digest: Digest,
+    /// Its length.
+    pub bytes: u64,
+}
+
+/// An offer whose job document holds together. Everything the client decides on comes from the document.
+#[derive(Debug, Clone)]
+pub struct Offer {
+    key: AttemptKey,
+    job: Arc<Job>,
+    model: ModelRef,
+}
+
+/// Why an offer cannot be read. The sentence holds nothing of the client's own: it may be sent.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum UnreadableOffer {
+    /// The job document does not parse or does not hold together.
+    #[error("the job document makes no sense here: {0}")]
+    Job(#[from] JobError),
+    /// A round that the job does not have.
+    #[error("round {round} of a job with {rounds} rounds")]
+    NoSuchRound {
+        /// The round offered.
+        round: u32,
+        /// The job's rounds.
+        rounds: u32,
+    },
+    /// A model file that cannot be this job's model.
+    #[error("a model file of {bytes} bytes cannot hold this job's {values} values")]
+    ModelSize {
+        /// The length announced.
+        bytes: u64,
+        /// The number of values of the job's model.
+        values: usize,
+    },
+}
+
+/// Most bytes that names, shapes and metadata may take in a model file.
+const MAX_HEADER_BYTES: u64 = 64 << 20;
+
+impl Offer {
+    /// Reads an offer.
+    ///
+    /// # Errors
+    /// [`UnreadableOffer`].
+    pub fn read(key: AttemptKey, document: &[u8], model: ModelRef) -> Result<Self, UnreadableOffer> {
+        Self::of_job(key, Arc::new(Job::from_document(document)?), model)
+    }
+
+    /// The offer of a job that was read before.
+    ///
+    /// # Errors
+    /// [`UnreadableOffer`], but for the document.
+    pub fn of_job(key: AttemptKey, job: Arc<Job>, model: ModelRef) -> Result<Self, UnreadableOffer> {
+        if key.round.0 > job.spec().rounds {
+            return Err(UnreadableOffer::NoSuchRound { round: key.round.0, rounds: job.spec().rounds });
+        }
+        check_model_size(&job, model)?;
+        Ok(Self { key, job, model })
+    }
+
+    /// The attempt.
+    pub fn key(&self) -> &AttemptKey {
+        &self.key
+    }
+
+    /// The job.
+    pub fn job(&self) -> &Arc<Job> {
+        &self.job
+    }
+
+    /// The model to start from.
+    pub fn model(&self) -> ModelRef {
+        self.model
+    }
+}
+
+/// Refuses a model file whose announced length cannot be that of the job's model, before a byte is fetched.
+///
+/// # Errors
+/// [`UnreadableOffer::ModelSize`].
+pub fn check_model_size(job: &Job, model: ModelRef) -> Result<(), UnreadableOffer> {
+    let least = job.update_bytes();
+    if model.bytes <= least || model.bytes > least + MAX_HEADER_BYTES {
+        return Err(UnreadableOffer::ModelSize { bytes: model.bytes, values: job.layout().len() });
+    }
+    Ok(())
+}

@@ -1,0 +1,77 @@
+//! Jobs and offers for the tests of this folder.
+
+use super::{ModelRef, Offer};
+use crate::job::{Job, JobSpec};
+use std::sync::Arc;
+use undertone_core::digest::Digest;
+use undertone_core::id::{Attempt, AttemptKey, JobId, Round};
+use undertone_core::trainer::DataReport;
+
+pub(super) const RECORD: &str = r#"unit = "record"
+trust = "local"
+clip_norm = 1.0
+sampling_rate = 0.25
+noise_multiplier = 1.5
+delta = 1e-3
+budget_epsilon = 6.0"#;
+
+pub(super) const CLIENT: &str = r#"unit = "client"
+trust = "central"
+clip_norm = 0.5
+noise_multiplier = 4.0
+delta = 1e-5
+budget_epsilon = 10.0"#;
+
+pub(super) const NONE: &str = r#"unit = "none""#;
+
+/// A job of 20 rounds, two steps each, with this `[privacy]` table and these lines in `[aggregation]`.
+pub(super) fn job_with(privacy: &str, aggregation: &str) -> Arc<Job> {
+    let text = format!(
+        r#"
+name = "heart"
+rounds = 20
+[model]
+kind = "logistic"
+[training]
+learning_rate = 0.5
+local_steps = 2
+[cohort]
+rule = "all"
+size = 4
+min_clients = 2
+[aggregation]
+{aggregation}
+[privacy]
+{privacy}
+[data.label]
+column = "num"
+classes = [{{ name = "no", values = ["0"] }}, {{ name = "yes", values = ["1"] }}]
+[[data.columns]]
+name = "age"
+kind = "number"
+range = [0, 120]
+"#
+    );
+    Arc::new(JobSpec::from_toml(&text, "job.toml").unwrap().resolve().unwrap())
+}
+
+pub(super) fn job(privacy: &str) -> Arc<Job> {
+    job_with(privacy, "")
+}
+
+pub(super) fn key(job: &str, round: u32, attempt: u32) -> AttemptKey {
+    AttemptKey { job: JobId::new(job).unwrap(), round: Round(round), attempt: Attempt(attempt) }
+}
+
+pub(super) fn offer(key: AttemptKey, job: &Arc<Job>) -> Offer {
+    let model = ModelRef { digest: Digest::of(b"model"), bytes: job.update_bytes() + 100 };
+    Offer::of_job(key, Arc::clone(job), model).unwrap()
+}
+
+pub(super) fn fit() -> DataReport {
+    DataReport { rows: 100, class_rows: vec![50, 50], missing: vec![], problems: vec![] }
+}
+
+pub(super) fn unfit() -> DataReport {
+    DataReport { problems: vec!["line 3: age is \"young\"".into()], ..fit() }
+}

@@ -1,0 +1,41 @@
+//! The trainer works.
+
+use super::storing::Storing;
+use super::{Acceptance, Account, Books, Effect, Failure, State};
+use undertone_core::fixed::FixedVector;
+use undertone_core::id::AttemptKey;
+
+#[derive(Debug)]
+pub(super) struct Training {
+    acceptance: Box<Acceptance>,
+}
+
+impl Training {
+    pub(super) fn begin(acceptance: Box<Acceptance>, out: &mut Vec<Effect>) -> State {
+        out.push(Effect::Train(acceptance.clone()));
+        State::Training(Self { acceptance })
+    }
+
+    pub(super) fn key(&self) -> &AttemptKey {
+        self.acceptance.key()
+    }
+
+    /// Counts the update before anything is done with it.
+    pub(super) fn trained(self, update: FixedVector, books: &mut Books, out: &mut Vec<Effect>) -> State {
+        let key = self.key().clone();
+        let before = books.accounts.get(&key.job);
+        let account = Account::charge(before, &key, self.acceptance.job().digest());
+        books.accounts.insert(key.job.clone(), account.clone());
+        Storing::begin(key, account, update, self.acceptance.weight(), out)
+    }
+
+    pub(super) fn failed(self, failure: Failure, out: &mut Vec<Effect>) -> State {
+        failure.report(self.key(), out);
+        State::Idle
+    }
+
+    pub(super) fn dropped(self, out: &mut Vec<Effect>) -> State {
+        out.push(Effect::Abandon(self.key().clone()));
+        State::Idle
+    }
+}

@@ -1,0 +1,65 @@
+//! What waits for its turn.
+
+use super::Offer;
+use std::collections::VecDeque;
+use undertone_core::id::{AttemptKey, JobId};
+
+/// Most things that may wait.
+const MAX_WAITING: usize = 64;
+
+/// First come, first served; one entry for each job.
+#[derive(Debug, Default)]
+pub(super) struct Waiting(VecDeque<Next>);
+
+/// Something to begin.
+#[derive(Debug)]
+pub(super) enum Next {
+    /// An offer whose terms are within the policy.
+    Offer(Box<Offer>),
+    /// An update that is stored but has no receipt.
+    Resend(AttemptKey),
+}
+
+impl Next {
+    fn key(&self) -> &AttemptKey {
+        match self {
+            Self::Offer(offer) => offer.key(),
+            Self::Resend(key) => key,
+        }
+    }
+}
+
+impl Waiting {
+    /// Adds an entry in the place of the job's older one, or at the end. Too many are given back.
+    pub(super) fn push(&mut self, next: Next) -> Result<(), Box<Next>> {
+        let full = self.0.len() >= MAX_WAITING;
+        match self.0.iter_mut().find(|n| n.key().job == next.key().job) {
+            Some(older) if older.key() > next.key() => {}
+            Some(older) => *older = next,
+            None if full => return Err(Box::new(next)),
+            None => self.0.push_back(next),
+        }
+        Ok(())
+    }
+
+    pub(super) fn pop(&mut self) -> Option<Next> {
+        self.0.pop_front()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// A new session repeats the offers that still stand.
+    pub(super) fn forget_offers(&mut self) {
+        self.0.retain(|n| matches!(n, Next::Resend(_)));
+    }
+
+    pub(super) fn remove_attempt(&mut self, key: &AttemptKey) {
+        self.0.retain(|n| n.key() != key);
+    }
+
+    pub(super) fn remove_job(&mut self, job: &JobId) {
+        self.0.retain(|n| n.key().job != *job);
+    }
+}

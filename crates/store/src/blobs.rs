@@ -1,0 +1,93 @@
+//! Bytes by digest: models and updates.
+
+mod error;
+mod folder;
+mod memory;
+mod verify;
+
+use async_trait::async_trait;
+use std::fmt::Debug;
+use tokio::io::{AsyncRead, AsyncReadExt};
+use undertone_core::digest::Digest;
+
+pub use error::BlobError;
+pub use folder::FolderBlobs;
+pub use memory::MemoryBlobs;
+
+/// Content-addressed bytes: written once, whole or not at all, never changed.
+#[async_trait]
+pub trait Blobs: Send + Sync + Debug {
+    /// Begins a blob. Nobody sees it before [`BlobWriter::commit`]; dropped before that, it leaves nothing.
+    async fn writer(&self) -> Result<Box<dyn BlobWriter>, BlobError>;
+
+    /// The bytes of a blob from `offset` on; nothing if `offset` is its length.
+    ///
+    /// Read from 0 to its end, a damaged blob ends in an error instead of an end: its last bytes are not to be
+    /// believed before the end has been read. From a later offset on nothing is checked.
+    ///
+    /// # Errors
+    /// [`BlobError::NotFound`], [`BlobError::PastEnd`].
+    async fn open(
+        &self,
+        digest: &Digest,
+        offset: u64,
+    ) -> Result<Box<dyn AsyncRead + Send + Unpin>, BlobError>;
+
+    /// The length of a blob in bytes.
+    ///
+    /// # Errors
+    /// [`BlobError::NotFound`] if there is none.
+    async fn len(&self, digest: &Digest) -> Result<u64, BlobError>;
+
+    /// Sees to it that there is no such blob. Readers that have it open may read on. The caller knows that
+    /// nobody needs it, or is writing it again.
+    async fn delete(&self, digest: &Digest) -> Result<(), BlobError>;
+
+    /// Keeps `bytes`; returns their digest and length.
+    async fn put(&self, bytes: &[u8]) -> Result<(Digest, u64), BlobError> {
+        let mut writer = self.writer().await?;
+        writer.write(bytes).await?;
+        writer.commit(None).await
+    }
+
+    /// All bytes of a blob of at most `max_bytes`, checked against its digest.
+    ///
+    /// # Errors
+    /// [`BlobError::NotFound`], [`BlobError::TooLarge`], [`BlobError::Damaged`].
+    async fn get(&self, digest: &Digest, max_bytes: u64) -> Result<Vec<u8>, BlobError> {
+        let bytes = self.len(digest).await?;
+        if bytes > max_bytes {
+            return Err(BlobError::TooLarge { digest: *digest, bytes, max_bytes });
+        }
+        let mut blob = Vec::with_capacity(bytes as usize);
+        // One byte more than there should be, so that the end is reached and with it the check.
+        self.open(digest, 0).await?.take(bytes + 1).read_to_end(&mut blob).await?;
+        if blob.len() as u64 == bytes {
+            Ok(blob)
+        } else {
+            Err(BlobError::Damaged { digest: *digest, found: Digest::of(&blob) })
+        }
+    }
+}
+
+/// A blob being written.
+#[async_trait]
+pub trait BlobWriter: Send + Debug {
+    /// Adds bytes at the end. A writer whose `write` failed, or was dropped before it returned, is spoilt.
+    async fn write(&mut self, bytes: &[u8]) -> Result<(), BlobError>;
+
+    /// Makes the blob durable (see [`Durability`](crate::Durability)) and seen; returns its digest and length.
+    /// Equal bytes are one blob, however often they are written.
+    ///
+    /// # Errors
+    /// [`BlobError::Mismatch`] if the digest is not the `expected` one; then nothing is kept.
+    async fn commit(self: Box<Self>, expected: Option<Digest>) -> Result<(Digest, u64), BlobError>;
+}
+
+/// Whether the bytes are what the caller says they are.
+fn check_expected(expected: Option<Digest>, found: Digest) -> Result<(), BlobError> {
+    match expected {
+        Some(expected) if expected != found => Err(BlobError::Mismatch { expected, found }),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,261 @@
+//! Blobs as files of a folder: `ab/cdef…` for the digest `abcdef…`, and `tmp/` for what is being written.
+//!
+//! A file appears under its name by a rename, after its bytes are on the disk; its name is on the disk before
+//! anybody hears of it. Every file in `tmp/` is locked by its writer, and the lock ends with the process:
+//! opening the folder removes what dead writers left and spares what living ones, here or elsewhere, write.
+
+use super::verify::Verified;
+use super::{BlobError, BlobWriter, Blobs, check_expected};
+use crate::durability::Durability;
+use async_trait::async_trait;
+use std::fs::{self, File, TryLockError};
+use std::io::{self, ErrorKind, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use tokio::io::{AsyncRead, AsyncSeekExt, AsyncWriteExt};
+use undertone_core::digest::{Digest, Digester};
+
+/// [`Blobs`] in a folder of a local disk.
+#[derive(Debug, Clone)]
+pub struct FolderBlobs {
+    root: PathBuf,
+    durability: Durability,
+}
+
+/// Tells the files of this process in `tmp/` apart.
+static NEXT_FILE: AtomicU64 = AtomicU64::new(0);
+
+#[derive(Debug)]
+struct FolderWriter {
+    blobs: FolderBlobs,
+    tmp: PathBuf,
+    file: tokio::fs::File,
+    digester: Digester,
+    bytes: u64,
+    /// No write has begun that did not end well.
+    whole: bool,
+    /// The file has its name; `tmp` may be another's by now.
+    kept: bool,
+}
+
+impl FolderBlobs {
+    /// Opens the folder at `root`, making it (for this user only) if need be, and removes unfinished files.
+    ///
+    /// # Errors
+    /// [`BlobError`] if the folder cannot be made, read or written.
+    pub async fn open(root: impl Into<PathBuf>, durability: Durability) -> Result<Self, BlobError> {
+        let root = root.into();
+        let root = std::path::absolute(&root).map_err(|e| BlobError::at(&root, e))?;
+        let blobs = Self { root, durability };
+        let opened = blobs.clone();
+        blocking(&blobs.root, move || opened.prepare()).await?;
+        Ok(blobs)
+    }
+
+    fn prepare(&self) -> Result<(), BlobError> {
+        let tmp = self.root.join("tmp");
+        // Whose names are new in the folder above; a blob in a folder without a name would be lost.
+        let new: Vec<&Path> = tmp.ancestors().take_while(|folder| !folder.exists()).collect();
+        make_folder(&tmp).map_err(|e| BlobError::at(&tmp, e))?;
+        for above in new.into_iter().filter_map(Path::parent) {
+            self.sync(above, || sync_folder(above))?;
+        }
+        let entries = fs::read_dir(&tmp).map_err(|e| BlobError::at(&tmp, e))?;
+        for entry in entries {
+            let path = entry.map_err(|e| BlobError::at(&tmp, e))?.path();
+            match remove_leftover(&path) {
+                Ok(true) => tracing::info!(path = %path.display(), "removed a blob that was never finished"),
+                Ok(false) => {}
+                Err(e) => return Err(BlobError::at(&path, e)),
+            }
+        }
+        Ok(())
+    }
+
+    fn path(&self, digest: &Digest) -> PathBuf {
+        let hex = digest.to_string();
+        let (folder, file) = hex.split_at(2);
+        self.root.join(folder).join(file)
+    }
+
+    /// A new locked file in `tmp/`.
+    fn begin(&self) -> Result<(PathBuf, File), BlobError> {
+        loop {
+            let number = NEXT_FILE.fetch_add(1, Ordering::Relaxed);
+            let path = self.root.join("tmp").join(format!("{}-{number}", std::process::id()));
+            let file = match create(&path) {
+                // An unfinished file of an earlier process of our number, from after the folder was opened.
+                Err(e) if e.kind() == ErrorKind::AlreadyExists => continue,
+                other => other.map_err(|e| BlobError::at(&path, e))?,
+            };
+            match file.try_lock() {
+                Ok(()) => return Ok((path, file)),
+                // Another process opens the folder just now and takes the file for a leftover.
+                Err(TryLockError::WouldBlock) => continue,
+                Err(TryLockError::Error(e)) => return Err(BlobError::at(&path, e)),
+            }
+        }
+    }
+
+    /// Gives a finished file its name. The file is locked until after that.
+    fn keep(&self, tmp: &Path, file: File, digest: &Digest) -> Result<(), BlobError> {
+        let path = self.path(digest);
+        let folder = path.parent().unwrap_or(&self.root);
+        self.sync(tmp, || file.sync_all())?;
+        make_folder(folder).map_err(|e| BlobError::at(folder, e))?;
+        self.sync(&self.root, || sync_folder(&self.root))?;
+        // If the blob is there already, this puts the same bytes in its place, and mends it if it was damaged.
+        fs::rename(tmp, &path).map_err(|e| BlobError::at(&path, e))?;
+        self.sync(folder, || sync_folder(folder))
+    }
+
+    fn sync(&self, path: &Path, sync: impl FnOnce() -> io::Result<()>) -> Result<(), BlobError> {
+        match self.durability {
+            Durability::Disk => sync().map_err(|e| BlobError::at(path, e)),
+            Durability::Process => Ok(()),
+        }
+    }
+}
+
+#[async_trait]
+impl Blobs for FolderBlobs {
+    async fn writer(&self) -> Result<Box<dyn BlobWriter>, BlobError> {
+        let blobs = self.clone();
+        let (tmp, file) = blocking(&self.root, move || blobs.begin()).await?;
+        let file = tokio::fs::File::from_std(file);
+        let blobs = self.clone();
+        let digester = Digester::new();
+        Ok(Box::new(FolderWriter { blobs, tmp, file, digester, bytes: 0, whole: true, kept: false }))
+    }
+
+    async fn open(
+        &self,
+        digest: &Digest,
+        offset: u64,
+    ) -> Result<Box<dyn AsyncRead + Send + Unpin>, BlobError> {
+        let path = self.path(digest);
+        let mut file = tokio::fs::File::open(&path).await.map_err(|e| absent(digest, &path, e))?;
+        let bytes = file.metadata().await.map_err(|e| BlobError::at(&path, e))?.len();
+        if offset > bytes {
+            return Err(BlobError::PastEnd { digest: *digest, bytes, offset });
+        }
+        if offset == 0 {
+            return Ok(Box::new(Verified::new(file, *digest)));
+        }
+        file.seek(SeekFrom::Start(offset)).await.map_err(|e| BlobError::at(&path, e))?;
+        Ok(Box::new(file))
+    }
+
+    async fn len(&self, digest: &Digest) -> Result<u64, BlobError> {
+        let path = self.path(digest);
+        Ok(tokio::fs::metadata(&path).await.map_err(|e| absent(digest, &path, e))?.len())
+    }
+
+    async fn delete(&self, digest: &Digest) -> Result<(), BlobError> {
+        let path = self.path(digest);
+        match tokio::fs::remove_file(&path).await {
+            Err(e) if e.kind() != ErrorKind::NotFound => Err(BlobError::at(&path, e)),
+            // Not synced: a blob that a power cut brings back costs space, no more.
+            _ => Ok(()),
+        }
+    }
+}
+
+#[async_trait]
+impl BlobWriter for FolderWriter {
+    async fn write(&mut self, bytes: &[u8]) -> Result<(), BlobError> {
+        if !std::mem::replace(&mut self.whole, false) {
+            return Err(BlobError::Spoilt);
+        }
+        self.file.write_all(bytes).await.map_err(|e| BlobError::at(&self.tmp, e))?;
+        self.digester.update(bytes);
+        self.bytes += bytes.len() as u64;
+        self.whole = true;
+        Ok(())
+    }
+
+    async fn commit(mut self: Box<Self>, expected: Option<Digest>) -> Result<(Digest, u64), BlobError> {
+        if !self.whole {
+            return Err(BlobError::Spoilt);
+        }
+        self.file.flush().await.map_err(|e| BlobError::at(&self.tmp, e))?;
+        let digest = std::mem::take(&mut self.digester).finish();
+        check_expected(expected, digest)?;
+        let file = self.file.try_clone().await.map_err(|e| BlobError::at(&self.tmp, e))?.into_std().await;
+        let (blobs, tmp) = (self.blobs.clone(), self.tmp.clone());
+        blocking(&self.tmp, move || blobs.keep(&tmp, file, &digest)).await?;
+        self.kept = true;
+        Ok((digest, self.bytes))
+    }
+}
+
+/// What was not given its name leaves nothing.
+impl Drop for FolderWriter {
+    fn drop(&mut self) {
+        if self.kept {
+            return;
+        }
+        match fs::remove_file(&self.tmp) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                tracing::warn!(path = %self.tmp.display(), %error, "an unfinished blob stays until the next start");
+            }
+            _ => {}
+        }
+    }
+}
+
+/// A missing file is a missing blob.
+fn absent(digest: &Digest, path: &Path, error: io::Error) -> BlobError {
+    match error.kind() {
+        ErrorKind::NotFound => BlobError::NotFound { digest: *digest },
+        _ => BlobError::at(path, error),
+    }
+}
+
+/// Runs what waits for the disk beside the async tasks.
+async fn blocking<T: Send + 'static>(
+    path: &Path,
+    work: impl FnOnce() -> Result<T, BlobError> + Send + 'static,
+) -> Result<T, BlobError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|e| Err(BlobError::at(path, io::Error::other(e))))
+}
+
+fn make_folder(path: &Path) -> io::Result<()> {
+    let mut builder = fs::DirBuilder::new();
+    builder.recursive(true);
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.create(path)
+}
+
+fn create(path: &Path) -> io::Result<File> {
+    let mut options = File::options();
+    options.write(true).create_new(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    options.open(path)
+}
+
+/// Removes a file in `tmp/` unless a living writer holds it.
+fn remove_leftover(path: &Path) -> io::Result<bool> {
+    let gone = |e: io::Error| if e.kind() == ErrorKind::NotFound { Ok(false) } else { Err(e) };
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(e) => return gone(e),
+    };
+    match file.try_lock() {
+        Ok(()) => fs::remove_file(path).map(|()| true).or_else(gone),
+        Err(TryLockError::WouldBlock) => Ok(false),
+        Err(TryLockError::Error(e)) => Err(e),
+    }
+}
+
+/// Makes the names in a folder durable.
+fn sync_folder(path: &Path) -> io::Result<()> {
+    // Elsewhere than on Unix a folder cannot be opened as a file, and renames need no help.
+    if cfg!(unix) { File::open(path)?.sync_all() } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests;

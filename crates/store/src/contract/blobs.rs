@@ -1,0 +1,109 @@
+//! Blobs.
+
+use crate::{BlobError, Blobs};
+use std::sync::Arc;
+use tokio::io::AsyncReadExt;
+use undertone_core::digest::Digest;
+
+/// Bytes that repeat nowhere near.
+fn bytes(len: usize) -> Vec<u8> {
+    (0..len as u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect()
+}
+
+pub(super) async fn what_is_put_comes_back(blobs: &dyn Blobs) {
+    for len in [0, 1, 4096, 3 << 20] {
+        let content = bytes(len);
+        let digest = Digest::of(&content);
+        assert_eq!(blobs.put(&content).await.unwrap(), (digest, len as u64));
+        assert_eq!(blobs.len(&digest).await.unwrap(), len as u64);
+        assert!(blobs.get(&digest, len as u64).await.unwrap() == content, "{len} bytes came back changed");
+    }
+    let digest = Digest::of(&bytes(4096));
+    let refused = blobs.get(&digest, 4095).await;
+    assert!(matches!(refused, Err(BlobError::TooLarge { bytes: 4096, max_bytes: 4095, .. })), "{refused:?}");
+
+    // Piece by piece, in pieces of all sizes.
+    let content = bytes(1 << 20);
+    let mut writer = blobs.writer().await.unwrap();
+    let (mut rest, mut piece) = (content.as_slice(), 0);
+    while !rest.is_empty() {
+        let (now, later) = rest.split_at(piece.min(rest.len()));
+        writer.write(now).await.unwrap();
+        (rest, piece) = (later, piece * 3 + 1);
+    }
+    let digest = Digest::of(&content);
+    assert_eq!(writer.commit(Some(digest)).await.unwrap(), (digest, 1 << 20));
+    assert!(blobs.get(&digest, u64::MAX).await.unwrap() == content, "the pieces came back changed");
+}
+
+pub(super) async fn reads_begin_anywhere(blobs: &dyn Blobs) {
+    let content = bytes(10_000);
+    let (digest, _) = blobs.put(&content).await.unwrap();
+    for offset in [0, 1, 9_999, 10_000] {
+        let mut read = Vec::new();
+        blobs.open(&digest, offset).await.unwrap().read_to_end(&mut read).await.unwrap();
+        assert!(read == content[offset as usize..], "from {offset}");
+    }
+    let refused = blobs.open(&digest, 10_001).await.err();
+    assert!(matches!(refused, Some(BlobError::PastEnd { bytes: 10_000, offset: 10_001, .. })), "{refused:?}");
+    let none = Digest::of(b"none");
+    let refused = blobs.open(&none, 0).await.err();
+    assert!(matches!(refused, Some(BlobError::NotFound { digest }) if digest == none), "{refused:?}");
+}
+
+pub(super) async fn only_what_was_announced_is_kept(blobs: &dyn Blobs) {
+    let (right, wrong) = (Digest::of(b"right"), Digest::of(b"wrong"));
+    let mut writer = blobs.writer().await.unwrap();
+    writer.write(b"wrong").await.unwrap();
+    let refused = writer.commit(Some(right)).await;
+    assert!(
+        matches!(refused, Err(BlobError::Mismatch { expected, found }) if (expected, found) == (right, wrong)),
+        "{refused:?}"
+    );
+    for digest in [right, wrong] {
+        let found = blobs.len(&digest).await;
+        assert!(matches!(found, Err(BlobError::NotFound { .. })), "{found:?}");
+    }
+}
+
+pub(super) async fn unfinished_blobs_are_not_seen(blobs: &dyn Blobs) {
+    let digest = Digest::of(b"half");
+    let mut writer = blobs.writer().await.unwrap();
+    writer.write(b"half").await.unwrap();
+    assert!(matches!(blobs.len(&digest).await, Err(BlobError::NotFound { .. })));
+    drop(writer);
+    assert!(matches!(blobs.get(&digest, 9).await, Err(BlobError::NotFound { .. })));
+    assert_eq!(blobs.put(b"half").await.unwrap(), (digest, 4));
+}
+
+pub(super) async fn deleting_is_for_good_and_for_once(blobs: &dyn Blobs) {
+    let (digest, _) = blobs.put(b"gone").await.unwrap();
+    let (kept, _) = blobs.put(b"kept").await.unwrap();
+    for _ in 0..2 {
+        blobs.delete(&digest).await.unwrap();
+        let found = blobs.get(&digest, 9).await;
+        assert!(matches!(found, Err(BlobError::NotFound { .. })), "{found:?}");
+    }
+    assert_eq!(blobs.get(&kept, 9).await.unwrap(), b"kept");
+    blobs.put(b"gone").await.unwrap();
+    assert_eq!(blobs.get(&digest, 9).await.unwrap(), b"gone");
+}
+
+pub(super) async fn equal_bytes_at_once_are_one_blob(blobs: Arc<dyn Blobs>) {
+    let content = bytes(100_000);
+    let digest = Digest::of(&content);
+    let writers: Vec<_> = (0..8)
+        .map(|_| {
+            let (blobs, content) = (blobs.clone(), content.clone());
+            tokio::spawn(async move {
+                let kept = blobs.put(&content).await.unwrap();
+                // Whoever was told that it is there finds it.
+                assert!(blobs.get(&kept.0, u64::MAX).await.unwrap() == content);
+                kept
+            })
+        })
+        .collect();
+    for writer in writers {
+        assert_eq!(writer.await.unwrap(), (digest, 100_000));
+    }
+}

@@ -1,0 +1,262 @@
+//! A store that forgets: for tests and simulation. Its state is the model that the others are compared with.
+
+use crate::error::{CommitError, EnrolError, StoreError};
+use crate::records::{
+    ClientRecord, EnrolRequest, EvaluationRecord, EventRecord, JobRecord, LedgerRow, ReleaseRecord,
+    TokenRecord, Transition, UploadRecord,
+};
+use crate::rules::{self, Admission};
+use crate::store::Store;
+use async_trait::async_trait;
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use undertone_core::digest::Digest;
+use undertone_core::id::{AttemptKey, ClientId, JobId, Round};
+
+/// A [`Store`] in memory.
+#[derive(Debug)]
+pub struct MemoryStore {
+    /// `None` once closed.
+    state: Mutex<Option<State>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    tokens: BTreeMap<String, TokenRecord>,
+    clients: BTreeMap<ClientId, ClientRecord>,
+    jobs: BTreeMap<JobId, Job>,
+}
+
+#[derive(Debug)]
+struct Job {
+    record: JobRecord,
+    events: Vec<EventRecord>,
+    ledger: BTreeMap<u64, LedgerRow>,
+    uploads: BTreeMap<(AttemptKey, ClientId), UploadRecord>,
+    releases: BTreeMap<Round, ReleaseRecord>,
+    evaluations: BTreeMap<(Round, ClientId), EvaluationRecord>,
+}
+
+impl MemoryStore {
+    /// An empty store.
+    pub fn new() -> Self {
+        Self { state: Mutex::new(Some(State::default())) }
+    }
+
+    /// Runs `change` alone. No change panics between two writes, so a poisoned lock guards a whole state.
+    fn with<T, E: From<StoreError>>(&self, change: impl FnOnce(&mut State) -> Result<T, E>) -> Result<T, E> {
+        match self.lock().as_mut() {
+            Some(state) => change(state),
+            None => Err(StoreError::Closed { at: "in memory".into() }.into()),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<State>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What `list` finds in a job; nothing in a job that does not exist.
+    fn of_job<T>(&self, id: &JobId, list: impl FnOnce(&Job) -> Vec<T>) -> Result<Vec<T>, StoreError> {
+        self.with(|state| Ok(state.jobs.get(id).map(list).unwrap_or_default()))
+    }
+}
+
+impl Default for MemoryStore {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl State {
+    fn enrol(
+        &mut self,
+        secret: Digest,
+        now_unix_s: u64,
+        request: EnrolRequest,
+    ) -> Result<ClientRecord, EnrolError> {
+        let token = self.tokens.values_mut().find(|t| t.secret_digest == secret);
+        let token = token.ok_or(EnrolError::UnknownToken)?;
+        let same = |c: &&ClientRecord| c.token_id == token.id && c.key_digest == request.key_digest;
+        let earlier = self.clients.values().find(same).cloned();
+        let client = match rules::admit(token, earlier, now_unix_s, request)? {
+            Admission::Again(client) => return Ok(client),
+            Admission::New(client) => client,
+        };
+        if self.clients.contains_key(&client.id) {
+            return Err(EnrolError::NameTaken(client.id));
+        }
+        token.uses_left -= 1;
+        self.clients.insert(client.id.clone(), client.clone());
+        Ok(client)
+    }
+
+    /// Checks everything first: a step is made whole or not at all.
+    fn commit(&mut self, step: Transition) -> Result<u64, CommitError> {
+        rules::check_transition(&step)?;
+        let job = self.jobs.get_mut(&step.job);
+        let version = rules::next_version(&step, job.as_ref().map(|j| j.record.version))?;
+        let job = job.ok_or_else(|| CommitError::UnknownJob(step.job.clone()))?;
+        let mut uploads = BTreeMap::new();
+        for upload in step.uploads {
+            let key = (upload.key.clone(), upload.client.clone());
+            match job.uploads.get(&key).or(uploads.get(&key)) {
+                Some(stored) => rules::check_upload(stored, &upload)?,
+                None => drop(uploads.insert(key, upload)),
+            }
+        }
+        if let Some(release) = step.release {
+            match job.releases.get(&release.round) {
+                Some(stored) => rules::check_release(stored, &release)?,
+                None => drop(job.releases.insert(release.round, release)),
+            }
+        }
+        // Nothing fails from here on.
+        job.uploads.append(&mut uploads);
+        for (seq, event) in (job.events.len() as u64 + 1..).zip(step.events) {
+            job.events.push(EventRecord { seq, unix_ms: event.unix_ms, document: event.document });
+        }
+        job.ledger.extend(step.ledger.into_iter().map(|row| (row.seq, row)));
+        job.record.version = version;
+        job.record.status = step.status;
+        job.record.state = step.state;
+        Ok(version)
+    }
+}
+
+#[async_trait]
+impl Store for MemoryStore {
+    async fn create_token(&self, token: TokenRecord) -> Result<(), StoreError> {
+        rules::check_token(&token)?;
+        self.with(|state| {
+            if state.tokens.values().any(|t| t.id == token.id || t.secret_digest == token.secret_digest) {
+                return Err(StoreError::Exists { what: "token", id: token.id });
+            }
+            state.tokens.insert(token.id.clone(), token);
+            Ok(())
+        })
+    }
+
+    async fn list_tokens(&self) -> Result<Vec<TokenRecord>, StoreError> {
+        self.with(|state| {
+            let mut tokens: Vec<_> = state.tokens.values().cloned().collect();
+            tokens.sort_by_key(|t| t.created_unix_s);
+            Ok(tokens)
+        })
+    }
+
+    async fn delete_token(&self, id: &str) -> Result<bool, StoreError> {
+        self.with(|state| Ok(state.tokens.remove(id).is_some()))
+    }
+
+    async fn enrol(
+        &self,
+        secret_digest: Digest,
+        now_unix_s: u64,
+        request: EnrolRequest,
+    ) -> Result<ClientRecord, EnrolError> {
+        self.with(|state| state.enrol(secret_digest, now_unix_s, request))
+    }
+
+    async fn client(&self, id: &ClientId) -> Result<Option<ClientRecord>, StoreError> {
+        self.with(|state| Ok(state.clients.get(id).cloned()))
+    }
+
+    async fn clients(&self) -> Result<Vec<ClientRecord>, StoreError> {
+        self.with(|state| Ok(state.clients.values().cloned().collect()))
+    }
+
+    async fn touch_client(&self, id: &ClientId, now_unix_s: u64) -> Result<bool, StoreError> {
+        StoreError::check_number("the time", now_unix_s)?;
+        self.with(|state| {
+            let client = state.clients.get_mut(id);
+            Ok(client.map(|c| c.last_seen_unix_s = c.last_seen_unix_s.max(Some(now_unix_s))).is_some())
+        })
+    }
+
+    async fn insert_job(&self, job: JobRecord) -> Result<(), StoreError> {
+        rules::check_job(&job)?;
+        self.with(|state| {
+            if state.jobs.contains_key(&job.id) {
+                return Err(StoreError::Exists { what: "job", id: job.id.to_string() });
+            }
+            state.jobs.insert(
+                job.id.clone(),
+                Job {
+                    record: job,
+                    events: Vec::new(),
+                    ledger: BTreeMap::new(),
+                    uploads: BTreeMap::new(),
+                    releases: BTreeMap::new(),
+                    evaluations: BTreeMap::new(),
+                },
+            );
+            Ok(())
+        })
+    }
+
+    async fn job(&self, id: &JobId) -> Result<Option<JobRecord>, StoreError> {
+        self.with(|state| Ok(state.jobs.get(id).map(|j| j.record.clone())))
+    }
+
+    async fn jobs(&self) -> Result<Vec<JobRecord>, StoreError> {
+        self.with(|state| {
+            let mut jobs: Vec<_> = state.jobs.values().map(|j| j.record.clone()).collect();
+            jobs.sort_by_key(|j| j.created_unix_s);
+            Ok(jobs)
+        })
+    }
+
+    async fn commit(&self, transition: Transition) -> Result<u64, CommitError> {
+        self.with(|state| state.commit(transition))
+    }
+
+    async fn events(&self, job: &JobId, after_seq: u64, limit: u32) -> Result<Vec<EventRecord>, StoreError> {
+        let wanted = |e: &&EventRecord| e.seq > after_seq;
+        self.of_job(job, |j| j.events.iter().filter(wanted).take(limit as usize).cloned().collect())
+    }
+
+    async fn ledger(&self, job: &JobId) -> Result<Vec<LedgerRow>, StoreError> {
+        self.of_job(job, |j| j.ledger.values().cloned().collect())
+    }
+
+    async fn uploads(&self, key: &AttemptKey) -> Result<Vec<UploadRecord>, StoreError> {
+        self.of_job(&key.job, |j| j.uploads.values().filter(|u| u.key == *key).cloned().collect())
+    }
+
+    async fn releases(&self, job: &JobId) -> Result<Vec<ReleaseRecord>, StoreError> {
+        self.of_job(job, |j| j.releases.values().cloned().collect())
+    }
+
+    async fn record_evaluation(&self, evaluation: EvaluationRecord) -> Result<bool, StoreError> {
+        rules::check_evaluation(&evaluation)?;
+        self.with(|state| {
+            let Some(job) = state.jobs.get_mut(&evaluation.job) else {
+                return Err(StoreError::Missing { what: "job", id: evaluation.job.to_string() });
+            };
+            let key = (evaluation.round, evaluation.evaluator.clone());
+            let new = !job.evaluations.contains_key(&key);
+            job.evaluations.entry(key).or_insert(evaluation);
+            Ok(new)
+        })
+    }
+
+    async fn evaluations(&self, job: &JobId) -> Result<Vec<EvaluationRecord>, StoreError> {
+        self.of_job(job, |j| j.evaluations.values().cloned().collect())
+    }
+
+    async fn close(&self) {
+        *self.lock() = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::contract::store_contract;
+    use std::sync::Arc;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn keeps_the_contract() {
+        store_contract(async || Arc::new(MemoryStore::new()) as Arc<dyn Store>).await;
+    }
+}

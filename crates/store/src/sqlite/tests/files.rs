@@ -1,0 +1,177 @@
+//! The file: whose it is, what is in it, what it survives.
+
+use super::open;
+use crate::contract::{full_step, job, joins, secret, token};
+use crate::sqlite::schema::{self, MIGRATIONS};
+use crate::sqlite::writer::Writer;
+use crate::{CommitError, Durability, SqliteStore, Store, StoreError};
+use sqlx::sqlite::SqliteConnectOptions;
+use tempfile::TempDir;
+use undertone_core::digest::Digest;
+
+/// Merged migrations never change: files in the field came by them. A new one adds a line here.
+#[test]
+fn merged_migrations_are_frozen() {
+    let digests: Vec<_> = MIGRATIONS.iter().map(|text| Digest::of(text.as_bytes()).to_string()).collect();
+    assert_eq!(digests, ["01464825ec07b3d2d59c8f91d4f4080b1603b50bbcaae0b8aaa8c1bc835cb124"]);
+}
+
+#[tokio::test]
+async fn reopened_it_knows_everything() {
+    let folder = TempDir::new().unwrap();
+    let store = open(&folder).await;
+    store.create_token(token("t", 1)).await.unwrap();
+    let client = store.enrol(secret("t"), 1_500, joins("a", "a")).await.unwrap();
+    store.insert_job(job("a")).await.unwrap();
+    store.commit(full_step(&job("a").id, 1)).await.unwrap();
+    let before = (store.jobs().await.unwrap(), store.list_tokens().await.unwrap());
+    store.close().await;
+    assert!(!folder.path().join("state.db-wal").exists(), "closing folds the log into the file");
+
+    let store = open(&folder).await;
+    assert_eq!((store.jobs().await.unwrap(), store.list_tokens().await.unwrap()), before);
+    assert_eq!(store.clients().await.unwrap(), [client]);
+    assert_eq!(store.commit(full_step(&job("a").id, 2)).await.unwrap(), 3);
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn nobody_else_may_read_it() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = TempDir::new().unwrap();
+    let mode = |name: &str| std::fs::metadata(folder.path().join(name)).unwrap().permissions().mode() & 0o777;
+    let store = open(&folder).await;
+    store.insert_job(job("a")).await.unwrap();
+    for name in ["state.db", "state.db-wal", "state.db-shm"] {
+        assert_eq!(mode(name), 0o600, "{name}");
+    }
+    store.close().await;
+    std::fs::set_permissions(folder.path().join("state.db"), PermissionsExt::from_mode(0o644)).unwrap();
+    let _store = open(&folder).await;
+    assert_eq!(mode("state.db"), 0o600);
+}
+
+#[tokio::test]
+async fn two_programs_may_use_it() {
+    let folder = TempDir::new().unwrap();
+    let (one, two) = (open(&folder).await, open(&folder).await);
+    let id = job("a").id;
+    one.insert_job(job("a")).await.unwrap();
+    assert_eq!(two.commit(full_step(&id, 1)).await.unwrap(), 2);
+    let late = one.commit(full_step(&id, 1)).await;
+    assert!(matches!(late, Err(CommitError::Conflict { expected: 1, found: 2, .. })), "{late:?}");
+}
+
+#[tokio::test]
+async fn a_full_disk_is_told_and_got_over() {
+    let folder = TempDir::new().unwrap();
+    let store = open(&folder).await;
+    let id = job("a").id;
+    store.insert_job(job("a")).await.unwrap();
+    // SQLite's own way to be full. The limit is the connection's, so the next connection is free of it again,
+    // as after space was freed.
+    let mut write = store.writer.begin().await.unwrap();
+    let limit = sqlx::query("PRAGMA max_page_count = 1");
+    let outcome = write.sql().execute(limit).await;
+    write.finish(outcome).await.unwrap();
+
+    let mut large = full_step(&id, 1);
+    large.state = "x".repeat(1 << 20);
+    let refused = store.commit(large.clone()).await;
+    assert!(matches!(&refused, Err(CommitError::Store(StoreError::Full { .. }))), "{refused:?}");
+    let text = refused.unwrap_err().to_string();
+    assert!(text.ends_with("state.db is full; the change was not made: free space, then go on"), "{text}");
+    assert_eq!(store.job(&id).await.unwrap(), Some(job("a")));
+    assert_eq!(store.events(&id, 0, 9).await.unwrap(), []);
+
+    store.writer.begin().await.map(drop).unwrap();
+    assert_eq!(store.commit(large).await.unwrap(), 2);
+}
+
+#[tokio::test]
+async fn a_write_that_is_not_permitted_is_told() {
+    let folder = TempDir::new().unwrap();
+    let store = open(&folder).await;
+    let mut write = store.writer.begin().await.unwrap();
+    let outcome = write.sql().execute(sqlx::query("PRAGMA query_only = ON")).await;
+    write.finish(outcome).await.unwrap();
+    let refused = store.insert_job(job("a")).await;
+    assert!(matches!(&refused, Err(StoreError::NotWritable { .. })), "{refused:?}");
+}
+
+/// Opens `path` and expects an error.
+async fn refused(path: &std::path::Path) -> StoreError {
+    SqliteStore::open(path, Durability::Disk).await.expect_err("it opened")
+}
+
+#[tokio::test]
+async fn what_is_no_store_is_refused() {
+    let folder = TempDir::new().unwrap();
+    let error = refused(&folder.path().join("no folder").join("state.db")).await;
+    assert!(matches!(error, StoreError::NotOpened { .. }), "{error:?}");
+    let error = refused(folder.path()).await;
+    assert!(matches!(error, StoreError::NotOpened { .. }), "{error:?}");
+
+    let noise = folder.path().join("noise.db");
+    std::fs::write(&noise, "this is no database. ".repeat(500)).unwrap();
+    let error = refused(&noise).await;
+    assert!(matches!(error, StoreError::Damaged { .. }), "{error:?}");
+
+    let foreign = folder.path().join("foreign.db");
+    let options = SqliteConnectOptions::new().filename(&foreign).create_if_missing(true);
+    let writer = Writer::new(options, "foreign");
+    let mut write = writer.begin().await.unwrap();
+    let outcome = write.sql().execute(sqlx::query("CREATE TABLE bookmarks (url TEXT)")).await;
+    write.finish(outcome).await.unwrap();
+    writer.close().await;
+    let error = refused(&foreign).await;
+    assert!(matches!(error, StoreError::Foreign { .. }), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_value_that_no_store_wrote_is_told() {
+    let folder = TempDir::new().unwrap();
+    let store = open(&folder).await;
+    store.insert_job(job("a")).await.unwrap();
+    let mut write = store.writer.begin().await.unwrap();
+    let outcome = write.sql().execute(sqlx::query("UPDATE jobs SET document_digest = 'abc'")).await;
+    write.finish(outcome).await.unwrap();
+    let text = store.job(&job("a").id).await.unwrap_err().to_string();
+    assert!(
+        text.contains("is damaged") && text.contains("document_digest") && text.contains("abc"),
+        "{text}"
+    );
+}
+
+#[tokio::test]
+async fn schemas_only_go_forward_and_by_one_way() {
+    let folder = TempDir::new().unwrap();
+    let store = open(&folder).await;
+    let mut write = store.writer.begin().await.unwrap();
+    let next = [MIGRATIONS, &["ALTER TABLE jobs ADD COLUMN colour TEXT"]].concat();
+    let outcome = schema::apply(&mut write.sql(), "here", &next).await;
+    write.finish(outcome).await.unwrap();
+
+    // A step of several statements that fails in the middle leaves the schema that was.
+    let mut write = store.writer.begin().await.unwrap();
+    let broken = [next.as_slice(), &["CREATE TABLE half (a TEXT); CREATE TABLE jobs (a TEXT)"]].concat();
+    let outcome = schema::apply(&mut write.sql(), "here", &broken).await;
+    assert!(write.finish(outcome).await.is_err());
+
+    let mut write = store.writer.begin().await.unwrap();
+    let outcome = schema::apply(&mut write.sql(), "here", &next).await;
+    write.finish(outcome).await.expect("applied already");
+
+    let mut write = store.writer.begin().await.unwrap();
+    let outcome = schema::apply(&mut write.sql(), "here", &[MIGRATIONS[0], "SELECT 1"]).await;
+    let error = write.finish(outcome).await.unwrap_err();
+    assert!(matches!(error, StoreError::OtherSchema { number: 2, .. }), "{error:?}");
+    store.close().await;
+
+    let error = refused(&folder.path().join("state.db")).await;
+    let known = MIGRATIONS.len() as i64;
+    assert!(
+        matches!(error, StoreError::NewerSchema { found, known: k, .. } if found == known + 1 && k == known)
+    );
+    assert!(error.to_string().contains("run the newer program"), "{error}");
+}

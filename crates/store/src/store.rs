@@ -1,0 +1,99 @@
+//! The state of a deployment, behind one trait.
+
+use crate::error::{CommitError, EnrolError, StoreError};
+use crate::records::{
+    ClientRecord, EnrolRequest, EvaluationRecord, EventRecord, JobRecord, LedgerRow, ReleaseRecord,
+    TokenRecord, Transition, UploadRecord,
+};
+use async_trait::async_trait;
+use std::fmt::Debug;
+use undertone_core::digest::Digest;
+use undertone_core::id::{AttemptKey, ClientId, JobId};
+
+/// The durable state: tokens, clients, jobs and what belongs to them.
+///
+/// Every method is one transaction. When it returns `Ok`, what it wrote is durable (see
+/// [`Durability`](crate::Durability)) and every later read sees it; when it returns an error, nothing was
+/// written. A call that is dropped before it returns happened whole or not at all.
+#[async_trait]
+pub trait Store: Send + Sync + Debug {
+    /// Keeps a new token.
+    ///
+    /// # Errors
+    /// [`StoreError::Exists`] if its id or its secret is in use.
+    async fn create_token(&self, token: TokenRecord) -> Result<(), StoreError>;
+
+    /// All tokens, used up and expired ones too; the oldest first, then by id.
+    async fn list_tokens(&self) -> Result<Vec<TokenRecord>, StoreError>;
+
+    /// Forgets a token; its clients stay. Says whether there was one.
+    async fn delete_token(&self, id: &str) -> Result<bool, StoreError>;
+
+    /// Lets a client join: checks the token with this secret, counts it down and inserts the client.
+    ///
+    /// A client that comes again with the same token and the same key (it never got the answer) gets the
+    /// record of the first time, serial included, whatever became of the token's uses and expiry.
+    ///
+    /// # Errors
+    /// [`EnrolError`] says why not; then neither token nor clients changed.
+    async fn enrol(
+        &self,
+        secret_digest: Digest,
+        now_unix_s: u64,
+        request: EnrolRequest,
+    ) -> Result<ClientRecord, EnrolError>;
+
+    /// A client, if there is one of this name.
+    async fn client(&self, id: &ClientId) -> Result<Option<ClientRecord>, StoreError>;
+
+    /// All clients by name.
+    async fn clients(&self) -> Result<Vec<ClientRecord>, StoreError>;
+
+    /// Notes that a client was heard of; an earlier time than the one noted changes nothing. Says whether
+    /// there is such a client.
+    async fn touch_client(&self, id: &ClientId, now_unix_s: u64) -> Result<bool, StoreError>;
+
+    /// Keeps a new job, at version [`JobRecord::FIRST_VERSION`].
+    ///
+    /// # Errors
+    /// [`StoreError::Exists`] if there is one of this name.
+    async fn insert_job(&self, job: JobRecord) -> Result<(), StoreError>;
+
+    /// A job, if there is one of this name.
+    async fn job(&self, id: &JobId) -> Result<Option<JobRecord>, StoreError>;
+
+    /// All jobs, the oldest first, then by name.
+    async fn jobs(&self) -> Result<Vec<JobRecord>, StoreError>;
+
+    /// Makes one step of a job with all its effects, if the job is still at the expected version. Returns the
+    /// new version.
+    ///
+    /// # Errors
+    /// [`CommitError::Conflict`] if another step came first.
+    async fn commit(&self, transition: Transition) -> Result<u64, CommitError>;
+
+    /// The events of a job after `after_seq` (0 for all), in order, at most `limit`. None for an unknown job.
+    async fn events(&self, job: &JobId, after_seq: u64, limit: u32) -> Result<Vec<EventRecord>, StoreError>;
+
+    /// The ledger of a job, by `seq`.
+    async fn ledger(&self, job: &JobId) -> Result<Vec<LedgerRow>, StoreError>;
+
+    /// The updates accepted into an attempt, by client.
+    async fn uploads(&self, key: &AttemptKey) -> Result<Vec<UploadRecord>, StoreError>;
+
+    /// The models that a job published, by round.
+    async fn releases(&self, job: &JobId) -> Result<Vec<ReleaseRecord>, StoreError>;
+
+    /// Keeps what an evaluator measured. Says whether it is new: of two results of the same evaluator for the
+    /// same round the first one stays.
+    ///
+    /// # Errors
+    /// [`StoreError::Missing`] if there is no such job.
+    async fn record_evaluation(&self, evaluation: EvaluationRecord) -> Result<bool, StoreError>;
+
+    /// What evaluators measured on the models of a job, by round, then by evaluator.
+    async fn evaluations(&self, job: &JobId) -> Result<Vec<EvaluationRecord>, StoreError>;
+
+    /// Lets go of files and connections, after writes in flight. Later calls fail with [`StoreError::Closed`].
+    async fn close(&self);
+}

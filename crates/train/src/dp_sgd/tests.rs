@@ -1,0 +1,244 @@
+use super::*;
+use tch::{Device, Reduction, Tensor};
+use undertone_core::model::{Activation, ModelSpec};
+use undertone_data::encode::Dataset;
+
+const QUIET: f64 = 1e-6;
+
+fn plan(steps: u32) -> TrainPlan {
+    TrainPlan {
+        learning_rate: 0.5,
+        momentum: 0.0,
+        local_steps: Some(steps),
+        local_epochs: None,
+        batch_size: None,
+    }
+}
+
+fn privacy(noise_multiplier: f64, sampling_rate: f64, expected_batch: f64) -> RecordPrivacy {
+    RecordPrivacy { clip_norm: 0.7, noise_multiplier, sampling_rate, expected_batch }
+}
+
+fn mlp(hidden: usize) -> ModelSpec {
+    ModelSpec::Mlp { hidden: vec![hidden], activation: Activation::Relu, seed: 5 }
+}
+
+fn dataset(rows: usize, inputs: usize) -> Dataset {
+    let features = (0..rows * inputs).map(|i| ((i * 37 % 101) as f32 - 50.0) / 50.0).collect();
+    Dataset { features, labels: (0..rows).map(|i| (i * 7 / 3 % 2) as u32).collect(), rows, inputs }
+}
+
+fn go(
+    set: &Dataset,
+    spec: &ModelSpec,
+    plan: &TrainPlan,
+    privacy: &RecordPrivacy,
+    seed: Option<u64>,
+) -> Result<Vec<f32>, TrainerError> {
+    let network = Network::new(spec, set.inputs, 1)?;
+    let rows = Rows::new(set, Device::Cpu)?;
+    let start = spec.initial_values(set.inputs, 1);
+    let trained = train(&network, &rows, plan, privacy, &start, seed, &Stop::default())?;
+    Ok(trained.weights.iter().zip(&start).map(|(w, s)| w - s).collect())
+}
+
+/// A full-batch step by the definition: autograd for each example, clipping in f64, no grid, no noise.
+fn reference_step(set: &Dataset, spec: &ModelSpec, clip: f64, denominator: f64, rate: f64) -> Vec<f64> {
+    let network = Network::new(spec, set.inputs, 1).unwrap();
+    let rows = Rows::new(set, Device::Cpu).unwrap();
+    let flat = Tensor::from_slice(&spec.initial_values(set.inputs, 1)).set_requires_grad(true);
+    let mut sum = vec![0.0; network.len()];
+    for i in 0..set.rows {
+        let (x, y) = rows.range(i, 1).unwrap();
+        let (_, logits) = network.forward(&flat, &x).unwrap();
+        let loss = network.loss(&logits, &y, Reduction::Sum).unwrap();
+        let g = to_vec(&Tensor::run_backward(&[loss], &[&flat], false, false)[0]).unwrap();
+        let norm = g.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt();
+        let factor = (clip / norm).min(1.0);
+        sum.iter_mut().zip(&g).for_each(|(s, &v)| *s += f64::from(v) * factor);
+    }
+    sum.iter().map(|s| -rate * s / denominator).collect()
+}
+
+#[track_caller]
+fn assert_close(got: &[f32], wanted: &[f64], tolerance: f64) {
+    assert_eq!(got.len(), wanted.len());
+    let norm = |v: &mut dyn Iterator<Item = f64>| v.map(|x| x * x).sum::<f64>().sqrt();
+    let scale = norm(&mut wanted.iter().copied());
+    let error = norm(&mut got.iter().zip(wanted).map(|(&g, w)| f64::from(g) - w));
+    assert!(error < tolerance * scale, "{error} of {scale}");
+}
+
+#[test]
+fn a_step_without_noise_is_the_mean_of_clipped_gradients() {
+    let set = dataset(60, 9);
+    for spec in [ModelSpec::Logistic {}, mlp(8)] {
+        let got = go(&set, &spec, &plan(1), &privacy(QUIET, 1.0, 60.0), None).unwrap();
+        assert_close(&got, &reference_step(&set, &spec, 0.7, 60.0, 0.5), 1e-3);
+    }
+}
+
+#[test]
+fn sums_are_divided_by_the_expected_batch_and_not_by_the_rows() {
+    let set = dataset(60, 9);
+    let got = go(&set, &mlp(8), &plan(1), &privacy(QUIET, 1.0, 200.0), None).unwrap();
+    assert_close(&got, &reference_step(&set, &mlp(8), 0.7, 200.0, 0.5), 1e-3);
+}
+
+#[test]
+fn momentum_is_the_classical_kind() {
+    // Steps so small that the gradient stays as it is.
+    let set = dataset(40, 3);
+    let slow = |momentum, steps| {
+        let plan = TrainPlan { learning_rate: 1e-3, momentum, ..plan(steps) };
+        go(&set, &ModelSpec::Logistic {}, &plan, &privacy(QUIET, 1.0, 40.0), None).unwrap()
+    };
+    let one = slow(0.0, 1);
+    // v: 1, 1.5, 1.75; their sum 4.25.
+    let wanted: Vec<f64> = one.iter().map(|&d| 4.25 * f64::from(d)).collect();
+    assert_close(&slow(0.5, 3), &wanted, 5e-3);
+}
+
+/// Noise alone: no row is ever drawn, so each coordinate of the delta is a draw.
+fn noise_only(steps: u32, privacy: &RecordPrivacy) -> Vec<f64> {
+    let set = dataset(5, 20);
+    let delta = go(&set, &mlp(1000), &plan(steps), privacy, None).unwrap();
+    assert_eq!(delta.len(), 22_001);
+    delta.into_iter().map(f64::from).collect()
+}
+
+#[test]
+fn the_noise_has_the_stated_variance_also_on_an_empty_batch() {
+    for (z, expected_batch, steps) in [(1.5, 76.0, 1), (0.5, 10.0, 1), (4.0, 1000.0, 3)] {
+        let noise = noise_only(steps, &privacy(z, f64::MIN_POSITIVE, expected_batch));
+        let n = noise.len() as f64;
+        let sigma = 0.5 * z * 0.7 / expected_batch * f64::from(steps).sqrt();
+        let mean = noise.iter().sum::<f64>() / n;
+        let variance = noise.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / n;
+        // Six standard deviations of the estimates.
+        assert!(mean.abs() < 6.0 * sigma / n.sqrt(), "z = {z}: mean {mean}, sigma {sigma}");
+        let ratio = variance / (sigma * sigma);
+        assert!((ratio - 1.0).abs() < 6.0 * (2.0 / n).sqrt(), "z = {z}: variance is {ratio} of the stated one");
+        // Shape: the fourth moment of a Gaussian is 3 σ⁴ (its estimate spreads by √(96/n)).
+        let fourth = noise.iter().map(|v| (v - mean).powi(4)).sum::<f64>() / n / (variance * variance);
+        assert!((fourth - 3.0).abs() < 6.0 * (96.0 / n).sqrt(), "z = {z}: kurtosis {fourth}");
+    }
+}
+
+#[test]
+fn noise_is_never_the_same_twice_even_with_a_sampling_seed() {
+    let set = dataset(30, 4);
+    let run = |seed| go(&set, &ModelSpec::Logistic {}, &plan(1), &privacy(1.0, 0.5, 15.0), seed).unwrap();
+    assert_ne!(run(Some(1)), run(Some(1)));
+    assert_ne!(run(None), run(None));
+}
+
+#[test]
+fn a_sampling_seed_gives_the_same_batches() {
+    let set = dataset(80, 4);
+    let run = |seed| go(&set, &ModelSpec::Logistic {}, &plan(2), &privacy(QUIET, 0.3, 24.0), seed).unwrap();
+    let f64s = |v: Vec<f32>| v.into_iter().map(f64::from).collect::<Vec<_>>();
+    // Equal but for the tiny noise; other batches move the result by much more than that.
+    assert_close(&run(Some(1)), &f64s(run(Some(1))), 1e-4);
+    let (a, b) = (run(Some(1)), run(Some(2)));
+    assert!(a.iter().zip(&b).any(|(a, b)| (a - b).abs() > 1e-3), "{a:?} {b:?}");
+}
+
+#[test]
+fn an_example_that_is_not_finite_counts_as_zero() {
+    let set = dataset(20, 4);
+    let without = {
+        let mut set = set.clone();
+        set.features.truncate(19 * 4);
+        set.labels.truncate(19);
+        set.rows = 19;
+        go(&set, &mlp(6), &plan(1), &privacy(QUIET, 1.0, 20.0), None).unwrap()
+    };
+    for bad in [f32::NAN, f32::INFINITY] {
+        let mut set = set.clone();
+        set.features[19 * 4..].fill(bad);
+        let with = go(&set, &mlp(6), &plan(1), &privacy(QUIET, 1.0, 20.0), None).unwrap();
+        assert_close(&with, &without.iter().copied().map(f64::from).collect::<Vec<_>>(), 1e-4);
+    }
+}
+
+#[test]
+fn one_example_moves_the_sum_by_at_most_the_clip_norm() {
+    // An outlier with a gradient of thousands, alone in its batch.
+    let set = Dataset { features: vec![1e4; 4], labels: vec![1], rows: 1, inputs: 4 };
+    let delta = go(&set, &ModelSpec::Logistic {}, &plan(1), &privacy(QUIET, 1.0, 1.0), None).unwrap();
+    let norm = delta.iter().map(|&d| f64::from(d).powi(2)).sum::<f64>().sqrt();
+    assert!((norm / (0.5 * 0.7) - 1.0).abs() < 1e-4, "{norm}");
+}
+
+#[test]
+fn sigma_is_not_rounded_down_on_any_grid() {
+    for clip_norm in [1e-5, 0.01, 0.7, 1.0, 1.9999, 2.0, 123.4, 1e5] {
+        for noise_multiplier in [0.3, 1.1, 7.7] {
+            let p = RecordPrivacy { clip_norm, noise_multiplier, sampling_rate: 1.0, expected_batch: 1.0 };
+            let m = Mechanism::new(&p).unwrap();
+            let units = undertone_core::fixed::integer_bound(m.grid, clip_norm);
+            assert!(m.noise.sigma() >= noise_multiplier * units as f64, "{clip_norm} {noise_multiplier}");
+            assert!(m.noise.sigma() <= noise_multiplier * units as f64 * 1.001);
+            if (0.001..1000.0).contains(&clip_norm) {
+                assert!((1 << 16..=1 << 17).contains(&units), "{clip_norm}: {units} units");
+            }
+            let mut sum = vec![0; 3];
+            m.add_clipped(&[1e9, -1e9, 1e9], &mut sum).unwrap();
+            let squared: i128 = sum.iter().map(|&u: &i64| i128::from(u) * i128::from(u)).sum();
+            assert!(squared <= i128::from(units) * i128::from(units), "{sum:?} beyond {units}");
+        }
+    }
+}
+
+#[test]
+fn what_would_break_the_promise_is_refused() {
+    let set = dataset(5, 3);
+    let good = privacy(1.0, 0.5, 2.5);
+    let bad_privacy = [
+        RecordPrivacy { noise_multiplier: 0.0, ..good },
+        RecordPrivacy { noise_multiplier: f64::INFINITY, ..good },
+        RecordPrivacy { noise_multiplier: f64::NAN, ..good },
+        RecordPrivacy { clip_norm: 0.0, ..good },
+        RecordPrivacy { clip_norm: -1.0, ..good },
+        RecordPrivacy { clip_norm: f64::NAN, ..good },
+        RecordPrivacy { clip_norm: f64::INFINITY, ..good },
+        RecordPrivacy { sampling_rate: 0.0, ..good },
+        RecordPrivacy { sampling_rate: 1.5, ..good },
+        RecordPrivacy { sampling_rate: f64::NAN, ..good },
+        RecordPrivacy { expected_batch: 0.0, ..good },
+    ];
+    for p in bad_privacy {
+        let e = go(&set, &ModelSpec::Logistic {}, &plan(1), &p, None).unwrap_err();
+        assert!(matches!(e, TrainerError::Unsupported(_)), "{p:?}: {e}");
+    }
+    let bad_plans = [
+        TrainPlan { batch_size: Some(2), ..plan(1) },
+        TrainPlan { local_steps: None, local_epochs: Some(1), ..plan(1) },
+        TrainPlan { learning_rate: f64::NAN, ..plan(1) },
+    ];
+    for p in bad_plans {
+        let e = go(&set, &ModelSpec::Logistic {}, &p, &good, None).unwrap_err();
+        assert!(matches!(e, TrainerError::Unsupported(_)), "{p:?}: {e}");
+    }
+}
+
+#[test]
+fn divergence_is_said_and_not_sent() {
+    let set = dataset(20, 3);
+    let plan = TrainPlan { learning_rate: 1e300, ..plan(3) };
+    let e = go(&set, &mlp(4), &plan, &privacy(1.0, 1.0, 20.0), None).unwrap_err();
+    assert!(matches!(&e, TrainerError::Numerical(t) if t.contains("diverged")), "{e}");
+}
+
+#[test]
+fn a_stop_ends_it() {
+    let set = dataset(20, 3);
+    let network = Network::new(&mlp(4), 3, 1).unwrap();
+    let rows = Rows::new(&set, Device::Cpu).unwrap();
+    let stop = Stop::default();
+    stop.stop();
+    let start = mlp(4).initial_values(3, 1);
+    let r = train(&network, &rows, &plan(1), &privacy(1.0, 1.0, 20.0), &start, None, &stop);
+    assert!(matches!(r, Err(Failure::Stopped)));
+}

@@ -1,0 +1,217 @@
+use super::*;
+use std::fmt::Write as _;
+use undertone_core::model::Activation;
+use undertone_core::plan::TrainPlan;
+use undertone_core::trainer::RecordPrivacy;
+
+fn contract(classes: usize) -> DataContract {
+    let classes: Vec<String> =
+        (0..classes).map(|c| format!("{{ name = \"c{c}\", values = [\"{c}\"] }}")).collect();
+    toml::from_str(&format!(
+        "label = {{ column = \"y\", classes = [{}] }}\ncolumns = [\
+         {{ name = \"a\", kind = \"number\", range = [-1, 1] }}, {{ name = \"b\", kind = \"number\", range = [-1, 1] }}]",
+        classes.join(", ")
+    ))
+    .unwrap()
+}
+
+/// Points on a grid of the square; the class is the sector they lie in.
+fn csv(rows: usize, classes: usize, shift: usize) -> tempfile::NamedTempFile {
+    let mut text = String::from("a,b,y\n");
+    for i in 0..rows {
+        let (a, b) = (((i * 7 + shift) % 41) as f64 / 20.5 - 1.0, ((i * 13) % 43) as f64 / 21.5 - 1.0);
+        let turn = b.atan2(a) / std::f64::consts::TAU + 0.5;
+        writeln!(text, "{a},{b},{}", ((turn * classes as f64) as usize).min(classes - 1)).unwrap();
+    }
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), text).unwrap();
+    file
+}
+
+fn steps(n: u32) -> TrainPlan {
+    TrainPlan { learning_rate: 0.5, momentum: 0.0, local_steps: Some(n), local_epochs: None, batch_size: None }
+}
+
+fn task(model: ModelSpec, classes: usize, plan: TrainPlan) -> TrainTask {
+    TrainTask { model, data: contract(classes), plan, record_privacy: None, sampling_seed: None }
+}
+
+fn start(task: &TrainTask) -> Vec<f32> {
+    task.model.initial_values(task.data.inputs(), task.data.outputs())
+}
+
+fn mlp(activation: Activation) -> ModelSpec {
+    ModelSpec::Mlp { hidden: vec![12], activation, seed: 1 }
+}
+
+#[test]
+fn each_model_learns_two_and_three_classes() {
+    for classes in [2, 3] {
+        let file = csv(300, classes, 0);
+        let mut trainer = TorchTrainer::new(file.path());
+        for model in [ModelSpec::Logistic {}, mlp(Activation::Relu), mlp(Activation::Tanh)] {
+            let task = task(model, classes, TrainPlan { momentum: 0.9, ..steps(200) });
+            let mut weights = start(&task);
+            let before = trainer.evaluate(&task.model, &task.data, &weights).unwrap();
+            let update = trainer.train(&task, &weights).unwrap();
+            assert_eq!(update.steps, 200);
+            weights.iter_mut().zip(&update.delta).for_each(|(w, d)| *w += d);
+            let after = trainer.evaluate(&task.model, &task.data, &weights).unwrap();
+            assert_eq!(after.rows, 300);
+            assert!(after.accuracy > 0.93 && after.loss < before.loss / 2.0, "{task:?}: {before:?} {after:?}");
+        }
+    }
+}
+
+#[test]
+fn an_untrained_logistic_model_is_undecided() {
+    for (classes, nats) in [(2, 2f64.ln()), (3, 3f64.ln())] {
+        let file = csv(50, classes, 0);
+        let task = task(ModelSpec::Logistic {}, classes, steps(1));
+        let metrics =
+            TorchTrainer::new(file.path()).evaluate(&task.model, &task.data, &start(&task)).unwrap();
+        assert!((metrics.loss - nats).abs() < 1e-6, "{metrics:?}");
+    }
+}
+
+#[test]
+fn a_plain_step_is_the_mean_gradient() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "a,b,y\n1,-0.5,1\n0.25,1,0\n").unwrap();
+    let task = task(ModelSpec::Logistic {}, 2, steps(1));
+    let update = TorchTrainer::new(file.path()).train(&task, &[0.0; 3]).unwrap();
+    // At zero, p - y is -1/2 for the first row and 1/2 for the second; halved by the mean and by the rate.
+    assert_eq!(update.delta, [(1.0 - 0.25) / 8.0, (-0.5 - 1.0) / 8.0, 0.0]);
+}
+
+#[test]
+fn a_seed_gives_the_same_bits_and_none_does_not() {
+    let file = csv(90, 2, 0);
+    let run = |sampling_seed| {
+        let plan = TrainPlan { batch_size: Some(7), ..steps(20) };
+        let task = TrainTask { sampling_seed, ..task(mlp(Activation::Relu), 2, plan) };
+        TorchTrainer::new(file.path()).train(&task, &start(&task)).unwrap().delta
+    };
+    assert_eq!(run(Some(4)), run(Some(4)));
+    assert_ne!(run(Some(4)), run(Some(5)));
+    assert_ne!(run(None), run(None));
+}
+
+#[test]
+fn steps_and_epochs_are_counted() {
+    let file = csv(50, 2, 0);
+    let count = |plan| {
+        let task = task(ModelSpec::Logistic {}, 2, plan);
+        TorchTrainer::new(file.path()).train(&task, &start(&task)).unwrap().steps
+    };
+    let epochs = TrainPlan { local_steps: None, local_epochs: Some(3), ..steps(1) };
+    assert_eq!(count(TrainPlan { batch_size: Some(16), ..epochs.clone() }), 12);
+    assert_eq!(count(TrainPlan { batch_size: Some(5000), ..epochs.clone() }), 3);
+    assert_eq!(count(epochs), 3);
+    assert_eq!(count(TrainPlan { batch_size: Some(16), ..steps(11) }), 11);
+}
+
+#[test]
+fn dp_sgd_learns_too() {
+    let file = csv(400, 2, 0);
+    let mut trainer = TorchTrainer::new(file.path());
+    let privacy =
+        RecordPrivacy { clip_norm: 1.0, noise_multiplier: 1.0, sampling_rate: 0.25, expected_batch: 100.0 };
+    let task =
+        TrainTask { record_privacy: Some(privacy), ..task(mlp(Activation::Tanh), 2, steps(60)) };
+    let mut weights = start(&task);
+    let update = trainer.train(&task, &weights).unwrap();
+    assert_eq!(update.steps, 60);
+    weights.iter_mut().zip(&update.delta).for_each(|(w, d)| *w += d);
+    let metrics = trainer.evaluate(&task.model, &task.data, &weights).unwrap();
+    assert!(metrics.accuracy > 0.9, "{metrics:?}");
+}
+
+#[test]
+fn rows_are_read_once_a_job() {
+    let file = csv(30, 2, 0);
+    let task = task(ModelSpec::Logistic {}, 2, steps(1));
+    let mut trainer = TorchTrainer::new(file.path());
+    let rows = |t: &mut TorchTrainer| t.evaluate(&task.model, &task.data, &start(&task)).map(|m| m.rows);
+    assert_eq!(rows(&mut trainer), Ok(30));
+    std::fs::copy(csv(40, 2, 0).path(), file.path()).unwrap();
+    assert_eq!(rows(&mut trainer), Ok(30));
+    assert_eq!(trainer.inspect(&task.data).unwrap().rows, 40);
+    assert_eq!(rows(&mut trainer), Ok(40));
+    std::fs::remove_file(file.path()).unwrap();
+    assert_eq!(rows(&mut trainer), Ok(40));
+    trainer.rest();
+    assert!(matches!(rows(&mut trainer), Err(TrainerError::Data(_))));
+    // Another contract is another reading.
+    let file = csv(30, 2, 0);
+    let mut trainer = TorchTrainer::new(file.path());
+    assert_eq!(rows(&mut trainer), Ok(30));
+    let three = trainer.evaluate(&task.model, &contract(3), &[0.0; 9]).unwrap();
+    assert!((three.loss - 3f64.ln()).abs() < 1e-6, "{three:?}");
+}
+
+#[test]
+fn wrong_weights_wrong_plans_and_divergence_have_their_own_errors() {
+    let file = csv(30, 2, 0);
+    let mut trainer = TorchTrainer::new(file.path());
+    let good = task(ModelSpec::Logistic {}, 2, steps(1));
+    for weights in [vec![0.0; 2], vec![0.0; 4], vec![f32::NAN; 3]] {
+        assert!(matches!(trainer.train(&good, &weights), Err(TrainerError::Numerical(_))));
+        let evaluated = trainer.evaluate(&good.model, &good.data, &weights);
+        assert!(matches!(evaluated, Err(TrainerError::Numerical(_))));
+    }
+    let both = TrainPlan { local_epochs: Some(1), ..steps(1) };
+    let e = trainer.train(&task(ModelSpec::Logistic {}, 2, both), &[0.0; 3]).unwrap_err();
+    assert!(matches!(e, TrainerError::Unsupported(_)), "{e}");
+    let wild = TrainPlan { learning_rate: 1e300, ..steps(3) };
+    let e = trainer.train(&task(ModelSpec::Logistic {}, 2, wild), &[0.0; 3]).unwrap_err();
+    assert!(matches!(&e, TrainerError::Numerical(t) if t.contains("learning_rate")), "{e}");
+}
+
+#[test]
+fn a_baseline_is_rounds_of_training_on_pooled_rows() {
+    let (a, b, test) = (csv(60, 2, 0), csv(40, 2, 3), csv(50, 2, 5));
+    let pooled = tempfile::NamedTempFile::new().unwrap();
+    let read = |f: &tempfile::NamedTempFile| std::fs::read_to_string(f.path()).unwrap();
+    std::fs::write(pooled.path(), read(&a) + read(&b).strip_prefix("a,b,y\n").unwrap()).unwrap();
+
+    let t = TrainTask {
+        sampling_seed: Some(9),
+        ..task(mlp(Activation::Relu), 2, TrainPlan { batch_size: Some(8), momentum: 0.5, ..steps(4) })
+    };
+    let request = BaselineTask {
+        model: t.model.clone(),
+        data: t.data.clone(),
+        plan: t.plan.clone(),
+        rounds: 5,
+        seed: Some(9),
+        train: vec![a.path().into(), b.path().into()],
+        test: test.path().into(),
+    };
+    let baseline = TorchTrainer::new("unused.csv").baseline(&request).unwrap();
+    assert_eq!((baseline.rows, baseline.steps, baseline.metrics.rows), (100, 20, 50));
+
+    let mut trainer = TorchTrainer::new(pooled.path());
+    let mut weights = start(&t);
+    for _ in 0..5 {
+        let update = trainer.train(&t, &weights).unwrap();
+        weights.iter_mut().zip(&update.delta).for_each(|(w, d)| *w += d);
+    }
+    assert!(weights.iter().zip(&baseline.weights).all(|(a, b)| (a - b).abs() < 1e-4));
+    assert!(baseline.metrics.accuracy > 0.8, "{:?}", baseline.metrics);
+
+    for bad in [
+        BaselineTask { rounds: 0, ..request.clone() },
+        BaselineTask { train: vec![a.path().into(); 1025], ..request.clone() },
+    ] {
+        let e = TorchTrainer::new("unused.csv").baseline(&bad).unwrap_err();
+        assert!(matches!(e, TrainerError::Unsupported(_)), "{e}");
+    }
+    for bad in [
+        BaselineTask { train: vec![], ..request.clone() },
+        BaselineTask { test: "no/such.csv".into(), ..request },
+    ] {
+        let e = TorchTrainer::new("unused.csv").baseline(&bad).unwrap_err();
+        assert!(matches!(e, TrainerError::Data(_)), "{e}");
+    }
+}

@@ -1,0 +1,13 @@
+//! The one place where the daemon reads the clock.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Milliseconds since 1970.
+pub(crate) fn unix_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
+}
+
+/// Seconds since 1970.
+pub(crate) fn unix_s() -> u64 {
+    unix_ms() / 1000
+}

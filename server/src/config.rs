@@ -1,0 +1,133 @@
+//! `server.toml`.
+
+use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use undertone_core::config::{ConfigError, parse_toml};
+use undertone_core::duration::Span;
+
+/// The coordinator's configuration. Relative paths are relative to the file's folder.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ServerConfig {
+    /// The deployment's name, for people.
+    pub name: String,
+    /// Address and port to listen on.
+    pub listen: SocketAddr,
+    /// The address that participants use, for example `https://fl.example.org:7443`; part of every join token.
+    pub public_url: String,
+    /// Where keys and certificates are.
+    #[serde(default = "default_pki")]
+    pub pki: PathBuf,
+    /// Where state and blobs are.
+    #[serde(default)]
+    pub storage: Storage,
+    /// Bounds.
+    #[serde(default)]
+    pub limits: Limits,
+}
+
+fn default_pki() -> PathBuf {
+    "pki".into()
+}
+
+/// Where state and blobs are.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Storage {
+    /// Folder of the database and the blobs.
+    pub folder: PathBuf,
+    /// What an acknowledgement survives.
+    pub durability: Durability,
+}
+
+/// What an acknowledgement survives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Durability {
+    /// A power loss.
+    #[default]
+    Disk,
+    /// A crash of the process, but not of the machine; faster.
+    Process,
+}
+
+impl Default for Storage {
+    fn default() -> Self {
+        Self { folder: "state".into(), durability: Durability::Disk }
+    }
+}
+
+/// Bounds of the daemon.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Uploads taken in at once; the rest wait without memory.
+    pub uploads_in_flight: usize,
+    /// Participants connected at once.
+    pub sessions: usize,
+    /// Jobs that have not ended.
+    pub open_jobs: usize,
+    /// How long a participant's certificate is valid.
+    pub certificate_lifetime: Span,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            uploads_in_flight: 16,
+            sessions: 20_000,
+            open_jobs: 100,
+            certificate_lifetime: Span::seconds(365 * 86_400),
+        }
+    }
+}
+
+impl ServerConfig {
+    /// Reads `server.toml` in a deployment's folder.
+    ///
+    /// # Errors
+    /// If it cannot be read, or holds an unknown key or a value that makes no sense.
+    pub fn load(folder: &Path) -> Result<Self, ConfigError> {
+        let file = folder.join("server.toml");
+        let shown = file.display().to_string();
+        let text = std::fs::read_to_string(&file).map_err(|e| ConfigError {
+            place: shown.clone(),
+            problem: format!("{e}: make a deployment with `undertone-server init --dir {}`", folder.display()),
+        })?;
+        let mut config: Self = parse_toml(&text, &shown)?;
+        if !config.public_url.starts_with("https://") {
+            return Err(ConfigError {
+                place: shown,
+                problem: format!("public_url must start with https://, not \"{}\"", config.public_url),
+            });
+        }
+        if config.limits.uploads_in_flight == 0 || config.limits.sessions == 0 || config.limits.open_jobs == 0 {
+            return Err(ConfigError { place: shown, problem: "a limit of zero would stop everything".into() });
+        }
+        config.pki = folder.join(&config.pki);
+        config.storage.folder = folder.join(&config.storage.folder);
+        Ok(config)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unknown_keys_are_refused_with_the_nearest() {
+        let folder = std::env::temp_dir().join(format!("undertone-config-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let write = |text: &str| std::fs::write(folder.join("server.toml"), text).unwrap();
+        write("name = \"x\"\nlistn = \"127.0.0.1:1\"\npublic_url = \"https://localhost:1\"\n");
+        let e = ServerConfig::load(&folder).unwrap_err().to_string();
+        assert!(e.contains("line 2") && e.contains("did you mean \"listen\"?"), "{e}");
+        write("name = \"x\"\nlisten = \"127.0.0.1:1\"\npublic_url = \"http://localhost:1\"\n");
+        assert!(ServerConfig::load(&folder).unwrap_err().to_string().contains("https://"));
+        write("name = \"x\"\nlisten = \"127.0.0.1:1\"\npublic_url = \"https://localhost:1\"\n");
+        assert_eq!(ServerConfig::load(&folder).unwrap().pki, folder.join("pki"));
+        std::fs::remove_dir_all(&folder).unwrap();
+        assert!(ServerConfig::load(&folder).unwrap_err().to_string().contains("undertone-server init"));
+    }
+}

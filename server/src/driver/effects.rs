@@ -1,0 +1,90 @@
+//! Carrying out what a step decided.
+
+use super::{Command, Driver};
+use crate::clock::unix_ms;
+use crate::release::release;
+use undertone::v1::{self, server_message::Kind};
+use undertone_core::id::AttemptKey;
+use undertone_round::coordinator::{Effect, Input, ModelRef, Update};
+
+impl Driver {
+    pub(super) async fn carry_out(&self, effect: Effect) {
+        match effect {
+            Effect::Offer { client, key, model, deadline_ms } => {
+                let seconds_left = deadline_ms.saturating_sub(unix_ms()) / 1000;
+                let offer = v1::Offer {
+                    attempt: Some((&key).into()),
+                    job_document: self.document(),
+                    model: Some(v1::BlobRef::new(model.digest, model.bytes)),
+                    seconds_left,
+                };
+                self.shared.sessions.send(&client, Kind::Offer(offer));
+            }
+            Effect::Withdraw { client, key, reason } => {
+                let withdraw = v1::Withdraw { attempt: Some((&key).into()), reason };
+                self.shared.sessions.send(&client, Kind::Withdraw(withdraw));
+            }
+            Effect::Evaluate { evaluator, round, model } => {
+                let offer = v1::EvaluateOffer {
+                    job: self.id.to_string(),
+                    round: round.0,
+                    job_document: self.document(),
+                    model: Some(v1::BlobRef::new(model.digest, model.bytes)),
+                };
+                self.shared.sessions.send(&evaluator, Kind::Evaluate(offer));
+            }
+            Effect::Release { key, model, updates } => self.spawn_release(key, model, updates),
+            Effect::Publish { key, model } => {
+                self.shared.publish(model);
+                self.feed_self(Input::Published { key });
+            }
+            Effect::Forget { key } => self.forget(&key).await,
+        }
+    }
+
+    fn document(&self) -> bytes::Bytes {
+        self.job.spec().to_document().into()
+    }
+
+    fn spawn_release(&self, key: AttemptKey, model: ModelRef, updates: Vec<Update>) {
+        let Some(entry) = self.ledger.entry(&key).cloned() else {
+            let reason = format!("{key} has no entry in the privacy ledger");
+            return self.feed_self(Input::ReleaseFailed { key, reason });
+        };
+        let (job, shared, own) = (self.job.clone(), self.shared.clone(), self.own.clone());
+        tokio::spawn(async move {
+            let input = match release(&job, &entry, model, &updates, &shared.blobs).await {
+                Ok(model) => Input::Released { key, model },
+                Err(reason) => Input::ReleaseFailed { key, reason },
+            };
+            if let Some(own) = own.upgrade() {
+                let _ = own.send(Command { input, reply: None }).await;
+            }
+        });
+    }
+
+    /// Feeds an input from a task of its own: the queue may be full, and this driver is its only reader.
+    fn feed_self(&self, input: Input) {
+        if let Some(own) = self.own.upgrade() {
+            tokio::spawn(async move {
+                let _ = own.send(Command { input, reply: None }).await;
+            });
+        }
+    }
+
+    /// Deletes the spooled updates of a closed attempt.
+    async fn forget(&self, key: &AttemptKey) {
+        let updates = match self.shared.store.uploads(key).await {
+            Ok(updates) => updates,
+            Err(e) => {
+                tracing::warn!(error = %e, "cannot list the spooled updates of a closed attempt");
+                return;
+            }
+        };
+        for update in updates {
+            if let Err(e) = self.shared.blobs.delete(&update.blob).await {
+                tracing::warn!(error = %e, client = %update.client, "cannot delete a spooled update");
+            }
+        }
+    }
+}

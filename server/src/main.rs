@@ -1,0 +1,132 @@
+//! `undertone-server`: the coordinator daemon.
+
+use anyhow::Context as _;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use undertone_server::init::{InitOptions, init};
+use undertone_server::{Server, ServerConfig};
+
+/// The coordinator of an Undertone deployment: offers training jobs to enrolled clients, sums what they send, keeps
+/// the privacy ledger, releases models.
+///
+/// A first deployment on this machine:
+///
+///   undertone-server init --dir hospitals --host localhost
+///   undertone-server run --dir hospitals
+///   undertone --operator hospitals/operator token create --role trainer --name cleveland
+#[derive(Parser)]
+#[command(version, verbatim_doc_comment)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Make a deployment: its certificate authority, the coordinator's certificate, an operator's profile, server.toml.
+    Init(Init),
+    /// Run the coordinator of a deployment until it is told to stop (SIGINT or SIGTERM).
+    Run(Run),
+}
+
+#[derive(Args)]
+struct Init {
+    /// Folder of the deployment; it is made if it is not there.
+    #[arg(long, value_name = "FOLDER")]
+    dir: PathBuf,
+    /// Name of the deployment, for people.
+    #[arg(long, default_value = "undertone")]
+    name: String,
+    /// Address and port to listen on. Port 0 picks a free one and writes it down.
+    #[arg(long, default_value = "127.0.0.1:7443", value_name = "ADDRESS:PORT")]
+    listen: SocketAddr,
+    /// Host name or address under which participants reach the coordinator; may be repeated. The first goes into
+    /// join tokens.
+    #[arg(long, default_value = "localhost", value_name = "HOST")]
+    host: Vec<String>,
+}
+
+#[derive(Args)]
+struct Run {
+    /// Folder of the deployment (with server.toml).
+    #[arg(long, value_name = "FOLDER")]
+    dir: PathBuf,
+    /// How log lines look; what is logged is set by RUST_LOG (default: info).
+    #[arg(long, value_enum, default_value = "text")]
+    log_format: LogFormat,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("undertone-server: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<()> {
+    match cli.command {
+        Command::Init(args) => {
+            let folder = args.dir.clone();
+            let options =
+                InitOptions { folder: args.dir, name: args.name, listen: args.listen, hosts: args.host };
+            let config = init(&options)?;
+            println!("deployment \"{}\" made in {}", config.name, folder.display());
+            println!("  participants reach it at {}", config.public_url);
+            println!("start it:       undertone-server run --dir {}", folder.display());
+            println!(
+                "invite someone: undertone --operator {} token create --role trainer --name NAME",
+                folder.join("operator").display()
+            );
+            Ok(())
+        }
+        Command::Run(args) => {
+            start_log(args.log_format);
+            let config = ServerConfig::load(&args.dir)?;
+            tokio::runtime::Builder::new_multi_thread()
+                .enable_all()
+                .build()
+                .context("cannot start the runtime")?
+                .block_on(serve(config))
+        }
+    }
+}
+
+async fn serve(config: ServerConfig) -> anyhow::Result<()> {
+    let url = config.public_url.clone();
+    let mut server = Server::start(config).await?;
+    tracing::info!("listening on {} ({url})", server.address());
+    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    tokio::select! {
+        stopped = server.stopped() => return Ok(stopped?),
+        _ = tokio::signal::ctrl_c() => {}
+        _ = terminate.recv() => {}
+    }
+    tracing::info!("shutting down");
+    server.shutdown().await;
+    Ok(())
+}
+
+fn start_log(format: LogFormat) {
+    use tracing_subscriber::EnvFilter;
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => {
+            log.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).with_target(false).init();
+        }
+        LogFormat::Json => log.json().init(),
+    }
+}

@@ -1,0 +1,303 @@
+//! What operators ask and order.
+
+use super::{chunk_channel, send_blob};
+use crate::clock::unix_s;
+use crate::coordinator::Coordinator;
+use crate::driver::Handle;
+use crate::identity::require_operator;
+use std::sync::Arc;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+use undertone::join_token::JoinToken;
+use undertone::limits::TOKEN_SECRET_BYTES;
+use undertone::v1::{self, operator_server::Operator, release_message};
+use undertone::{ApiError, Fault, InvalidMessage, client_role, role_message};
+use undertone_core::digest::Digest;
+use undertone_core::id::{ClientId, JobId};
+use undertone_core::limits::{MAX_JOB_DOCUMENT_BYTES, clip_text};
+use undertone_round::coordinator::Input;
+use undertone_store::{StoreError, TokenRecord};
+
+/// Longest life of a join token.
+const MAX_TOKEN_LIFETIME_S: u64 = 90 * 86_400;
+/// Most uses of a join token.
+const MAX_TOKEN_USES: u32 = 100_000;
+/// Events read from the store at once.
+const EVENT_PAGE: u32 = 256;
+
+pub(crate) struct OperatorService(pub(crate) Arc<Coordinator>);
+
+type Reply<T> = Result<Response<T>, Status>;
+
+#[tonic::async_trait]
+impl Operator for OperatorService {
+    type WatchJobStream = ReceiverStream<Result<v1::JobEvent, Status>>;
+    type DownloadReleaseStream = ReceiverStream<Result<v1::ReleaseMessage, Status>>;
+
+    async fn submit_job(&self, request: Request<v1::SubmitJobRequest>) -> Reply<v1::SubmitJobResponse> {
+        let by = require_operator(&request)?;
+        let document = request.into_inner().job_document;
+        if document.len() > MAX_JOB_DOCUMENT_BYTES {
+            return Err(ApiError::new(
+                Fault::TooMuch,
+                format!("the job has {} bytes, at most {MAX_JOB_DOCUMENT_BYTES}", document.len()),
+            )
+            .into());
+        }
+        let (job, digest) = self.0.submit(&document, &by).await?;
+        Ok(Response::new(v1::SubmitJobResponse {
+            job: job.to_string(),
+            job_digest: digest.as_bytes().to_vec().into(),
+        }))
+    }
+
+    async fn list_jobs(&self, request: Request<v1::ListJobsRequest>) -> Reply<v1::ListJobsResponse> {
+        require_operator(&request)?;
+        let jobs = self.0.jobs().iter().map(|(id, handle)| summary(id, handle)).collect();
+        Ok(Response::new(v1::ListJobsResponse { jobs }))
+    }
+
+    async fn get_job(&self, request: Request<v1::GetJobRequest>) -> Reply<v1::JobDetail> {
+        require_operator(&request)?;
+        let (id, handle) = self.find(&request.get_ref().job)?;
+        let snapshot = handle.snapshot();
+        Ok(Response::new(v1::JobDetail {
+            summary: Some(summary(&id, &handle)),
+            job_document: handle.job.spec().to_document().into(),
+            privacy: privacy(&handle).to_string(),
+            state: serde_json::to_string(&snapshot.state).expect("plain data"),
+        }))
+    }
+
+    async fn watch_job(&self, request: Request<v1::WatchJobRequest>) -> Reply<Self::WatchJobStream> {
+        require_operator(&request)?;
+        let m = request.into_inner();
+        let (id, handle) = self.find(&m.job)?;
+        let (tx, rx) = mpsc::channel(EVENT_PAGE as usize);
+        tokio::spawn(follow(self.0.clone(), id, handle, m.after, tx));
+        Ok(Response::new(ReceiverStream::new(rx)))
+    }
+
+    async fn cancel_job(&self, request: Request<v1::CancelJobRequest>) -> Reply<v1::CancelJobResponse> {
+        let by = require_operator(&request)?.to_string();
+        let m = request.into_inner();
+        let (_, handle) = self.find(&m.job)?;
+        handle.feed(Input::Cancel { by, reason: clip_text(&m.reason).to_owned() }).await?;
+        Ok(Response::new(v1::CancelJobResponse {}))
+    }
+
+    async fn download_release(
+        &self,
+        request: Request<v1::DownloadReleaseRequest>,
+    ) -> Reply<Self::DownloadReleaseStream> {
+        require_operator(&request)?;
+        let m = request.into_inner();
+        let (id, _) = self.find(&m.job)?;
+        let shared = &self.0.shared;
+        let releases = shared.store.releases(&id).await.map_err(internal)?;
+        let wanted = match m.round {
+            0 => releases.iter().max_by_key(|r| r.round),
+            round => releases.iter().find(|r| r.round.0 == round),
+        };
+        let release = wanted.ok_or_else(|| {
+            let what = if m.round == 0 { "a model".into() } else { format!("round {}", m.round) };
+            ApiError::new(Fault::NotFound, format!("{id} has not released {what} yet"))
+        })?;
+        let header = v1::ReleaseHeader {
+            round: release.round.0,
+            model: Some(v1::BlobRef::new(release.model, release.bytes)),
+        };
+        let (tx, rx) = chunk_channel();
+        let first = v1::ReleaseMessage { kind: Some(release_message::Kind::Header(header)) };
+        tx.try_send(Ok(first)).expect("a new queue has room");
+        send_blob(&shared.blobs, &release.model, 0, tx, |chunk| v1::ReleaseMessage {
+            kind: Some(release_message::Kind::Chunk(chunk)),
+        })
+        .await?;
+        Ok(Response::new(ReceiverStream::new(rx)))
+    }
+
+    async fn list_clients(&self, request: Request<v1::ListClientsRequest>) -> Reply<v1::ListClientsResponse> {
+        require_operator(&request)?;
+        let shared = &self.0.shared;
+        let clients = shared.store.clients().await.map_err(internal)?;
+        let clients = clients
+            .into_iter()
+            .map(|c| v1::ClientSummary {
+                connected: shared.sessions.is_connected(&c.id),
+                client: c.id.to_string(),
+                role: role_message(c.role).into(),
+                enrolled_unix_s: c.enrolled_unix_s,
+                last_seen_unix_s: c.last_seen_unix_s,
+                software: c.software,
+            })
+            .collect();
+        Ok(Response::new(v1::ListClientsResponse { clients }))
+    }
+
+    async fn create_token(&self, request: Request<v1::CreateTokenRequest>) -> Reply<v1::CreateTokenResponse> {
+        let by = require_operator(&request)?;
+        Ok(Response::new(self.new_token(request.into_inner(), by.as_str()).await?))
+    }
+
+    async fn list_tokens(&self, request: Request<v1::ListTokensRequest>) -> Reply<v1::ListTokensResponse> {
+        require_operator(&request)?;
+        let tokens = self.0.shared.store.list_tokens().await.map_err(internal)?;
+        let tokens = tokens
+            .into_iter()
+            .map(|t| v1::TokenSummary {
+                id: t.id,
+                role: role_message(t.role).into(),
+                name: t.name.map(String::from).unwrap_or_default(),
+                uses_left: t.uses_left,
+                expires_unix_s: t.expires_unix_s,
+            })
+            .collect();
+        Ok(Response::new(v1::ListTokensResponse { tokens }))
+    }
+
+    async fn revoke_token(&self, request: Request<v1::RevokeTokenRequest>) -> Reply<v1::RevokeTokenResponse> {
+        let by = require_operator(&request)?;
+        let id = request.into_inner().id;
+        if !self.0.shared.store.delete_token(&id).await.map_err(internal)? {
+            return Err(ApiError::new(Fault::NotFound, format!("there is no token {:.64}", id)).into());
+        }
+        tracing::info!(token = %id, %by, "join token revoked");
+        Ok(Response::new(v1::RevokeTokenResponse {}))
+    }
+}
+
+impl OperatorService {
+    fn find(&self, id: &str) -> Result<(JobId, Handle), ApiError> {
+        let id = JobId::new(id).map_err(InvalidMessage::from)?;
+        let handle = self.0.job(&id)?;
+        Ok((id, handle))
+    }
+
+    async fn new_token(&self, m: v1::CreateTokenRequest, by: &str) -> Result<v1::CreateTokenResponse, ApiError> {
+        let shared = &self.0.shared;
+        let bad = |text: String| Err(ApiError::new(Fault::BadRequest, text));
+        let role = client_role(m.role)?;
+        let name = match m.name.as_str() {
+            "" => None,
+            name => Some(ClientId::new(name).map_err(InvalidMessage::from)?),
+        };
+        if m.uses == 0 || m.uses > MAX_TOKEN_USES {
+            return bad(format!("a token has 1 to {MAX_TOKEN_USES} uses, not {}", m.uses));
+        }
+        if name.is_some() && m.uses != 1 {
+            return bad("a token for a fixed name has one use".into());
+        }
+        if m.lifetime_s == 0 || m.lifetime_s > MAX_TOKEN_LIFETIME_S {
+            return bad(format!("a token lives 1 s to {MAX_TOKEN_LIFETIME_S} s, not {} s", m.lifetime_s));
+        }
+        let mut random = [0u8; TOKEN_SECRET_BYTES + 4];
+        getrandom::fill(&mut random).map_err(|e| ApiError::new(Fault::Internal, e.to_string()))?;
+        let (secret, id) = random.split_first_chunk::<TOKEN_SECRET_BYTES>().expect("it is longer");
+        let now = unix_s();
+        let record = TokenRecord {
+            id: data_encoding::HEXLOWER.encode(id),
+            secret_digest: Digest::of(secret),
+            role,
+            name,
+            uses_left: m.uses,
+            max_uses: m.uses,
+            expires_unix_s: now + m.lifetime_s,
+            created_unix_s: now,
+        };
+        shared.store.create_token(record.clone()).await.map_err(internal)?;
+        tracing::info!(token = %record.id, %role, %by, "join token made");
+        let token = JoinToken {
+            server: shared.config.public_url.clone(),
+            ca_der: shared.authority.ca_der().to_vec(),
+            secret: *secret,
+        };
+        Ok(v1::CreateTokenResponse {
+            id: record.id,
+            token: token.encode(),
+            expires_unix_s: record.expires_unix_s,
+        })
+    }
+}
+
+/// Sends a job's events, old ones first, until the job has ended or the watcher has left.
+async fn follow(
+    coordinator: Arc<Coordinator>,
+    id: JobId,
+    handle: Handle,
+    mut after: u64,
+    tx: mpsc::Sender<Result<v1::JobEvent, Status>>,
+) {
+    let mut watch = handle.watch();
+    loop {
+        // Looked at before reading: events of a later step cannot be missed.
+        let over = watch.borrow_and_update().state.is_over();
+        loop {
+            let page = match coordinator.shared.store.events(&id, after, EVENT_PAGE).await {
+                Ok(page) => page,
+                Err(e) => {
+                    let _ = tx.send(Err(internal(e).into())).await;
+                    return;
+                }
+            };
+            let whole = page.len() == EVENT_PAGE as usize;
+            for event in page {
+                after = event.seq;
+                let message =
+                    v1::JobEvent { sequence: event.seq, unix_ms: event.unix_ms, document: event.document };
+                if tx.send(Ok(message)).await.is_err() {
+                    return;
+                }
+            }
+            if !whole {
+                break;
+            }
+        }
+        if over {
+            return;
+        }
+        tokio::select! {
+            changed = watch.changed() => if changed.is_err() && !watch.borrow().state.is_over() { return },
+            () = tx.closed() => return,
+        }
+    }
+}
+
+fn summary(id: &JobId, handle: &Handle) -> v1::JobSummary {
+    let snapshot = handle.snapshot();
+    let contract = handle.job.contract();
+    v1::JobSummary {
+        job: id.to_string(),
+        status: snapshot.state.status().into(),
+        rounds_released: snapshot.state.released,
+        rounds_planned: handle.job.spec().rounds,
+        created_unix_s: handle.created_unix_s,
+        epsilon_spent: snapshot.epsilon,
+        epsilon_budget: contract.budget_epsilon(),
+        delta: contract.delta(),
+    }
+}
+
+/// The privacy statement of a job so far.
+fn privacy(handle: &Handle) -> serde_json::Value {
+    let (snapshot, contract) = (handle.snapshot(), handle.job.contract());
+    serde_json::json!({
+        "promise": contract.trust().is_some(),
+        "unit": contract.unit().as_str(),
+        "trust": contract.trust().map(|t| t.as_str()),
+        "epsilon": snapshot.epsilon,
+        "delta": contract.delta(),
+        "accountant": contract.accountant(),
+        "noise_multiplier": contract.noise_multiplier(),
+        "clip_norm": contract.contract().clip_norm(),
+        "budget_epsilon": contract.budget_epsilon(),
+        "attempts": snapshot.attempts,
+        "contract": contract.digest(),
+    })
+}
+
+fn internal(e: StoreError) -> ApiError {
+    tracing::error!(error = %e, "the store failed");
+    ApiError::new(Fault::Internal, format!("the coordinator's store failed: {e}"))
+}

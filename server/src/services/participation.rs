@@ -1,0 +1,239 @@
+//! Sessions, model downloads and uploads of participants.
+
+use super::{chunk_channel, send_blob};
+use crate::clock::unix_s;
+use crate::coordinator::Coordinator;
+use crate::identity::{Peer, peer_of};
+use crate::spool::{self, Claim, Rejected};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::{Stream, StreamExt as _};
+use tonic::{Request, Response, Status, Streaming};
+use undertone::v1::{self, client_message, participation_server::Participation, server_message, upload_message};
+use undertone::{ApiError, Fault, evaluation_metrics, required, role_message, version};
+use undertone_core::digest::Digest;
+use undertone_core::id::{AttemptKey, ClientId, ClientRole, JobId, Round};
+use undertone_core::limits::clip_text;
+use undertone_round::coordinator::Input;
+
+/// How long a new session may take to say hello.
+const HELLO: Duration = Duration::from_secs(10);
+
+pub(crate) struct ParticipationService(pub(crate) Arc<Coordinator>);
+
+type Pushed = Pin<Box<dyn Stream<Item = Result<v1::ServerMessage, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl Participation for ParticipationService {
+    type SessionStream = Pushed;
+    type DownloadModelStream = ReceiverStream<Result<v1::Chunk, Status>>;
+
+    async fn session(
+        &self,
+        request: Request<Streaming<v1::ClientMessage>>,
+    ) -> Result<Response<Self::SessionStream>, Status> {
+        let (client, role) = self.participant(&request).await?;
+        Ok(Response::new(self.open(client, role, request.into_inner()).await?))
+    }
+
+    async fn download_model(
+        &self,
+        request: Request<v1::DownloadRequest>,
+    ) -> Result<Response<Self::DownloadModelStream>, Status> {
+        self.participant(&request).await?;
+        let m = request.into_inner();
+        let digest = Digest::try_from(&m.digest[..])
+            .map_err(|e| ApiError::new(Fault::BadRequest, e.to_string()))?;
+        let shared = &self.0.shared;
+        let bytes = shared.published(&digest).ok_or_else(|| {
+            ApiError::new(Fault::NotFound, format!("{} is not a published model", digest.short()))
+        })?;
+        if m.offset > bytes {
+            return Err(ApiError::new(
+                Fault::BadRequest,
+                format!("offset {} is beyond the model's {bytes} bytes", m.offset),
+            )
+            .into());
+        }
+        let (tx, rx) = chunk_channel();
+        send_blob(&shared.blobs, &digest, m.offset, tx, |chunk| chunk).await?;
+        Ok(Response::new(ReceiverStream::new(rx)))
+    }
+
+    async fn upload_update(
+        &self,
+        request: Request<Streaming<v1::UploadMessage>>,
+    ) -> Result<Response<v1::UploadReceipt>, Status> {
+        let (client, role) = self.participant(&request).await?;
+        if role != ClientRole::Trainer {
+            return Err(ApiError::new(Fault::NotAllowed, "an evaluator sends no updates").into());
+        }
+        Ok(Response::new(self.upload(client, request.into_inner()).await?))
+    }
+}
+
+impl ParticipationService {
+    /// The enrolled participant behind a request.
+    async fn participant<T>(&self, request: &Request<T>) -> Result<(ClientId, ClientRole), ApiError> {
+        let Peer::Client(name, role) = peer_of(request)? else {
+            return Err(ApiError::new(Fault::NotAllowed, "this call is for participants, not for operators"));
+        };
+        let record = self.0.shared.store.client(&name).await.map_err(|e| {
+            tracing::error!(error = %e, "cannot look up a participant");
+            ApiError::new(Fault::Unavailable, "the coordinator cannot look up participants now")
+        })?;
+        match record {
+            Some(record) if record.role == role => Ok((name, role)),
+            _ => Err(ApiError::new(
+                Fault::Unauthenticated,
+                format!("{name} is not enrolled at this coordinator: enrol again with a new join token"),
+            )),
+        }
+    }
+
+    #[tracing::instrument(name = "session", skip_all, fields(client = %client))]
+    async fn open(
+        &self,
+        client: ClientId,
+        role: ClientRole,
+        mut messages: Streaming<v1::ClientMessage>,
+    ) -> Result<Pushed, ApiError> {
+        let first = tokio::time::timeout(HELLO, messages.next())
+            .await
+            .map_err(|_| ApiError::new(Fault::BadRequest, "the session did not begin with a hello in time"))?;
+        let hello = match first {
+            Some(Ok(v1::ClientMessage { kind: Some(client_message::Kind::Hello(hello)) })) => hello,
+            Some(Err(status)) => return Err(status.into()),
+            _ => return Err(ApiError::new(Fault::BadRequest, "the first message of a session is hello")),
+        };
+        let software = clip_text(&hello.software);
+        let protocol = version::negotiate(hello.protocol_min, hello.protocol_max, software)
+            .map_err(|e| ApiError::new(Fault::NotNow, e))?;
+        let shared = self.0.shared.clone();
+        if let Err(e) = shared.store.touch_client(&client, unix_s()).await {
+            tracing::warn!(error = %e, "cannot note that a participant was seen");
+        }
+        let welcome = v1::Welcome {
+            protocol,
+            client: client.to_string(),
+            role: role_message(role).into(),
+            software: version::SOFTWARE.into(),
+        };
+        let welcome = v1::ServerMessage { kind: Some(server_message::Kind::Welcome(welcome)) };
+        let opened = shared.sessions.open(&client, role, welcome)?;
+        tracing::info!(software, protocol, "session opened");
+        let coordinator = self.0.clone();
+        let span = tracing::Span::current();
+        tokio::spawn(tracing::Instrument::instrument(
+            async move {
+                while let Some(Ok(message)) = messages.next().await {
+                    if let Err(e) = handle(&coordinator, &client, role, message).await {
+                        tracing::info!(error = %e, "a message was refused");
+                    }
+                }
+                coordinator.shared.sessions.close(&client, opened.number);
+                tracing::info!("session ended");
+            },
+            span,
+        ));
+        Ok(Box::pin(ReceiverStream::new(opened.outbox).map(Ok)))
+    }
+
+    #[tracing::instrument(name = "upload", skip_all, fields(client = %client))]
+    async fn upload(
+        &self,
+        client: ClientId,
+        mut messages: Streaming<v1::UploadMessage>,
+    ) -> Result<v1::UploadReceipt, ApiError> {
+        let bad = |text: String| ApiError::new(Fault::BadRequest, text);
+        let first = tokio::time::timeout(HELLO, messages.next())
+            .await
+            .map_err(|_| bad("the upload did not begin in time".into()))?;
+        let header = match first {
+            Some(Ok(v1::UploadMessage { kind: Some(upload_message::Kind::Header(header)) })) => header,
+            Some(Err(status)) => return Err(status.into()),
+            _ => return Err(bad("the first message of an upload is its header".into())),
+        };
+        let key: AttemptKey = required(header.attempt, "attempt")?.try_into()?;
+        let reference = required(header.update, "update")?;
+        let handle = self.0.job(&key.job)?;
+        let (job, idle) = (handle.job.clone(), handle.job.spec().deadlines.transfer_idle.0);
+        let claim = Claim { key, client, digest: reference.parsed_digest()?, weight: header.weight };
+        if let Err(reason) = plausible(&claim, reference.bytes, &job) {
+            return refuse(&handle, &claim, reason).await;
+        }
+        let shared = &self.0.shared;
+        // A bounded pool: the others wait here without memory.
+        let _slot = shared.upload_slots.acquire().await.expect("the pool is never closed");
+        match spool::receive(messages, &claim, &job, &shared.blobs, idle).await {
+            Ok(update) => {
+                handle.feed(Input::Update { key: claim.key, update }).await?;
+                Ok(v1::UploadReceipt { update: Some(reference) })
+            }
+            Err(Rejected::Transfer(e)) => Err(e),
+            Err(Rejected::Invalid(reason)) => refuse(&handle, &claim, reason).await,
+        }
+    }
+}
+
+/// What can be said of an upload before its first byte.
+fn plausible(claim: &Claim, bytes: u64, job: &undertone_round::job::Job) -> Result<(), String> {
+    if bytes != job.update_bytes() {
+        return Err(format!(
+            "an update of {bytes} bytes does not fit the model: {} values are {} bytes",
+            job.layout().len(),
+            job.update_bytes()
+        ));
+    }
+    if claim.weight == 0 || claim.weight > job.max_weight() {
+        return Err(format!("weight {} is not 1 to the job's max_weight {}", claim.weight, job.max_weight()));
+    }
+    Ok(())
+}
+
+/// A whole but invalid update: the client is out of the attempt, and both sides read why.
+async fn refuse(
+    handle: &crate::driver::Handle,
+    claim: &Claim,
+    reason: String,
+) -> Result<v1::UploadReceipt, ApiError> {
+    let (client, key) = (claim.client.clone(), claim.key.clone());
+    handle.feed(Input::BadUpdate { client, key, reason: reason.clone() }).await?;
+    Err(ApiError::new(Fault::BadRequest, reason))
+}
+
+async fn handle(
+    coordinator: &Coordinator,
+    client: &ClientId,
+    role: ClientRole,
+    message: v1::ClientMessage,
+) -> Result<(), ApiError> {
+    let client = client.clone();
+    match required(message.kind, "kind")? {
+        client_message::Kind::Hello(_) => Err(ApiError::new(Fault::BadRequest, "hello was said already")),
+        client_message::Kind::Answer(m) => {
+            let key: AttemptKey = required(m.attempt, "attempt")?.try_into()?;
+            let answer = if m.accepts { Ok(()) } else { Err(clip_text(&m.reason).to_owned()) };
+            coordinator.job(&key.job)?.feed(Input::Answer { client, key, answer }).await
+        }
+        client_message::Kind::Failure(m) => {
+            let key: AttemptKey = required(m.attempt, "attempt")?.try_into()?;
+            let reason = clip_text(&m.reason).to_owned();
+            coordinator.job(&key.job)?.feed(Input::Failure { client, key, reason }).await
+        }
+        client_message::Kind::Evaluation(m) => {
+            if role != ClientRole::Evaluator {
+                return Err(ApiError::new(Fault::NotAllowed, "only evaluators report measurements"));
+            }
+            let job = JobId::new(m.job).map_err(undertone::InvalidMessage::from)?;
+            let outcome = match required(m.outcome, "outcome")? {
+                v1::evaluation::Outcome::Metrics(metrics) => Ok(evaluation_metrics(metrics)?),
+                v1::evaluation::Outcome::Failure(reason) => Err(clip_text(&reason).to_owned()),
+            };
+            let round = Round(m.round);
+            coordinator.job(&job)?.feed(Input::Evaluation { evaluator: client, round, outcome }).await
+        }
+    }
+}

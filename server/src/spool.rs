@@ -1,0 +1,246 @@
+//! Taking uploads in: spooled durably, validated while they stream by, and only then offered to the round.
+
+use bytes::Buf as _;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncReadExt as _};
+use tokio_stream::{Stream, StreamExt as _};
+use tonic::Status;
+use undertone::limits::MAX_CHUNK_BYTES;
+use undertone::v1::{UploadMessage, upload_message};
+use undertone::{ApiError, Fault};
+use undertone_core::digest::{Digest, Digester};
+use undertone_core::fixed::MAX_FIXED;
+use undertone_core::id::{AttemptKey, ClientId};
+use undertone_privacy::clip::bound_in_units;
+use undertone_round::coordinator::Update;
+use undertone_round::job::Job;
+use undertone_store::{Blobs, BlobError};
+
+/// What an upload claims to be.
+pub(crate) struct Claim {
+    /// The attempt.
+    pub(crate) key: AttemptKey,
+    /// The sender, from its certificate.
+    pub(crate) client: ClientId,
+    /// Digest of the update.
+    pub(crate) digest: Digest,
+    /// Its weight.
+    pub(crate) weight: u32,
+}
+
+/// Why an upload was not taken in.
+pub(crate) enum Rejected {
+    /// It broke off or was damaged on the way: sending it again may help.
+    Transfer(ApiError),
+    /// It is whole, and not a valid update of this job.
+    Invalid(String),
+}
+
+/// Each spooled update starts with whose it is, so that two clients' equal bytes are two blobs.
+fn header(key: &AttemptKey, client: &ClientId) -> Vec<u8> {
+    let text = format!("undertone update v1\n{key}\n{client}\n");
+    let mut bytes = (text.len() as u32).to_le_bytes().to_vec();
+    bytes.extend(text.as_bytes());
+    bytes
+}
+
+/// Receives, spools and validates one upload.
+pub(crate) async fn receive(
+    mut messages: impl Stream<Item = Result<UploadMessage, Status>> + Unpin,
+    claim: &Claim,
+    job: &Job,
+    blobs: &Arc<dyn Blobs>,
+    idle: Duration,
+) -> Result<Update, Rejected> {
+    let transfer = |fault, text: String| Rejected::Transfer(ApiError::new(fault, text));
+    let mut writer = blobs.writer().await.map_err(storage)?;
+    writer.write(&header(&claim.key, &claim.client)).await.map_err(storage)?;
+    let mut check = StreamCheck::new();
+    let expected = job.update_bytes();
+    loop {
+        let next = tokio::time::timeout(idle, messages.next()).await.map_err(|_| {
+            transfer(Fault::Unavailable, format!("the upload stood still for {} s", idle.as_secs()))
+        })?;
+        let Some(message) = next else { break };
+        let message = message.map_err(|status| Rejected::Transfer(status.into()))?;
+        let Some(upload_message::Kind::Chunk(chunk)) = message.kind else {
+            return Err(transfer(Fault::BadRequest, "after the header only chunks may follow".into()));
+        };
+        if chunk.data.len() > MAX_CHUNK_BYTES || chunk.offset != check.bytes {
+            return Err(transfer(
+                Fault::BadRequest,
+                format!("chunk at {} of {} bytes, expected one at {}", chunk.offset, chunk.data.len(), check.bytes),
+            ));
+        }
+        check.take(chunk.data.clone());
+        if check.bytes > expected {
+            return Err(Rejected::Invalid(format!(
+                "the update is longer than the model: more than {expected} bytes"
+            )));
+        }
+        writer.write(&chunk.data).await.map_err(storage)?;
+    }
+    if check.bytes != expected {
+        return Err(transfer(
+            Fault::Unavailable,
+            format!("the upload broke off after {} of {expected} bytes", check.bytes),
+        ));
+    }
+    let bytes = check.bytes;
+    let summary = check.finish();
+    if summary.digest != claim.digest {
+        return Err(transfer(
+            Fault::Unavailable,
+            format!("the update arrived damaged: digest {}, announced {}", summary.digest, claim.digest),
+        ));
+    }
+    summary.validate(job).map_err(Rejected::Invalid)?;
+    // Durable from here on.
+    let (blob, _) = writer.commit(None).await.map_err(storage)?;
+    Ok(Update { client: claim.client.clone(), blob, bytes, weight: claim.weight })
+}
+
+fn storage(e: BlobError) -> Rejected {
+    tracing::error!(error = %e, "cannot spool an upload");
+    Rejected::Transfer(ApiError::new(
+        Fault::Unavailable,
+        "the coordinator cannot store the update now; its operator finds the cause in its log",
+    ))
+}
+
+/// Reads a spooled update back.
+pub(crate) async fn read(
+    key: &AttemptKey,
+    update: &Update,
+    blobs: &Arc<dyn Blobs>,
+) -> Result<Vec<i32>, BlobError> {
+    let skip = header(key, &update.client).len() as u64;
+    let mut reader = blobs.open(&update.blob, skip).await?;
+    let mut units = Vec::with_capacity(update.bytes as usize / 4);
+    let mut buffer = vec![0u8; 256 << 10];
+    loop {
+        let n = fill(&mut reader, &mut buffer).await.map_err(BlobError::from)?;
+        units.extend(buffer[..n].chunks_exact(4).map(|b| i32::from_le_bytes([b[0], b[1], b[2], b[3]])));
+        if n < buffer.len() {
+            return Ok(units);
+        }
+    }
+}
+
+/// Fills the buffer, or as much as is left.
+async fn fill(reader: &mut (impl AsyncRead + Unpin), buffer: &mut [u8]) -> std::io::Result<usize> {
+    let mut n = 0;
+    while n < buffer.len() {
+        match reader.read(&mut buffer[n..]).await? {
+            0 => break,
+            more => n += more,
+        }
+    }
+    Ok(n)
+}
+
+/// Looks at the integers of an update as they stream by, wherever chunks are cut.
+struct StreamCheck {
+    bytes: u64,
+    digester: Digester,
+    partial: Vec<u8>,
+    squared_norm: u128,
+    out_of_range: Option<u64>,
+}
+
+struct Summary {
+    digest: Digest,
+    squared_norm: u128,
+    out_of_range: Option<u64>,
+}
+
+impl StreamCheck {
+    fn new() -> Self {
+        Self {
+            bytes: 0,
+            digester: Digester::new(),
+            partial: Vec::with_capacity(4),
+            squared_norm: 0,
+            out_of_range: None,
+        }
+    }
+
+    fn take(&mut self, mut data: bytes::Bytes) {
+        self.digester.update(&data);
+        let mut index = self.bytes / 4;
+        self.bytes += data.len() as u64;
+        while !self.partial.is_empty() && data.has_remaining() {
+            self.partial.push(data.get_u8());
+            if let Ok(whole) = <[u8; 4]>::try_from(self.partial.as_slice()) {
+                self.partial.clear();
+                self.unit(index, i32::from_le_bytes(whole));
+                index += 1;
+            }
+        }
+        let whole = data.len() / 4 * 4;
+        for b in data[..whole].chunks_exact(4) {
+            self.unit(index, i32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+            index += 1;
+        }
+        self.partial.extend_from_slice(&data[whole..]);
+    }
+
+    fn unit(&mut self, index: u64, unit: i32) {
+        if unit.unsigned_abs() > MAX_FIXED as u32 {
+            self.out_of_range.get_or_insert(index);
+        }
+        let unit = i64::from(unit);
+        self.squared_norm += u128::from((unit * unit).unsigned_abs());
+    }
+
+    fn finish(self) -> Summary {
+        Summary {
+            digest: self.digester.finish(),
+            squared_norm: self.squared_norm,
+            out_of_range: self.out_of_range,
+        }
+    }
+}
+
+impl Summary {
+    fn validate(&self, job: &Job) -> Result<(), String> {
+        if let Some(index) = self.out_of_range {
+            return Err(format!("value {index} of the update is beyond the range of the wire format"));
+        }
+        let bound = job.update_norm_bound();
+        let units = bound_in_units(bound, job.grid()).map(u128::from).map_err(|e| e.to_string())?;
+        if self.squared_norm > units * units {
+            let norm = (self.squared_norm as f64).sqrt() / job.grid().units_per_one();
+            return Err(format!("the update's norm is {norm:.4}, the job allows at most {bound}"));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use undertone_core::fixed::squared_norm;
+
+    #[test]
+    fn the_check_sees_the_same_wherever_chunks_are_cut() {
+        let units = [1, -2, 3, 1 << 29, -(1 << 29), 7];
+        let bytes: Vec<u8> = units.iter().flat_map(|u: &i32| u.to_le_bytes()).collect();
+        for size in 1..=bytes.len() {
+            let mut check = StreamCheck::new();
+            for chunk in bytes.chunks(size) {
+                check.take(bytes::Bytes::copy_from_slice(chunk));
+            }
+            assert!(check.partial.is_empty());
+            let summary = check.finish();
+            assert_eq!(summary.squared_norm, squared_norm(&units));
+            assert_eq!(summary.digest, Digest::of(&bytes));
+            assert_eq!(summary.out_of_range, None);
+        }
+        let mut check = StreamCheck::new();
+        check.take(bytes::Bytes::copy_from_slice(&[0; 5]));
+        check.take(bytes::Bytes::copy_from_slice(&[0, 0, 0x80]));
+        assert_eq!(check.finish().out_of_range, Some(1), "i32::MIN");
+    }
+}
