@@ -58,13 +58,6 @@ impl Workspace {
         let mut command = Command::new(program.into());
         command.current_dir(&self.root);
         restore_environment(&mut command, &self.target);
-        // torch-sys asks PyTorch, so the run path that our build scripts take from LIBTORCH must not name another
-        // folder: cargo then sets it to `.libtorch`, which `setup` links to the same PyTorch.
-        let from_config =
-            std::env::var_os("LIBTORCH").is_some_and(|set| Path::new(&set) == self.root.join(".libtorch"));
-        if from_config || std::env::var_os("LIBTORCH_USE_PYTORCH").is_some() {
-            command.env_remove("LIBTORCH");
-        }
         command
     }
 }

@@ -57,8 +57,8 @@ impl Fake {
         let tls = ServerTlsConfig::new().identity(server).client_ca_root(Certificate::from_pem(ca));
         let service = OperatorServer::new(Service(script.clone()));
         let serve = async move {
-            let server = Server::builder().tls_config(tls).unwrap().add_service(service);
-            server.serve_with_incoming(TcpListenerStream::new(listener)).await.unwrap();
+            let server = Server::builder().tls_config(tls).unwrap();
+            server.serve_with_incoming(service, TcpListenerStream::new(listener)).await.unwrap();
         };
         runtime.spawn(serve);
         Self { folder, script, runtime }

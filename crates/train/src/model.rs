@@ -96,7 +96,11 @@ impl Network {
     }
 
     /// The input of each layer, shape (rows, its inputs), and behind them the logits, shape (rows, outputs).
-    pub(crate) fn forward(&self, flat: &Tensor, features: &Tensor) -> Result<(Vec<Tensor>, Tensor), TchError> {
+    pub(crate) fn forward(
+        &self,
+        flat: &Tensor,
+        features: &Tensor,
+    ) -> Result<(Vec<Tensor>, Tensor), TchError> {
         let mut inputs = Vec::with_capacity(self.layers.len());
         let mut x = features.shallow_clone();
         for (i, layer) in self.layers.iter().enumerate() {
@@ -142,7 +146,8 @@ impl Network {
     pub(crate) fn logit_gradients(&self, logits: &Tensor, labels: &Tensor) -> Result<Tensor, TchError> {
         if self.outputs == 1 {
             // σ(z) for class 0, σ(z) - 1 = -σ(-z) for class 1.
-            let sign = labels.f_to_kind(logits.kind())?.f_unsqueeze(1)?.f_mul_scalar(-2.0)?.f_add_scalar(1.0)?;
+            let sign =
+                labels.f_to_kind(logits.kind())?.f_unsqueeze(1)?.f_mul_scalar(-2.0)?.f_add_scalar(1.0)?;
             logits.f_mul(&sign)?.f_sigmoid()?.f_mul(&sign)
         } else {
             // p - 1 of the true class is minus the sum of all other probabilities.
@@ -195,7 +200,8 @@ mod tests {
 
     #[test]
     fn losses_are_in_nats() {
-        let close = |t: Tensor, wanted: f64| assert!((t.double_value(&[]) - wanted).abs() < 1e-6, "{t:?} {wanted}");
+        let close =
+            |t: Tensor, wanted: f64| assert!((t.double_value(&[]) - wanted).abs() < 1e-6, "{t:?} {wanted}");
         let labels = Tensor::from_slice(&[0i64, 1]);
         let binary = network(&ModelSpec::Logistic {}, 1, 1);
         let logits = Tensor::from_slice(&[0f32, 2.0]).view([2, 1]);

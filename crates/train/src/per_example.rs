@@ -87,7 +87,8 @@ mod tests {
     }
 
     fn models() -> Vec<ModelSpec> {
-        let mlp = |hidden: &[usize], activation| ModelSpec::Mlp { hidden: hidden.to_vec(), activation, seed: 0 };
+        let mlp =
+            |hidden: &[usize], activation| ModelSpec::Mlp { hidden: hidden.to_vec(), activation, seed: 0 };
         vec![
             ModelSpec::Logistic {},
             mlp(&[10], Activation::Relu),

@@ -15,7 +15,6 @@ pub(crate) struct Rows {
     /// Classes, i64, shape (rows).
     labels: Tensor,
     len: usize,
-    inputs: usize,
 }
 
 impl Rows {
@@ -49,18 +48,12 @@ impl Rows {
             features: Tensor::f_from_slice(&set.features)?.f_reshape(shape)?.f_to_device(device)?,
             labels: Tensor::f_from_slice(&labels)?.f_to_device(device)?,
             len: set.rows,
-            inputs: set.inputs,
         })
     }
 
     /// Number of rows.
     pub(crate) fn len(&self) -> usize {
         self.len
-    }
-
-    /// Number of features of a row.
-    pub(crate) fn inputs(&self) -> usize {
-        self.inputs
     }
 
     /// Where they are.

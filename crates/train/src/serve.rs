@@ -100,12 +100,12 @@ fn answer(trainer: &mut TorchTrainer, request: Request, weights: &[f32]) -> (Res
         Request::Train { task } => trainer
             .train(&task, weights)
             .map(|update| (Response::Trained { steps: update.steps }, update.delta)),
-        Request::Evaluate { model, data } => trainer
-            .evaluate(&model, &data, weights)
-            .map(|metrics| (Response::Metrics(metrics), vec![])),
-        Request::Baseline { task } => trainer.baseline(&task).map(|b| {
-            (Response::Baseline { metrics: b.metrics, rows: b.rows, steps: b.steps }, b.weights)
-        }),
+        Request::Evaluate { model, data } => {
+            trainer.evaluate(&model, &data, weights).map(|metrics| (Response::Metrics(metrics), vec![]))
+        }
+        Request::Baseline { task } => trainer
+            .baseline(&task)
+            .map(|b| (Response::Baseline { metrics: b.metrics, rows: b.rows, steps: b.steps }, b.weights)),
         Request::Quit => unreachable!("serve() leaves at this one"),
     };
     result.unwrap_or_else(|e| (Response::Failed(e), vec![]))

@@ -90,7 +90,8 @@ impl Trainer for TorchTrainer {
         };
         let delta: Vec<f32> = trained.weights.iter().zip(weights).map(|(new, old)| new - old).collect();
         if let Some(i) = delta.iter().position(|d| !d.is_finite()) {
-            let text = format!("training diverged: value {i} moved by {}; lower the plan's learning_rate", delta[i]);
+            let text =
+                format!("training diverged: value {i} moved by {}; lower the plan's learning_rate", delta[i]);
             return Err(TrainerError::Numerical(text));
         }
         Ok(LocalUpdate { delta, steps: trained.steps })

@@ -279,9 +279,11 @@ fn it_does_not_outlive_a_killed_client() {
 #[test]
 fn help_teaches_and_usage_errors_are_usage_errors() {
     let help = Command::new(PROGRAM).arg("--help").env_remove("LD_LIBRARY_PATH").output().unwrap();
-    let text = String::from_utf8(help.stdout).unwrap();
+    let text = String::from_utf8(help.stdout).unwrap().split_whitespace().collect::<Vec<_>>().join(" ");
     assert!(help.status.success());
-    for word in ["--data", "--threads", "--device", "undertone-client", "cuda:N", "It opens no network connection"] {
+    for word in
+        ["--data", "--threads", "--device", "undertone-client", "cuda:N", "It opens no network connection"]
+    {
         assert!(text.contains(word), "{word} is not in\n{text}");
     }
     for args in [&[][..], &["--data", "x.csv", "--threads", "0"]] {

@@ -165,16 +165,19 @@ impl Driver {
             self.shared.sessions.connected(ClientRole::Trainer),
             self.shared.sessions.connected(ClientRole::Evaluator),
         );
-        let mut context = Context {
-            id: &self.id,
-            job: &self.job,
-            ledger: &self.ledger,
-            trainers: &trainers,
-            evaluators: &evaluators,
-            now_ms: unix_ms(),
-            rng: &mut self.rng,
+        let decided = {
+            let mut context = Context {
+                id: &self.id,
+                job: &self.job,
+                ledger: &self.ledger,
+                trainers: &trainers,
+                evaluators: &evaluators,
+                now_ms: unix_ms(),
+                rng: &mut self.rng,
+            };
+            step(&self.state, input, &mut context)
         };
-        let (alive, answer) = match step(&self.state, input, &mut context) {
+        let (alive, answer) = match decided {
             Err(refusal) => (true, Err(ApiError::new(Fault::NotNow, refusal.to_string()))),
             Ok(None) => (true, Ok(())),
             Ok(Some(step)) => self.take(step).await,

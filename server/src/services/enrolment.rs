@@ -87,7 +87,7 @@ fn refuse(e: EnrolError) -> ApiError {
             ApiError::new(Fault::Unauthenticated, format!("this coordinator does not know the join token: {again}"))
         }
         EnrolError::Expired { .. } => ApiError::new(Fault::Unauthenticated, format!("the join token has expired: {again}")),
-        EnrolError::UsedUp => ApiError::new(Fault::Unauthenticated, format!("the join token was used already: {again}")),
+        EnrolError::UsedUp { .. } => ApiError::new(Fault::Unauthenticated, format!("the join token was used already: {again}")),
         EnrolError::NameTaken(name) => ApiError::new(
             Fault::AlreadyExists,
             format!("a participant named {name} is enrolled already: choose another name"),

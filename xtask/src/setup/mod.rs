@@ -1,8 +1,8 @@
-//! `cargo xtask setup`: after it, `.libtorch` in the checkout leads to a libtorch of the right version.
+//! `cargo xtask setup`: after it, builds find a libtorch of the right version.
 //!
-//! `.cargo/config.toml` points every build at `.libtorch`, so this link is the one thing that has to be right.
-//! It leads to one of two places: a slim CPU libtorch that [`fetch`] keeps in the person's cache folder, or the
-//! person's own PyTorch ([`pytorch`]). With LIBTORCH set, builds do not look at the link at all.
+//! torch-sys looks at three things in this order, and so do we: LIBTORCH_USE_PYTORCH (the person's own PyTorch,
+//! [`pytorch`]), LIBTORCH set by the person, and LIBTORCH as `.cargo/config.toml` sets it: `.libtorch` in the
+//! checkout, which is a link to the slim CPU libtorch that [`fetch`] keeps in the person's cache folder.
 
 pub(crate) mod disk;
 mod download;
@@ -23,12 +23,12 @@ use crate::report::say;
 /// The PyTorch that torch-sys 0.24 is made for; it refuses any other.
 const VERSION: &str = "2.11.0";
 
-/// Makes `.libtorch` right and says so if anything had to be done.
+/// Checks what the person chose, or makes `.libtorch` right; says so if anything had to be done.
 pub(crate) fn run(workspace: &Workspace) -> Result<()> {
     tools::require_cpp_compiler()?;
     let link = workspace.root().join(".libtorch");
     if std::env::var_os("LIBTORCH_USE_PYTORCH").is_some() {
-        return point(&link, &pytorch::folder()?);
+        return pytorch::require();
     }
     if let Some(own) = std::env::var_os("LIBTORCH").map(PathBuf::from).filter(|set| *set != link) {
         return require_chosen(&own)
@@ -80,9 +80,6 @@ fn is_our_version(found: &str) -> bool {
 fn point(link: &Path, folder: &Path) -> Result<()> {
     if link.read_link().is_ok_and(|now| now == folder) {
         return Ok(());
-    }
-    if link.is_dir() && !link.is_symlink() {
-        bail!("{} is a folder, not a link: move it away and run this again", link.display());
     }
     let fresh = link.with_extension(format!("new-{}", std::process::id()));
     std::os::unix::fs::symlink(folder, &fresh)

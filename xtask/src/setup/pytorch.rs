@@ -1,6 +1,5 @@
 //! LIBTORCH_USE_PYTORCH: the libtorch inside the person's own PyTorch.
 
-use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use anyhow::{Result, bail};
@@ -8,10 +7,10 @@ use anyhow::{Result, bail};
 use super::{VERSION, is_our_version};
 
 /// What torch-sys's build script will ask too, `cpp_extension` included, so that it cannot fail later.
-const ASK: &str = "import os, torch, torch.utils.cpp_extension; print(torch.__version__); print(os.path.dirname(torch.__file__))";
+const ASK: &str = "import torch, torch.utils.cpp_extension; print(torch.__version__)";
 
-/// The folder of the PyTorch package, which has `lib/` and `include/` like a libtorch.
-pub(super) fn folder() -> Result<PathBuf> {
+/// Fails unless torch-sys will find what it needs.
+pub(super) fn require() -> Result<()> {
     // The interpreter that torch-sys picks.
     let python = if std::env::var_os("VIRTUAL_ENV").is_some() { "python" } else { "python3" };
     let ways_out = format!(
@@ -28,13 +27,12 @@ pub(super) fn folder() -> Result<PathBuf> {
         let last = said.lines().last().unwrap_or("it said nothing");
         bail!("LIBTORCH_USE_PYTORCH is set, but `{python}` cannot import torch ({last}); {ways_out}");
     }
-    let answer = String::from_utf8_lossy(&output.stdout);
-    let mut lines = answer.lines();
-    let (version, folder) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
-    if !is_our_version(version) {
+    let version = String::from_utf8_lossy(&output.stdout);
+    if !is_our_version(&version) {
+        let version = version.trim();
         bail!(
             "LIBTORCH_USE_PYTORCH is set, but `{python}` has PyTorch {version} where {VERSION} is needed; {ways_out}"
         );
     }
-    Ok(folder.into())
+    Ok(())
 }

@@ -1,6 +1,8 @@
 //! The client's end: a [`Trainer`] behind two pipes.
 
-use super::{Baseline, BaselineTask, PROTOCOL_VERSION, ProtocolError, Request, Response, read_frame, write_frame};
+use super::{
+    Baseline, BaselineTask, PROTOCOL_VERSION, ProtocolError, Request, Response, read_frame, write_frame,
+};
 use crate::limits::MAX_PARAMETERS;
 use crate::model::ModelSpec;
 use crate::schema::DataContract;
@@ -92,7 +94,9 @@ impl<R: Read, W: Write> PipeTrainer<R, W> {
         let written = match write_frame(&mut self.to_process, request, values) {
             // Refused before a byte was written: the process is as well as before.
             Err(e @ (ProtocolError::HeaderTooLong { .. } | ProtocolError::BadHeader(_))) => {
-                return Err(TrainerError::Unsupported(format!("the task cannot be sent to the trainer: {e}")));
+                return Err(TrainerError::Unsupported(format!(
+                    "the task cannot be sent to the trainer: {e}"
+                )));
             }
             other => other,
         };

@@ -143,7 +143,8 @@ fn lengths_beyond_the_limits_are_refused_before_anything_is_read() {
 
 #[test]
 fn headers_that_are_no_message_are_refused() {
-    for header in ["", "{}", "null", r#"{"hello":{"version":1,"more":2}}"#, r#"{"unknown":{}}"#, "\u{0}\u{0}"] {
+    for header in ["", "{}", "null", r#"{"hello":{"version":1,"more":2}}"#, r#"{"unknown":{}}"#, "\u{0}\u{0}"]
+    {
         let mut bytes = (header.len() as u32).to_le_bytes().to_vec();
         bytes.extend(header.as_bytes());
         bytes.extend([0; 8]);
@@ -152,8 +153,12 @@ fn headers_that_are_no_message_are_refused() {
     }
 }
 
-fn answers(responses: &[(Response, Vec<f32>)]) -> Cursor<Vec<u8>> {
-    let hello = Response::Hello { version: PROTOCOL_VERSION, device: "cpu".into(), libtorch: "2.11.0".into() };
+/// An answer and its payload.
+type Answer = (Response, Vec<f32>);
+
+fn answers(responses: &[Answer]) -> Cursor<Vec<u8>> {
+    let hello =
+        Response::Hello { version: PROTOCOL_VERSION, device: "cpu".into(), libtorch: "2.11.0".into() };
     let mut bytes = frame(&hello, &[]);
     responses.iter().for_each(|(r, values)| bytes.extend(frame(r, values)));
     Cursor::new(bytes)
@@ -190,7 +195,7 @@ fn the_clients_end_asks_and_answers() {
 
 #[test]
 fn a_broken_trainer_stays_broken() {
-    let spoilt: [(Vec<(Response, Vec<f32>)>, &str); 4] = [
+    let spoilt: [(Vec<Answer>, &str); 4] = [
         (vec![], "ended without an answer"),
         (vec![(Response::Trained { steps: 1 }, vec![0.0])], "1 values to weights of 2"),
         (vec![(Response::Trained { steps: 1 }, vec![0.0; 3])], "a payload of 12 bytes, at most 8"),

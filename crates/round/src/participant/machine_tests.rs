@@ -1,0 +1,394 @@
+//! Each transition of the participant, one at a time.
+
+use super::sample::{CLIENT, NONE, RECORD, fit, job, job_with, key, offer, unfit};
+use super::*;
+use crate::job::Job;
+use std::sync::Arc;
+use undertone_core::digest::Digest;
+use undertone_core::fixed::FixedVector;
+use undertone_core::trainer::TrainerError;
+
+fn policy() -> Policy {
+    Policy { declared_rows: Some(200), ..Policy::default() }
+}
+
+fn client() -> Participant {
+    Participant::new(policy(), [])
+}
+
+fn update(job: &Job) -> FixedVector {
+    FixedVector::from_units(job.grid(), vec![1; job.layout().len()]).unwrap()
+}
+
+fn sealed(text: &str) -> Sealed {
+    Sealed { update: Digest::of(text.as_bytes()), bytes: 8, weight: 1 }
+}
+
+fn offered(key: &AttemptKey, job: &Arc<Job>) -> Input {
+    Input::Offered(Box::new(offer(key.clone(), job)))
+}
+
+fn transient() -> Failure {
+    Failure::Transient("gone".into())
+}
+
+fn last(reason: &str) -> Failure {
+    Failure::Final(reason.into())
+}
+
+/// Effects as short words, to compare with.
+fn words(effects: &[Effect]) -> Vec<String> {
+    effects
+        .iter()
+        .map(|e| match e {
+            Effect::Record(d) => {
+                format!("record {}", if matches!(d.verdict, Verdict::Accept(_)) { "yes" } else { "no" })
+            }
+            Effect::Accept(k) => format!("accept {}", short(k)),
+            Effect::Decline(k, _) => format!("decline {}", short(k)),
+            Effect::Inspect(k, _) => format!("inspect {}", short(k)),
+            Effect::Fetch(k, ..) => format!("fetch {}", short(k)),
+            Effect::Train(a) => format!("train {}", short(a.key())),
+            Effect::Abandon(k) => format!("abandon {}", short(k)),
+            Effect::Store { account, .. } => format!("store {}", short(&account.last())),
+            Effect::Upload { key, tries, .. } => format!("upload {} try {tries}", short(key)),
+            Effect::Discard(account) => format!("discard {}", short(&account.last())),
+            Effect::ReportFailure(k, _) => format!("fail {}", short(k)),
+        })
+        .collect()
+}
+
+fn short(k: &AttemptKey) -> String {
+    format!("{}/{}/{}", k.job, k.round, k.attempt)
+}
+
+fn told(effects: &[Effect]) -> String {
+    effects
+        .iter()
+        .find_map(|e| match e {
+            Effect::Decline(_, refusal) => Some(refusal.told.clone()),
+            Effect::ReportFailure(_, reason) => Some(reason.clone()),
+            _ => None,
+        })
+        .expect("something was told")
+}
+
+#[track_caller]
+fn expect(effects: Vec<Effect>, wanted: &[&str]) -> Vec<Effect> {
+    assert_eq!(words(&effects), wanted);
+    effects
+}
+
+/// Brings a client to the state that the name says, for attempt `k`.
+struct At;
+
+impl At {
+    fn inspecting(p: &mut Participant, k: &AttemptKey, job: &Arc<Job>) {
+        let name = format!("inspect {}", short(k));
+        let effects = words(&p.step(offered(k, job)));
+        assert_eq!(effects.last(), Some(&name));
+    }
+    fn fetching(p: &mut Participant, k: &AttemptKey, job: &Arc<Job>) {
+        Self::inspecting(p, k, job);
+        let (accept, fetch) = (format!("accept {}", short(k)), format!("fetch {}", short(k)));
+        expect(p.step(Input::Inspected(k.clone(), Ok(fit()))), &["record yes", &accept, &fetch]);
+    }
+    fn training(p: &mut Participant, k: &AttemptKey, job: &Arc<Job>) {
+        Self::fetching(p, k, job);
+        expect(p.step(Input::ModelReady(k.clone())), &[&format!("train {}", short(k))]);
+    }
+    fn storing(p: &mut Participant, k: &AttemptKey, job: &Arc<Job>) {
+        Self::training(p, k, job);
+        expect(p.step(Input::Trained(k.clone(), update(job))), &[&format!("store {}", short(k))]);
+    }
+    fn uploading(p: &mut Participant, k: &AttemptKey, job: &Arc<Job>) {
+        Self::storing(p, k, job);
+        let upload = format!("upload {} try 0", short(k));
+        expect(p.step(Input::Stored(k.clone(), sealed("bytes"))), &[&upload]);
+    }
+    fn delivered(p: &mut Participant, k: &AttemptKey, job: &Arc<Job>) {
+        Self::uploading(p, k, job);
+        expect(p.step(Input::Uploaded(k.clone())), &[&format!("discard {}", short(k))]);
+    }
+}
+
+#[test]
+fn a_round_goes_from_offer_to_receipt() {
+    let (mut p, job, k) = (client(), job(RECORD), key("j", 1, 1));
+    At::delivered(&mut p, &k, &job);
+    assert!(p.is_idle());
+    At::delivered(&mut p, &key("j", 2, 1), &job);
+    assert!(p.is_idle());
+}
+
+#[test]
+fn unfit_or_unreadable_data_is_declined_and_only_the_own_log_says_why() {
+    let (mut p, job, k) = (client(), job(RECORD), key("j", 1, 1));
+    At::inspecting(&mut p, &k, &job);
+    let out = expect(p.step(Input::Inspected(k.clone(), Ok(unfit()))), &["record no", "decline j/1/1"]);
+    assert_eq!(told(&out), DATA_UNFIT);
+    let Effect::Record(decision) = &out[0] else { unreachable!() };
+    let Verdict::Decline(refusal) = &decision.verdict else { unreachable!() };
+    assert_eq!(refusal.details, unfit().problems);
+    assert!(p.is_idle());
+
+    At::inspecting(&mut p, &k, &job);
+    let broken = TrainerError::Broken("exit 3 at row 17".into());
+    let out = expect(p.step(Input::Inspected(k, Err(broken))), &["record no", "decline j/1/1"]);
+    assert!(!told(&out).contains("17"));
+}
+
+#[test]
+fn a_job_beyond_the_policy_never_opens_the_data() {
+    let declined = |policy: Policy, job: &Arc<Job>, says: &str| {
+        let mut p = Participant::new(policy, []);
+        let out = expect(p.step(offered(&key("j", 1, 1), job)), &["record no", "decline j/1/1"]);
+        assert!(told(&out).contains(says), "{}", told(&out));
+        assert!(p.is_idle());
+    };
+    declined(policy(), &job(NONE), "allow_no_privacy");
+    declined(Policy { max_epsilon: Some(1.0), ..policy() }, &job(RECORD), "limit is 1");
+    declined(Policy::default(), &job(RECORD), "declared_rows");
+}
+
+#[test]
+fn declared_rows_are_asked_for_only_where_they_are_used() {
+    let open = Policy { allow_no_privacy: true, ..Policy::default() };
+    for job in [job(CLIENT), job(NONE)] {
+        At::training(&mut Participant::new(open.clone(), []), &key("j", 1, 1), &job);
+    }
+    let by_rows = job_with(NONE, "weights = \"declared_rows\"\nmax_weight = 150");
+    let mut p = Participant::new(open.clone(), []);
+    assert!(told(&p.step(offered(&key("j", 1, 1), &by_rows))).contains("declared_rows"));
+    let mut p = Participant::new(Policy { declared_rows: Some(200), ..open }, []);
+    At::fetching(&mut p, &key("j", 1, 1), &by_rows);
+    let out = p.step(Input::ModelReady(key("j", 1, 1)));
+    let Effect::Train(acceptance) = &out[0] else { unreachable!() };
+    assert_eq!(acceptance.weight(), 150);
+}
+
+#[test]
+fn the_clients_own_count_ends_what_the_budget_does_not_pay_for() {
+    // 20 rounds cost less than the budget of 6, 40 attempts cost more: the client notices by itself.
+    let (mut p, job) = (client(), job(RECORD));
+    let contract = job.contract();
+    assert!(contract.epsilon_after(20).unwrap() < 6.0 && contract.epsilon_after(40).unwrap() > 6.0);
+    let paid = (1..).take_while(|&n| contract.epsilon_after(n).unwrap() <= 6.0).count() as u32;
+    for attempt in 1..=paid {
+        At::delivered(&mut p, &key("j", 1, attempt), &job);
+    }
+    let out = expect(
+        p.step(offered(&key("j", 1, paid + 1), &job)),
+        &["record no", &format!("decline j/1/{}", paid + 1)],
+    );
+    assert!(told(&out).contains("its budget is 6"), "{}", told(&out));
+    // The owner's own limit goes by the same count.
+    let after = contract.epsilon_after(paid).unwrap();
+    assert!(after > contract.epsilon_after(20).unwrap());
+}
+
+#[test]
+fn another_document_under_the_same_name_is_declined() {
+    let mut p = client();
+    At::delivered(&mut p, &key("j", 1, 1), &job(RECORD));
+    let out = p.step(offered(&key("j", 2, 1), &job(CLIENT)));
+    assert!(told(&out).contains("document"), "{}", told(&out));
+}
+
+#[test]
+fn a_repeated_offer_repeats_the_answer_and_nothing_else() {
+    let (job, k) = (job(RECORD), key("j", 1, 1));
+    let bring: [fn(&mut Participant, &AttemptKey, &Arc<Job>); 4] =
+        [At::fetching, At::training, At::storing, At::uploading];
+    for bring in bring {
+        let mut p = client();
+        bring(&mut p, &k, &job);
+        expect(p.step(Input::SessionLost), &[]);
+        expect(p.step(Input::SessionUp), &[]);
+        expect(p.step(offered(&k, &job)), &["accept j/1/1"]);
+    }
+    let mut p = client();
+    At::inspecting(&mut p, &k, &job);
+    expect(p.step(offered(&k, &job)), &[]);
+}
+
+#[test]
+fn a_stored_update_is_sent_again_and_never_made_again() {
+    let (job, k) = (job(RECORD), key("j", 1, 1));
+    let account = Account::charge(None, &k, job.digest()).with_sealed(sealed("first"));
+    // After a restart, with or without being asked.
+    let mut p = Participant::new(policy(), [account.clone()]);
+    let out = expect(p.step(Input::SessionUp), &["upload j/1/1 try 0"]);
+    let Effect::Upload { sealed: s, .. } = &out[0] else { unreachable!() };
+    assert_eq!(*s, sealed("first"));
+    expect(p.step(offered(&k, &job)), &["accept j/1/1"]);
+    let mut p = Participant::new(policy(), [account]);
+    expect(p.step(offered(&k, &job)), &["accept j/1/1", "upload j/1/1 try 0"]);
+    expect(p.step(Input::Uploaded(k.clone())), &["discard j/1/1"]);
+    // Delivered: the attempt gets nothing more.
+    let out = expect(p.step(offered(&k, &job)), &["record no", "decline j/1/1"]);
+    assert!(told(&out).contains("already"));
+}
+
+#[test]
+fn a_withdrawn_attempt_is_dropped_in_every_state() {
+    let (job, k) = (job(RECORD), key("j", 1, 1));
+    let cases: [(fn(&mut Participant, &AttemptKey, &Arc<Job>), &[&str]); 4] = [
+        (At::inspecting, &[]),
+        (At::fetching, &["abandon j/1/1"]),
+        (At::training, &["abandon j/1/1"]),
+        (At::uploading, &["abandon j/1/1", "discard j/1/1"]),
+    ];
+    for (bring, effects) in cases {
+        let mut p = client();
+        bring(&mut p, &k, &job);
+        expect(p.step(Input::Withdrawn(k.clone())), effects);
+        assert!(p.is_idle());
+    }
+    // Storing finishes first.
+    let mut p = client();
+    At::storing(&mut p, &k, &job);
+    expect(p.step(Input::Withdrawn(k.clone())), &[]);
+    assert_eq!(p.in_hand(), Some(&k));
+    expect(p.step(Input::Stored(k.clone(), sealed("bytes"))), &["discard j/1/1"]);
+    assert!(p.is_idle());
+    // And the attempt is spent: offered again, it would need a second draw of noise.
+    expect(p.step(offered(&k, &job)), &["record no", "decline j/1/1"]);
+}
+
+#[test]
+fn a_withdrawal_of_something_else_changes_nothing() {
+    let (mut p, job, k) = (client(), job(RECORD), key("j", 2, 1));
+    At::training(&mut p, &k, &job);
+    for other in [key("j", 1, 1), key("j", 2, 2), key("i", 2, 1)] {
+        expect(p.step(Input::Withdrawn(other)), &[]);
+    }
+    assert_eq!(p.in_hand(), Some(&k));
+}
+
+#[test]
+fn a_newer_attempt_replaces_the_older_and_an_older_one_is_declined() {
+    let (job, k) = (job(RECORD), key("j", 3, 1));
+    let newer = key("j", 3, 2);
+    let cases: [(fn(&mut Participant, &AttemptKey, &Arc<Job>), &[&str]); 4] = [
+        (At::inspecting, &["inspect j/3/2"]),
+        (At::fetching, &["abandon j/3/1", "inspect j/3/2"]),
+        (At::training, &["abandon j/3/1", "inspect j/3/2"]),
+        (At::uploading, &["abandon j/3/1", "discard j/3/1", "inspect j/3/2"]),
+    ];
+    for (bring, effects) in cases {
+        let mut p = client();
+        bring(&mut p, &k, &job);
+        expect(p.step(offered(&key("j", 2, 9), &job)), &["record no", "decline j/2/9"]);
+        expect(p.step(offered(&newer, &job)), effects);
+        assert_eq!(p.in_hand(), Some(&newer));
+        // The older one's results are nobody's business any more.
+        expect(p.step(Input::Inspected(k.clone(), Ok(fit()))), &[]);
+        expect(p.step(Input::Trained(k.clone(), update(&job))), &[]);
+        expect(p.step(Input::Uploaded(k.clone())), &[]);
+        expect(p.step(Input::Failed(k.clone(), last("x"))), &[]);
+    }
+    let mut p = client();
+    At::storing(&mut p, &k, &job);
+    expect(p.step(offered(&newer, &job)), &[]);
+    expect(p.step(Input::Stored(k, sealed("old"))), &["discard j/3/1", "inspect j/3/2"]);
+}
+
+#[test]
+fn jobs_take_turns_and_a_lost_session_forgets_offers() {
+    let (mut p, job) = (client(), job(RECORD));
+    At::training(&mut p, &key("a", 1, 1), &job);
+    expect(p.step(offered(&key("b", 1, 1), &job)), &[]);
+    expect(p.step(offered(&key("c", 1, 1), &job)), &[]);
+    expect(p.step(offered(&key("b", 1, 2), &job)), &[]);
+    expect(p.step(Input::Withdrawn(key("c", 1, 1))), &[]);
+    let out = p.step(Input::Failed(key("a", 1, 1), last("diverged")));
+    expect(out, &["fail a/1/1", "inspect b/1/2"]);
+    expect(p.step(offered(&key("d", 1, 1), &job)), &[]);
+    expect(p.step(Input::SessionLost), &[]);
+    expect(p.step(Input::Inspected(key("b", 1, 2), Ok(unfit()))), &["record no", "decline b/1/2"]);
+    assert!(p.is_idle());
+}
+
+#[test]
+fn too_many_waiting_jobs_are_declined() {
+    let (mut p, job) = (client(), job(RECORD));
+    At::training(&mut p, &key("a", 1, 1), &job);
+    let declined = (0..80)
+        .filter(|i| words(&p.step(offered(&key(&format!("b{i}"), 1, 1), &job))).len() == 2)
+        .count();
+    assert_eq!(declined, 80 - 64);
+}
+
+#[test]
+fn an_upload_is_tried_again_a_few_times_and_then_kept() {
+    let (mut p, job, k) = (client(), job(RECORD), key("j", 1, 1));
+    At::uploading(&mut p, &k, &job);
+    for n in 1..5 {
+        let again = format!("upload j/1/1 try {n}");
+        expect(p.step(Input::Failed(k.clone(), transient())), &[&again]);
+    }
+    expect(p.step(Input::Failed(k.clone(), transient())), &[]);
+    assert!(p.is_idle());
+    expect(p.step(Input::SessionUp), &["upload j/1/1 try 0"]);
+    // The coordinator says that the attempt is over: nobody is told.
+    expect(p.step(Input::Failed(k.clone(), Failure::Closed("over".into()))), &["discard j/1/1"]);
+    expect(p.step(Input::SessionUp), &[]);
+}
+
+#[test]
+fn a_refused_update_is_dropped_and_told() {
+    let (mut p, job, k) = (client(), job(RECORD), key("j", 1, 1));
+    At::uploading(&mut p, &k, &job);
+    let out = p.step(Input::Failed(k.clone(), last("too long")));
+    assert_eq!(told(&expect(out, &["discard j/1/1", "fail j/1/1"])), "too long");
+    expect(p.step(offered(&k, &job)), &["record no", "decline j/1/1"]);
+}
+
+#[test]
+fn an_attempt_whose_steps_failed_before_the_outbox_may_be_tried_again() {
+    let (mut p, job, k) = (client(), job(RECORD), key("j", 1, 1));
+    At::fetching(&mut p, &k, &job);
+    expect(p.step(Input::Failed(k.clone(), last("x"))), &["fail j/1/1"]);
+    At::training(&mut p, &k, &job);
+    expect(p.step(Input::Failed(k.clone(), last("x"))), &["fail j/1/1"]);
+    // Failing to store may have left something behind: counted, and over.
+    At::storing(&mut p, &k, &job);
+    expect(p.step(Input::Failed(k.clone(), last("disk full"))), &["fail j/1/1"]);
+    expect(p.step(offered(&k, &job)), &["record no", "decline j/1/1"]);
+    At::delivered(&mut p, &key("j", 1, 2), &job);
+}
+
+#[test]
+fn offers_that_make_no_sense_are_not_read() {
+    let job = job(RECORD);
+    let model = ModelRef { digest: Digest::of(b"m"), bytes: job.update_bytes() + 100 };
+    let of = |k, model| Offer::of_job(k, Arc::clone(&job), model).unwrap_err();
+    assert!(matches!(of(key("j", 21, 1), model), UnreadableOffer::NoSuchRound { round: 21, rounds: 20 }));
+    for bytes in [0, job.update_bytes(), job.update_bytes() + (1 << 30), u64::MAX] {
+        let e = of(key("j", 1, 1), ModelRef { bytes, ..model });
+        assert!(matches!(e, UnreadableOffer::ModelSize { .. }), "{bytes}");
+    }
+    assert!(matches!(Offer::read(key("j", 1, 1), b"{}", model), Err(UnreadableOffer::Job(_))));
+    let read = Offer::read(key("j", 1, 1), &job.spec().to_document(), model).unwrap();
+    assert_eq!(read.job().digest(), job.digest());
+}
+
+#[test]
+fn a_study_samples_differently_in_each_attempt_and_the_same_each_time() {
+    let seeds = |seed| {
+        let policy = Policy { sampling_seed: Some(seed), ..policy() };
+        [("a", 1, 1), ("b", 1, 1), ("a", 1, 2), ("a", 2, 1)].map(|(name, round, attempt)| {
+            let offer = offer(key(name, round, attempt), &job(RECORD));
+            match consider(&offer, None, &policy, Ok(&fit())).verdict {
+                Verdict::Accept(a) => a.task().sampling_seed.unwrap(),
+                Verdict::Decline(r) => panic!("{r:?}"),
+            }
+        })
+    };
+    let [a, b, attempt, round] = seeds(7);
+    assert_eq!(a, b);
+    assert!(a != attempt && a != round && attempt != round);
+    assert_eq!(seeds(7), [a, b, attempt, round]);
+    assert_ne!(seeds(8)[0], a);
+}

@@ -146,7 +146,7 @@ impl Participant {
     fn session_up(&mut self) {
         for account in self.books.accounts.values().filter(|a| a.sealed().is_some()) {
             if self.state.key() != Some(&account.last()) {
-                self.waiting.push(Next::Resend(account.last()));
+                self.waiting.push_resend(account.last());
             }
         }
     }
@@ -169,7 +169,7 @@ impl Participant {
             match account.last().cmp(&key) {
                 Ordering::Equal if account.sealed().is_some() => {
                     out.push(Effect::Accept(key.clone()));
-                    self.waiting.push(Next::Resend(key));
+                    self.waiting.push_resend(key);
                     return;
                 }
                 Ordering::Equal => return self.decline(&offer, DONE, out),
@@ -189,7 +189,7 @@ impl Participant {
                 verdict: Verdict::Decline(refusal.clone()),
             })));
             out.push(Effect::Decline(key, refusal));
-        } else if let Err(Next::Offer(offer)) = self.waiting.push(Next::Offer(Box::new(offer))).map_err(|n| *n) {
+        } else if !self.waiting.push_offer(offer.clone()) {
             self.decline(&offer, "too many jobs wait for this client already", out);
         }
     }

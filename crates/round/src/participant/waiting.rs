@@ -4,7 +4,7 @@ use super::Offer;
 use std::collections::VecDeque;
 use undertone_core::id::{AttemptKey, JobId};
 
-/// Most things that may wait.
+/// Most offers that may wait.
 const MAX_WAITING: usize = 64;
 
 /// First come, first served; one entry for each job.
@@ -30,16 +30,25 @@ impl Next {
 }
 
 impl Waiting {
-    /// Adds an entry in the place of the job's older one, or at the end. Too many are given back.
-    pub(super) fn push(&mut self, next: Next) -> Result<(), Box<Next>> {
-        let full = self.0.len() >= MAX_WAITING;
+    /// Adds an offer, in the place of the job's older entry or at the end. `false` if too many wait: it is not taken.
+    pub(super) fn push_offer(&mut self, offer: Offer) -> bool {
+        self.push(Next::Offer(Box::new(offer)), MAX_WAITING)
+    }
+
+    /// Adds an update to send again. These are as many as there are open accounts at most, which has a bound.
+    pub(super) fn push_resend(&mut self, key: AttemptKey) {
+        self.push(Next::Resend(key), usize::MAX);
+    }
+
+    fn push(&mut self, next: Next, most: usize) -> bool {
+        let full = self.0.len() >= most;
         match self.0.iter_mut().find(|n| n.key().job == next.key().job) {
             Some(older) if older.key() > next.key() => {}
             Some(older) => *older = next,
-            None if full => return Err(Box::new(next)),
+            None if full => return false,
             None => self.0.push_back(next),
         }
-        Ok(())
+        true
     }
 
     pub(super) fn pop(&mut self) -> Option<Next> {

@@ -118,7 +118,10 @@ fn the_noise_has_the_stated_variance_also_on_an_empty_batch() {
         // Six standard deviations of the estimates.
         assert!(mean.abs() < 6.0 * sigma / n.sqrt(), "z = {z}: mean {mean}, sigma {sigma}");
         let ratio = variance / (sigma * sigma);
-        assert!((ratio - 1.0).abs() < 6.0 * (2.0 / n).sqrt(), "z = {z}: variance is {ratio} of the stated one");
+        assert!(
+            (ratio - 1.0).abs() < 6.0 * (2.0 / n).sqrt(),
+            "z = {z}: variance is {ratio} of the stated one"
+        );
         // Shape: the fourth moment of a Gaussian is 3 σ⁴ (its estimate spreads by √(96/n)).
         let fourth = noise.iter().map(|v| (v - mean).powi(4)).sum::<f64>() / n / (variance * variance);
         assert!((fourth - 3.0).abs() < 6.0 * (96.0 / n).sqrt(), "z = {z}: kurtosis {fourth}");

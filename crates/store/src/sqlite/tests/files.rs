@@ -6,6 +6,7 @@ use crate::sqlite::schema::{self, MIGRATIONS};
 use crate::sqlite::writer::Writer;
 use crate::{CommitError, Durability, SqliteStore, Store, StoreError};
 use sqlx::sqlite::SqliteConnectOptions;
+use std::sync::Arc;
 use tempfile::TempDir;
 use undertone_core::digest::Digest;
 
@@ -51,15 +52,34 @@ async fn nobody_else_may_read_it() {
     assert_eq!(mode("state.db"), 0o600);
 }
 
-#[tokio::test]
-async fn two_programs_may_use_it() {
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_programs_may_write_at_once() {
+    const LAST: u64 = 60;
     let folder = TempDir::new().unwrap();
-    let (one, two) = (open(&folder).await, open(&folder).await);
+    let stores = [Arc::new(open(&folder).await), Arc::new(open(&folder).await)];
     let id = job("a").id;
-    one.insert_job(job("a")).await.unwrap();
-    assert_eq!(two.commit(full_step(&id, 1)).await.unwrap(), 2);
-    let late = one.commit(full_step(&id, 1)).await;
-    assert!(matches!(late, Err(CommitError::Conflict { expected: 1, found: 2, .. })), "{late:?}");
+    stores[0].insert_job(job("a")).await.unwrap();
+    let programs = stores.clone().map(|store| {
+        tokio::spawn(async move {
+            let id = job("a").id;
+            let (mut version, mut won) = (1, 0);
+            while version < LAST {
+                match store.commit(full_step(&id, version)).await {
+                    Ok(next) => (version, won) = (next, won + 1),
+                    Err(CommitError::Conflict { found, .. }) => version = found,
+                    Err(other) => panic!("{other:?}"),
+                }
+            }
+            won
+        })
+    });
+    let mut won = 0;
+    for program in programs {
+        won += program.await.unwrap();
+    }
+    assert_eq!(won, LAST - 1);
+    assert_eq!(stores[1].job(&id).await.unwrap().unwrap().version, LAST);
+    assert_eq!(stores[1].events(&id, 0, 100).await.unwrap().len() as u64, LAST - 1);
 }
 
 #[tokio::test]
