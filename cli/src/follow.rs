@@ -99,7 +99,9 @@ pub(crate) async fn follow(
                                 return Ok(outcome);
                             }
                         }
-                        Ok(None) => break ApiError::new(undertone::Fault::Unavailable, "the stream of events ended"),
+                        Ok(None) => {
+                            break ApiError::new(undertone::Fault::Unavailable, "the stream of events ended");
+                        }
                         Err(status) => break status.into(),
                     }
                 }
@@ -167,10 +169,14 @@ mod tests {
     #[test]
     fn an_event_carries_job_place_and_time() {
         let message = |document: &str| v1::JobEvent { sequence: 7, unix_ms: 9, document: document.into() };
-        let happening = Happening::read(message(r#"{"kind":"ended","outcome":{"outcome":"completed"}}"#)).unwrap();
+        let happening =
+            Happening::read(message(r#"{"kind":"ended","outcome":{"outcome":"completed"}}"#)).unwrap();
         assert_eq!(happening.event, Some(JobEvent::Ended { outcome: Outcome::Completed }));
         let json = happening.to_json("heart-1");
-        assert_eq!((&json["job"], &json["sequence"], &json["kind"]), (&"heart-1".into(), &7.into(), &"ended".into()));
+        assert_eq!(
+            (&json["job"], &json["sequence"], &json["kind"]),
+            (&"heart-1".into(), &7.into(), &"ended".into())
+        );
         let newer = Happening::read(message(r#"{"kind":"danced"}"#)).unwrap();
         assert_eq!((newer.event.is_none(), newer.kind()), (true, "danced"));
         assert!(Happening::read(message("{")).is_err());

@@ -45,7 +45,9 @@ impl Narrator {
             JobEvent::Offered { round, attempt, cohort, .. } => {
                 self.waiting = None;
                 if attempt.0 > 1 {
-                    lines.push(self.aside(*round, &format!("attempt {attempt} with {}", clients(cohort.len()))));
+                    lines.push(
+                        self.aside(*round, &format!("attempt {attempt} with {}", clients(cohort.len()))),
+                    );
                 }
             }
             JobEvent::Declined { round, client, reason } => {
@@ -58,7 +60,8 @@ impl Narrator {
                 lines.push(self.trouble(*round, client.as_str(), "refused", reason));
             }
             JobEvent::Aborted { round, attempt, reason } => {
-                let text = format!("attempt {attempt} aborted: {} (its privacy budget is spent)", printable(reason));
+                let text =
+                    format!("attempt {attempt} aborted: {} (its privacy budget is spent)", printable(reason));
                 let text = if self.budget.is_some() {
                     text
                 } else {
@@ -103,9 +106,8 @@ impl Narrator {
 
     fn round_line(&self, release: &Release, metrics: Option<&Metrics>) -> String {
         let width = self.rounds.to_string().len();
-        let (loss, accuracy) = metrics.map_or(("-".into(), "-".into()), |m| {
-            (format!("{:.4}", m.loss), format!("{:.4}", m.accuracy))
-        });
+        let (loss, accuracy) = metrics
+            .map_or(("-".into(), "-".into()), |m| (format!("{:.4}", m.loss), format!("{:.4}", m.accuracy)));
         let mut line = format!(
             "{}   {}/{} clients   loss {loss:<7} accuracy {accuracy:<6}",
             self.paint.bold(&format!("round {:>width$}/{}", release.round.0, self.rounds)),

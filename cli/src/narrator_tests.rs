@@ -63,7 +63,11 @@ fn trouble_is_told_with_its_reason_and_the_round_goes_on() {
             JobEvent::Waiting { round: Round(1), present: 2, needed: 3 },
             JobEvent::Waiting { round: Round(1), present: 2, needed: 3 },
             offered(1, 1),
-            JobEvent::Declined { round: Round(1), client: client("va"), reason: "epsilon 5 is above 3".into() },
+            JobEvent::Declined {
+                round: Round(1),
+                client: client("va"),
+                reason: "epsilon 5 is above 3".into(),
+            },
             JobEvent::Refused { round: Round(1), client: client("a"), reason: "value 7 is NaN".into() },
             JobEvent::Lost { round: Round(1), client: client("b"), reason: "gone\x1b[2J".into() },
             JobEvent::Aborted { round: Round(1), attempt: Attempt(1), reason: "1 of 3 updates".into() },

@@ -94,7 +94,10 @@ impl Profile {
     pub(crate) async fn connect(&self) -> Result<Connection> {
         let tls = ClientTlsConfig::new()
             .ca_certificate(Certificate::from_pem(self.pem(&self.settings.ca)?))
-            .identity(Identity::from_pem(self.pem(&self.settings.certificate)?, self.pem(&self.settings.key)?));
+            .identity(Identity::from_pem(
+                self.pem(&self.settings.certificate)?,
+                self.pem(&self.settings.key)?,
+            ));
         let endpoint = Endpoint::from_shared(self.settings.server.clone())
             .and_then(|e| e.tls_config(tls))
             .map_err(|e| bad_input(format!("{}: {}", self.folder.join(FILE).display(), causes(&e))))?
@@ -110,7 +113,8 @@ impl Profile {
 
     fn pem(&self, file: &Path) -> Result<Vec<u8>> {
         let file = self.folder.join(file);
-        std::fs::read(&file).with_context(|| format!("cannot read {} of the operator's profile", file.display()))
+        std::fs::read(&file)
+            .with_context(|| format!("cannot read {} of the operator's profile", file.display()))
     }
 
     /// Why a connection did not come about, from the text of its causes (tonic hides the types).
@@ -144,7 +148,9 @@ pub(crate) fn call_failed(error: impl Into<ApiError>) -> anyhow::Error {
     match error.fault {
         Fault::BadRequest => bad_input(error.message),
         // A client certificate is judged after the handshake, so a refusal breaks the first call.
-        Fault::Unavailable if error.message.contains("alert") || error.message.contains("transport error") => {
+        Fault::Unavailable
+            if error.message.contains("alert") || error.message.contains("transport error") =>
+        {
             anyhow!(
                 "the coordinator broke the connection: {}. If this goes on, it does not accept the certificate of \
                  this profile (of another deployment, or expired)",

@@ -30,7 +30,9 @@ impl Submission {
         let cannot = |e: std::io::Error| bad_input(format!("cannot read {shown}: {e}"));
         let bytes = std::fs::metadata(file).map_err(cannot)?.len();
         if bytes > MAX_JOB_DOCUMENT_BYTES as u64 {
-            return Err(bad_input(format!("{shown} has {bytes} bytes, a job at most {MAX_JOB_DOCUMENT_BYTES}")));
+            return Err(bad_input(format!(
+                "{shown} has {bytes} bytes, a job at most {MAX_JOB_DOCUMENT_BYTES}"
+            )));
         }
         let text = std::fs::read_to_string(file).map_err(cannot)?;
         let job = JobSpec::from_toml(&text, &shown).and_then(JobSpec::resolve).map_err(|e| match e {
@@ -48,7 +50,8 @@ impl Submission {
     pub(crate) async fn send(&self, connection: &mut Connection) -> Result<String> {
         let request = v1::SubmitJobRequest { job_document: self.job.spec().to_document().into() };
         let response = connection.submit_job(request).await.map_err(call_failed)?.into_inner();
-        let digest = Digest::try_from(&response.job_digest[..]).map_err(|e| anyhow!("the coordinator's answer: {e}"))?;
+        let digest = Digest::try_from(&response.job_digest[..])
+            .map_err(|e| anyhow!("the coordinator's answer: {e}"))?;
         ensure!(
             digest == self.job.digest(),
             "the coordinator reads the job otherwise than this version of undertone (digests {} and {}): cancel {} \
@@ -88,7 +91,9 @@ impl Submission {
         let spec = self.job.spec();
         let cohort = match spec.cohort {
             CohortRule::All { size, min_clients } => format!("all of {size} clients, at least {min_clients}"),
-            CohortRule::Uniform { size, min_clients } => format!("{size} clients drawn, at least {min_clients}"),
+            CohortRule::Uniform { size, min_clients } => {
+                format!("{size} clients drawn, at least {min_clients}")
+            }
         };
         format!("{}, each with {cohort}", spec.rounds)
     }
@@ -129,10 +134,14 @@ impl Submission {
                 given(budget)
             ),
         ];
-        let sampling = contract.sampling_rate().map(|q| format!(", sampling rate {}", given(q))).unwrap_or_default();
+        let sampling =
+            contract.sampling_rate().map(|q| format!(", sampling rate {}", given(q))).unwrap_or_default();
         lines.push(format!("noise multiplier {}, clip norm {}{sampling}", figure(noise), given(clip)));
         if planned > budget {
-            lines.push(format!("note: the budget ends the job after {} of {rounds} rounds", self.affordable()));
+            lines.push(format!(
+                "note: the budget ends the job after {} of {rounds} rounds",
+                self.affordable()
+            ));
         }
         lines
     }
@@ -232,7 +241,9 @@ columns = [{ name = "x", kind = "number", range = [0, 1] }]
         );
         assert!(lines[5].contains("clip norm 1, sampling rate 0.25"), "{}", lines[5]);
         assert_eq!(lines.len(), 6);
-        let none = read(&JOB.replace(&JOB[JOB.find("unit").unwrap()..JOB.find("[data]").unwrap()], "unit = \"none\"\n"));
+        let none = read(
+            &JOB.replace(&JOB[JOB.find("unit").unwrap()..JOB.find("[data]").unwrap()], "unit = \"none\"\n"),
+        );
         assert!(none.unwrap().describe("x", Paint::default())[3].contains("none is promised"));
     }
 

@@ -198,7 +198,8 @@ const HEART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/hospitals/
 fn a_job_is_checked_before_it_is_sent() {
     let fake = Fake::start(script());
     let (text, _) = ends(&fake.undertone(&["job", "submit", HEART]), 0);
-    for part in ["job toy-abc", "for each record", "target ε 5", "budget ε 10", "undertone job watch toy-abc"] {
+    for part in ["job toy-abc", "for each record", "target ε 5", "budget ε 10", "undertone job watch toy-abc"]
+    {
         assert!(text.contains(part), "{part} is not in\n{text}");
     }
     let (text, _) = ends(&fake.undertone(&["job", "submit", HEART, "--json"]), 0);

@@ -191,8 +191,7 @@ fn unreadable(e: &std::io::Error) -> String {
 }
 
 fn is_device(device: &str) -> bool {
-    matches!(device, "auto" | "cpu")
-        || device.strip_prefix("cuda:").is_some_and(|n| n.parse::<u16>().is_ok())
+    matches!(device, "auto" | "cpu") || device.strip_prefix("cuda:").is_some_and(|n| n.parse::<u16>().is_ok())
 }
 
 /// The commented `client.toml` that enrolment writes.
@@ -206,7 +205,10 @@ pub(crate) fn template(
     let quoted = |text: &str| serde_json::to_string(text).expect("a text is JSON");
     let path = match data {
         Some(path) => format!("path = {}", quoted(&path.display().to_string())),
-        None => "path = \"data.csv\" # <- the path of your CSV file; relative paths start at this file's folder".into(),
+        None => {
+            "path = \"data.csv\" # <- the path of your CSV file; relative paths start at this file's folder"
+                .into()
+        }
     };
     let rows = match declared_rows {
         Some(rows) => format!("declared_rows = {rows}"),

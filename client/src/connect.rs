@@ -62,7 +62,11 @@ const PING_TIMEOUT: Duration = Duration::from_secs(90);
 const WINDOW_BYTES: u32 = 4 << 20;
 
 /// How to reach `server`, trusting `ca` (PEM) and nobody else.
-pub(crate) fn endpoint(server: &str, ca: &str, identity: Option<&Identity>) -> Result<Endpoint, ConnectError> {
+pub(crate) fn endpoint(
+    server: &str,
+    ca: &str,
+    identity: Option<&Identity>,
+) -> Result<Endpoint, ConnectError> {
     let bad = || ConnectError::BadAddress(server.to_owned());
     let mut tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(ca)).timeout(CONNECT_TIMEOUT);
     if let Some(identity) = identity {

@@ -70,7 +70,10 @@ impl Page {
             },
         );
         self.row("software", format_args!("undertone-client {}", undertone::version::SOFTWARE));
-        self.row("besides", "its network address, when it is there, and to each offer yes or no with a reason");
+        self.row(
+            "besides",
+            "its network address, when it is there, and to each offer yes or no with a reason",
+        );
     }
 
     fn training(&mut self, config: &ClientConfig, job: &Job) {
@@ -96,7 +99,9 @@ impl Page {
             (Weights::DeclaredRows, Some(rows)) => {
                 self.row("weight", format_args!("{} (declared_rows = {rows})", terms.weight));
             }
-            (Weights::DeclaredRows, None) => self.row("weight", "your declared_rows, which client.toml lacks"),
+            (Weights::DeclaredRows, None) => {
+                self.row("weight", "your declared_rows, which client.toml lacks")
+            }
         }
         self.promise(&terms, job);
         match terms.check(job, None, &config.policy) {
@@ -123,15 +128,23 @@ impl Page {
                 );
             }
             Unit::Client => {
-                self.row("protects", "your whole data set from those who see models, NOT from the coordinator");
+                self.row(
+                    "protects",
+                    "your whole data set from those who see models, NOT from the coordinator",
+                );
                 self.row("clip norm", format_args!("{clip} for the whole update"));
                 self.row(
                     "noise",
-                    format_args!("{noise:.4} x clip norm, added by the coordinator to the sum of all updates"),
+                    format_args!(
+                        "{noise:.4} x clip norm, added by the coordinator to the sum of all updates"
+                    ),
                 );
             }
             Unit::None => {
-                self.row("protects", "NOBODY: no privacy is promised, the coordinator sees your update as it is");
+                self.row(
+                    "protects",
+                    "NOBODY: no privacy is promised, the coordinator sees your update as it is",
+                );
                 self.row("largest norm", format_args!("{}; a longer update is not sent", terms.max_norm));
             }
         }
@@ -141,7 +154,9 @@ impl Page {
             let rounds = job.spec().rounds;
             self.row(
                 "epsilon",
-                format_args!("{one:.4} for one round, {all:.4} for {rounds}, never above {budget} (delta {delta:e})"),
+                format_args!(
+                    "{one:.4} for one round, {all:.4} for {rounds}, never above {budget} (delta {delta:e})"
+                ),
             );
         }
     }
@@ -233,13 +248,17 @@ columns = [{{ name = "age", kind = "number", range = [0, 120] }}]
         ] {
             assert!(text.contains(part), "{part}:\n{text}");
         }
-        let client = r#"unit = "client", trust = "central", clip_norm = 0.5, noise_multiplier = 4.0, delta = 1e-5,
+        let client =
+            r#"unit = "client", trust = "central", clip_norm = 0.5, noise_multiplier = 4.0, delta = 1e-5,
             budget_epsilon = 10.0"#
-            .replace('\n', " ");
+                .replace('\n', " ");
         let text = page(ClientRole::Trainer, &client, fit());
         assert!(text.contains("NOT from the coordinator"), "{text}");
         let text = page(ClientRole::Trainer, r#"unit = "none""#, fit());
-        assert!(text.contains("NOBODY") && text.contains("DECLINED") && !text.contains("epsilon  "), "{text}");
+        assert!(
+            text.contains("NOBODY") && text.contains("DECLINED") && !text.contains("epsilon  "),
+            "{text}"
+        );
     }
 
     #[test]

@@ -26,7 +26,7 @@ pub struct Enrolment {
     pub token: JoinToken,
     /// The name to ask for; `None` if the token fixes one.
     pub name: Option<ClientId>,
-    /// For the new `client.toml`: the CSV file.
+    /// For the new `client.toml`: the CSV file. A relative path that is not a file from here is one from `dir`.
     pub data: Option<PathBuf>,
     /// For the new `client.toml`: the rows that the owner declares.
     pub declared_rows: Option<u64>,
@@ -61,10 +61,10 @@ pub enum EnrolError {
     #[error(transparent)]
     Connect(#[from] ConnectError),
     /// The token is unknown, expired or used up.
-    #[error("the coordinator does not accept this join token ({0}): ask the operator for a new one")]
+    #[error("the coordinator does not accept this join token: {0}")]
     TokenRefused(String),
     /// Somebody else has the name.
-    #[error("{0}: choose another with --name")]
+    #[error("{0} (--name NAME)")]
     NameTaken(String),
     /// Any other refusal.
     #[error("the coordinator refused: {0}")]
@@ -117,9 +117,7 @@ pub async fn enrol(request: Enrolment) -> Result<Enrolled, EnrolError> {
 
     let wrote_config = !folder.config().exists();
     if wrote_config {
-        // A path given on the command line is relative to where it was typed, one in client.toml to its folder.
-        let data = request.data.as_deref().map(std::path::absolute).transpose();
-        let data = data.map_err(disk(&folder.config()))?;
+        let data = request.data.as_deref().map(data_path).transpose().map_err(disk(&folder.config()))?;
         let text =
             config::template(&request.token.server, &client, role, data.as_deref(), request.declared_rows);
         write_durably(&folder.config(), text.as_bytes(), Access::Folder).map_err(disk(&folder.config()))?;
@@ -142,6 +140,11 @@ pub fn config_mismatch(config: &ClientConfig, server: &str, enrolled: &Enrolled)
     (!wrong.is_empty()).then(|| {
         format!("{} was left as it is; set in it: {}", config.folder.config().display(), wrong.join(", "))
     })
+}
+
+/// A path as it should stand in `client.toml`, where relative paths start at the client's folder.
+fn data_path(typed: &Path) -> io::Result<PathBuf> {
+    if typed.exists() { std::path::absolute(typed) } else { Ok(typed.to_owned()) }
 }
 
 /// The key of an enrolment that was begun before, or a new one, on the disk.

@@ -112,11 +112,8 @@ impl fmt::Debug for Identity {
 /// A DER certificate as PEM (RFC 7468).
 pub(crate) fn pem_certificate(der: &[u8]) -> String {
     let body = data_encoding::BASE64.encode(der);
-    let lines: Vec<&str> = body
-        .as_bytes()
-        .chunks(64)
-        .map(|line| std::str::from_utf8(line).expect("base64 is ASCII"))
-        .collect();
+    let lines: Vec<&str> =
+        body.as_bytes().chunks(64).map(|line| std::str::from_utf8(line).expect("base64 is ASCII")).collect();
     format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"))
 }
 
@@ -127,8 +124,7 @@ mod tests {
     fn made() -> (rcgen::CertifiedKey<rcgen::KeyPair>, Identity) {
         let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
         let pem = pem_certificate(made.cert.der());
-        let identity =
-            Identity { ca: pem.clone(), certificate: pem, key: made.signing_key.serialize_pem() };
+        let identity = Identity { ca: pem.clone(), certificate: pem, key: made.signing_key.serialize_pem() };
         (made, identity)
     }
 

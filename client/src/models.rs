@@ -137,16 +137,9 @@ impl Partial {
     pub(crate) fn append(&mut self, offset: u64, data: &[u8]) -> Result<(), PartialError> {
         let end = offset.saturating_add(data.len() as u64);
         if offset != self.offset || end > self.model.bytes {
-            return Err(PartialError::Gap {
-                got: offset,
-                end,
-                wanted: self.offset,
-                total: self.model.bytes,
-            });
+            return Err(PartialError::Gap { got: offset, end, wanted: self.offset, total: self.model.bytes });
         }
-        self.file
-            .write_all(data)
-            .map_err(|source| PartialError::Disk { path: self.path.clone(), source })?;
+        self.file.write_all(data).map_err(|source| PartialError::Disk { path: self.path.clone(), source })?;
         self.digester.update(data);
         self.offset = end;
         Ok(())

@@ -54,7 +54,9 @@ impl Outbox {
             // Without the account the client no longer knows what it gave: it must not guess.
             io::Error::new(
                 io::ErrorKind::InvalidData,
-                format!("{problem}; it says what this client gave to a job: restore it, or remove it knowing that"),
+                format!(
+                    "{problem}; it says what this client gave to a job: restore it, or remove it knowing that"
+                ),
             )
         };
         if std::fs::metadata(path)?.len() > MAX_ACCOUNT_BYTES {

@@ -187,11 +187,7 @@ mod tests {
     /// A trainer program that says hello, gives one report, and then does `then`; it counts its starts.
     fn fake(dir: &Path, then: &str) -> TrainerSettings {
         let mut bytes = Vec::new();
-        let hello = Response::Hello {
-            version: PROTOCOL_VERSION,
-            device: "cpu".into(),
-            libtorch: "0".into(),
-        };
+        let hello = Response::Hello { version: PROTOCOL_VERSION, device: "cpu".into(), libtorch: "0".into() };
         write_frame(&mut bytes, &hello, &[]).unwrap();
         let report = DataReport { rows: 7, class_rows: vec![3, 4], missing: vec![], problems: vec![] };
         write_frame(&mut bytes, &Response::Report(report), &[]).unwrap();

@@ -176,12 +176,16 @@ fn judge(server: &str, status: Status, was_up: bool) -> End {
     }
     let e = ApiError::from(status);
     match e.fault {
-        Fault::Unauthenticated | Fault::NotAllowed | Fault::NotNow | Fault::BadRequest => {
+        Fault::Unauthenticated | Fault::NotAllowed | Fault::NotNow => {
             End::Refused(SessionError::Refused(e.message))
         }
-        Fault::NotFound | Fault::AlreadyExists | Fault::TooMuch | Fault::Unavailable | Fault::Internal => {
-            End::Broken { reason: e.message, was_up }
-        }
+        // A bad request too: a hello that was late on a slow line is one.
+        Fault::BadRequest
+        | Fault::NotFound
+        | Fault::AlreadyExists
+        | Fault::TooMuch
+        | Fault::Unavailable
+        | Fault::Internal => End::Broken { reason: e.message, was_up },
     }
 }
 
@@ -198,6 +202,7 @@ mod tests {
         assert!(!refused(Status::unavailable("shutting down")));
         assert!(!refused(Status::unknown("h2 protocol error")));
         assert!(!refused(Status::internal("disk full")));
+        assert!(!refused(Status::invalid_argument("no hello in time")));
         assert!(matches!(goodbye("x".into(), true, true), End::Broken { was_up: true, .. }));
         assert!(matches!(goodbye("x".into(), false, true), End::Refused(_)));
     }

@@ -187,8 +187,7 @@ mod tests {
     #[tokio::test]
     async fn it_rests_once_after_work_and_survives_a_panic() {
         let rests = Arc::new(AtomicU32::new(0));
-        let thread =
-            TrainerThread::start(Box::new(Counts(rests.clone())), None, Duration::from_millis(20));
+        let thread = TrainerThread::start(Box::new(Counts(rests.clone())), None, Duration::from_millis(20));
         tokio::time::sleep(Duration::from_millis(60)).await;
         assert_eq!(rests.load(Ordering::SeqCst), 0);
         let e = thread.call::<()>(|_| panic!("on purpose")).await.unwrap_err();
@@ -212,11 +211,8 @@ mod tests {
             *stopper.0.lock().unwrap() = true;
             stopper.1.notify_all();
         });
-        let thread = TrainerThread::start(
-            Box::new(Counts(Arc::default())),
-            Some(interrupt),
-            Duration::from_secs(60),
-        );
+        let thread =
+            TrainerThread::start(Box::new(Counts(Arc::default())), Some(interrupt), Duration::from_secs(60));
         let (begun, has_begun) = oneshot::channel();
         let (first, second) = (thread.clone(), thread.clone());
         let long = tokio::spawn(async move {

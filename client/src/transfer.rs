@@ -11,7 +11,9 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use undertone::limits::{CHUNK_BYTES, MAX_CHUNK_BYTES};
-use undertone::v1::{self, AttemptRef, BlobRef, DownloadRequest, UploadHeader, UploadMessage, upload_message};
+use undertone::v1::{
+    self, AttemptRef, BlobRef, DownloadRequest, UploadHeader, UploadMessage, upload_message,
+};
 use undertone::{ApiError, Fault};
 use undertone_core::id::AttemptKey;
 use undertone_round::participant::{Failure, ModelRef, Sealed};
@@ -126,17 +128,17 @@ async fn download(
     if partial.is_complete() {
         return Ok(());
     }
-    let request = DownloadRequest {
-        digest: model.digest.as_bytes().to_vec().into(),
-        offset: partial.offset(),
-    };
+    let request =
+        DownloadRequest { digest: model.digest.as_bytes().to_vec().into(), offset: partial.offset() };
     let mut stub = participation(channel);
     let mut pieces = timeout(idle, stub.download_model(request))
         .await
         .map_err(|_| stalled())?
         .map_err(call_error)?
         .into_inner();
-    while let Some(piece) = timeout(idle, pieces.message()).await.map_err(|_| stalled())?.map_err(call_error)? {
+    while let Some(piece) =
+        timeout(idle, pieces.message()).await.map_err(|_| stalled())?.map_err(call_error)?
+    {
         if piece.data.len() > MAX_CHUNK_BYTES {
             return Err(FetchError::LongChunk(piece.data.len()));
         }
@@ -189,7 +191,9 @@ pub(crate) async fn upload(
 /// Runs the call beside its feeder until the receipt, or until nothing has moved for [`UPLOAD_IDLE`].
 async fn drive(
     mut feed: std::pin::Pin<&mut impl Future<Output = std::io::Result<()>>>,
-    mut call: std::pin::Pin<&mut impl Future<Output = Result<tonic::Response<v1::UploadReceipt>, tonic::Status>>>,
+    mut call: std::pin::Pin<
+        &mut impl Future<Output = Result<tonic::Response<v1::UploadReceipt>, tonic::Status>>,
+    >,
     progress: &mut watch::Receiver<()>,
 ) -> Result<v1::UploadReceipt, Failure> {
     let (mut fed, mut watched) = (false, true);

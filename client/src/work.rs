@@ -38,7 +38,9 @@ enum TrainFailure {
 impl TrainFailure {
     fn told(&self) -> String {
         match self {
-            Self::Model(ModelError::Layout(e)) => format!("the model file does not hold the job's model: {e}"),
+            Self::Model(ModelError::Layout(e)) => {
+                format!("the model file does not hold the job's model: {e}")
+            }
             Self::Model(_) => "the client cannot read the fetched model: see the client's log".into(),
             Self::Trainer(e) => told(e).into(),
             Self::Encode(e) => e.told().into(),
@@ -95,7 +97,10 @@ pub(crate) async fn store(tools: Tools, account: Account, update: FixedVector, w
         Ok(sealed) => Input::Stored(key, sealed),
         Err(e) => {
             tracing::error!(error = %e, "the update could not be stored; it is not sent");
-            Input::Failed(key, Failure::Final("the client cannot store its update: see the client's log".into()))
+            Input::Failed(
+                key,
+                Failure::Final("the client cannot store its update: see the client's log".into()),
+            )
         }
     }
 }
@@ -110,7 +115,9 @@ pub(crate) async fn upload(mut tools: Tools, key: AttemptKey, sealed: Sealed, tr
         Err(failure) => {
             match &failure {
                 Failure::Transient(reason) => tracing::info!(reason, tries, "the upload broke"),
-                Failure::Closed(reason) => tracing::info!(reason, "the attempt is over; the update is dropped"),
+                Failure::Closed(reason) => {
+                    tracing::info!(reason, "the attempt is over; the update is dropped")
+                }
                 Failure::Final(reason) => tracing::warn!(reason, "the update was not taken"),
             }
             Input::Failed(key, failure)

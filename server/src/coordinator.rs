@@ -171,4 +171,12 @@ impl Coordinator {
         self.shared.stop.send_replace(true);
         self.shared.sessions.close_all("the coordinator is shutting down");
     }
+
+    /// Ends a shutdown: waits for the drivers, then lets go of the store.
+    pub(crate) async fn finish(&self) {
+        for (_, handle) in self.jobs() {
+            handle.stopped().await;
+        }
+        self.shared.store.close().await;
+    }
 }

@@ -161,6 +161,9 @@ impl Server {
             tracing::warn!("open calls did not end in time and were cut");
             self.task.abort();
         }
+        if tokio::time::timeout(DRAIN, self.coordinator.finish()).await.is_err() {
+            tracing::warn!("a job's driver did not stop in time; its last durable step stands");
+        }
     }
 }
 

@@ -28,16 +28,25 @@ pub(crate) fn run(arguments: &[OsString]) -> Result<ExitCode> {
     if !demos.iter().any(|demo| name == demo.as_str()) {
         bail!("no demo is called `{}`: use {}", name.to_string_lossy(), demos.join(" or "));
     }
-    setup::run(&workspace)?;
-    say("building the server, the client, the trainer and the operator's tool (minutes the first time)");
-    must_succeed(&mut workspace.cargo(&BUILD))
-        .map_err(|error| setup::disk::explain_build(error, workspace.target()))?;
-
+    // Nor should a question. What was built once answers it; before that, xtask does.
+    let asks_help = rest.iter().any(|argument| argument == "--help" || argument == "-h");
+    if !asks_help {
+        build(&workspace)?;
+    } else if !workspace.binary("undertone").is_file() {
+        return crate::print_help();
+    }
     let mut demo = workspace.command(workspace.binary("undertone"));
     demo.arg("demo").arg(&name).args(rest);
     // Becoming the demo hands it our terminal, our signals and our exit code.
     let error = demo.exec();
     Err(error).with_context(|| format!("cannot start `{}`", command_line(&demo)))
+}
+
+fn build(workspace: &Workspace) -> Result<()> {
+    setup::run(workspace)?;
+    say("building the server, the client, the trainer and the operator's tool (minutes the first time)");
+    must_succeed(&mut workspace.cargo(&BUILD))
+        .map_err(|error| setup::disk::explain_build(error, workspace.target()))
 }
 
 /// The name (or the default) and what follows, without the `--` that people put between the two.

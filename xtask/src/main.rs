@@ -1,8 +1,8 @@
 //! `cargo xtask`: what a person types in this repository.
 //!
 //! Read in this order: [`setup`] brings libtorch, [`demo`] runs the product, [`test`] runs every check and test,
-//! [`check`] is the part of `test` that looks at the dependency graph. [`cargo`], [`process`], [`elf`] and [`report`] serve
-//! all of them.
+//! [`check`] is the part of `test` that looks at the dependency graph. [`cargo`], [`process`], [`elf`] and
+//! [`report`] serve all of them.
 
 mod cargo;
 mod check;

@@ -212,7 +212,8 @@ fn flatten(value: &Value) -> Vec<(String, String)> {
             }
             Value::Array(items) => {
                 let items: Vec<String> = items.iter().map(scalar).collect();
-                lines.push((path.to_owned(), if items.is_empty() { "none".into() } else { items.join(", ") }));
+                lines
+                    .push((path.to_owned(), if items.is_empty() { "none".into() } else { items.join(", ") }));
             }
             Value::Null => {}
             other => lines.push((path.to_owned(), scalar(other))),

@@ -54,7 +54,10 @@ fn pick_job(jobs: Vec<v1::JobSummary>, prefix: &str) -> Result<v1::JobSummary> {
         n => {
             let some: Vec<&str> = found.iter().take(5).map(|j| j.job.as_str()).collect();
             let more = if n > some.len() { ", …" } else { "" };
-            Err(bad_input(format!("{n} jobs begin with \"{prefix}\": {}{more}; give more letters", some.join(", "))))
+            Err(bad_input(format!(
+                "{n} jobs begin with \"{prefix}\": {}{more}; give more letters",
+                some.join(", ")
+            )))
         }
     }
 }
@@ -74,7 +77,11 @@ mod tests {
         assert_eq!(pick("skin"), Ok("skin-1".into()));
         assert_eq!(pick("heart-ab"), Ok("heart-ab".into()));
         assert_eq!(pick("heart-abc"), Ok("heart-abc".into()));
-        assert!(pick("heart").unwrap_err().starts_with("3 jobs begin with \"heart\": heart-ab, heart-abc, heart-x"));
+        assert!(
+            pick("heart")
+                .unwrap_err()
+                .starts_with("3 jobs begin with \"heart\": heart-ab, heart-abc, heart-x")
+        );
         assert!(pick("lung").unwrap_err().contains("undertone job list"));
     }
 }

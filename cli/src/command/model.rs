@@ -141,6 +141,7 @@ async fn header(messages: &mut Streaming<v1::ReleaseMessage>) -> Result<(u32, Di
         bail!("the coordinator did not begin with the model's digest; nothing was saved");
     };
     ensure!(model.bytes <= MAX_MODEL_BYTES, "a model of {} is beyond every limit", size(model.bytes));
-    let digest = model.parsed_digest().map_err(|e| anyhow!("the coordinator's answer makes no sense: {e}"))?;
+    let digest =
+        model.parsed_digest().map_err(|e| anyhow!("the coordinator's answer makes no sense: {e}"))?;
     Ok((round, digest, model.bytes))
 }

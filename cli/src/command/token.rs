@@ -64,7 +64,10 @@ impl Command {
             }
             Self::List => list(operator, &mut connection).await?,
             Self::Revoke { id } => {
-                connection.revoke_token(v1::RevokeTokenRequest { id: id.clone() }).await.map_err(call_failed)?;
+                connection
+                    .revoke_token(v1::RevokeTokenRequest { id: id.clone() })
+                    .await
+                    .map_err(call_failed)?;
                 if operator.screen.json {
                     operator.screen.json(&json!({ "id": id, "revoked": true }))?;
                 } else {
@@ -171,9 +174,17 @@ async fn list(operator: &Operator, connection: &mut Connection) -> Result<()> {
     let now = now_unix_s();
     for t in &tokens {
         let name = if t.name.is_empty() { "(any)".to_owned() } else { t.name.clone() };
-        table.row([t.id.clone(), role_name(t.role), name, t.uses_left.to_string(), distance(t.expires_unix_s, now)]);
+        table.row([
+            t.id.clone(),
+            role_name(t.role),
+            name,
+            t.uses_left.to_string(),
+            distance(t.expires_unix_s, now),
+        ]);
     }
-    operator.screen.table(&table, "no token can be used: make one with `undertone token create --role trainer`")
+    operator
+        .screen
+        .table(&table, "no token can be used: make one with `undertone token create --role trainer`")
 }
 
 #[cfg(test)]

@@ -37,7 +37,10 @@ pub(crate) async fn train_all(places: &Places, example: &Example, programs: &Pro
     let mut alone = Vec::new();
     for site in &example.trainers {
         let baseline = train(places, example, programs, &[site]).await;
-        alone.push((site.name.clone(), baseline.with_context(|| format!("the baseline of {} alone", site.name))?));
+        alone.push((
+            site.name.clone(),
+            baseline.with_context(|| format!("the baseline of {} alone", site.name))?,
+        ));
     }
     Ok(Baselines { pooled, alone })
 }
@@ -49,7 +52,8 @@ async fn train(places: &Places, example: &Example, programs: &Programs, sites: &
     for file in &files {
         arguments.extend([&"--train" as &dyn AsRef<OsStr>, file]);
     }
-    arguments.extend([&"--test" as &dyn AsRef<OsStr>, &test, &"--json"]);
+    let seed = example.seed.to_string();
+    arguments.extend([&"--test" as &dyn AsRef<OsStr>, &test, &"--seed", &seed, &"--json"]);
     let output = programs.run("undertone-client", &arguments).await?;
     read(&String::from_utf8_lossy(&output.stdout))
 }

@@ -135,14 +135,14 @@ async fn enrol(
     };
     // Its key will lie here.
     let mut private = fs::DirBuilder::new();
-    private.recursive(true).mode(0o700).create(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    private
+        .recursive(true)
+        .mode(0o700)
+        .create(&dir)
+        .with_context(|| format!("cannot make {}", dir.display()))?;
     write(&places.data(site), &site.csv)?;
-    let invitation = Invitation {
-        role: site.role,
-        name: Some(site.name.clone()),
-        uses: 1,
-        lifetime: Span::seconds(600),
-    };
+    let invitation =
+        Invitation { role: site.role, name: Some(site.name.clone()), uses: 1, lifetime: Span::seconds(600) };
     let token_file = dir.join("join.token");
     token::save(&token::create(connection, &invitation).await?.token, &token_file)?;
     let enrol: Arguments<'_> = &[
@@ -152,7 +152,7 @@ async fn enrol(
         &"--token-file",
         &token_file,
         &"--data",
-        &site.file,
+        &places.data(site),
         &"--declared-rows",
         &site.declared_rows().to_string(),
     ];
@@ -161,7 +161,8 @@ async fn enrol(
     fs::remove_file(&token_file).with_context(|| format!("cannot remove {}", token_file.display()))?;
     if let Some(seed) = sampling_seed {
         let config = dir.join("client.toml");
-        let text = fs::read_to_string(&config).with_context(|| format!("cannot read {}", config.display()))?;
+        let text =
+            fs::read_to_string(&config).with_context(|| format!("cannot read {}", config.display()))?;
         write(&config, &format!("{text}\n[study]\nsampling_seed = {seed}\n"))?;
     }
     Ok(())

@@ -17,6 +17,8 @@ const HELD_OUT: f64 = 0.2;
 pub(crate) struct Example {
     /// Its name.
     pub(crate) name: &'static str,
+    /// What its split, and all else that is drawn but noise, follows from.
+    pub(crate) seed: u64,
     /// What it shows, in a line.
     pub(crate) about: &'static str,
     /// What all trainers together are called.
@@ -83,6 +85,7 @@ pub(crate) fn hospitals(seed: u64) -> Result<Example> {
         .collect();
     Ok(Example {
         name: "hospitals",
+        seed,
         about: "four real hospitals train one model of heart disease; no patient's row leaves its hospital",
         everyone: "all four hospitals",
         job: seeded(file!("job.toml"), seed)?,
@@ -106,6 +109,7 @@ pub(crate) fn quickstart(seed: u64) -> Result<Example> {
         .collect();
     Ok(Example {
         name: "quickstart",
+        seed,
         about: "four clients train a small neural network on a synthetic set of 1000 rows",
         everyone: "all four clients",
         job: seeded(job, seed)?,

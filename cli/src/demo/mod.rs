@@ -118,7 +118,8 @@ impl Demo {
     async fn steps(&mut self, folder: &Folder) -> Result<()> {
         self.say(&self.screen.paint.bold(self.example.about))?;
         self.step(1, &format!("a deployment in {}", self.places.root().display()))?;
-        let mut connection = start_server(&self.places, &self.example, &self.programs, &mut self.fleet).await?;
+        let mut connection =
+            start_server(&self.places, &self.example, &self.programs, &mut self.fleet).await?;
 
         self.step(2, "participants join, each with a one-time token, its own key and its own rows alone")?;
         let (places, example) = (&self.places, &self.example);
@@ -166,7 +167,8 @@ impl Demo {
 
     fn write_job(&self) -> Result<Submission> {
         let file = self.places.job();
-        std::fs::write(&file, &self.example.job).with_context(|| format!("cannot write {}", file.display()))?;
+        std::fs::write(&file, &self.example.job)
+            .with_context(|| format!("cannot write {}", file.display()))?;
         Submission::read(&file)
     }
 
@@ -208,7 +210,11 @@ impl Demo {
 
     fn step(&self, number: u32, text: &str) -> Result<()> {
         let seconds = self.start.elapsed().as_secs_f64();
-        self.say(&format!("{} {text} {}", self.screen.paint.bold(&format!("[{number}/5]")), self.screen.paint.dim(&format!("({seconds:.1} s)"))))
+        self.say(&format!(
+            "{} {text} {}",
+            self.screen.paint.bold(&format!("[{number}/5]")),
+            self.screen.paint.dim(&format!("({seconds:.1} s)"))
+        ))
     }
 
     fn say(&self, text: &str) -> Result<()> {

@@ -70,7 +70,11 @@ impl Programs {
             below.arg("run-below").arg(std::process::id().to_string()).arg("--").arg(self.path(program));
             below
         };
-        command.args(args.iter().map(|a| a.as_ref())).process_group(0).kill_on_drop(true).stdin(Stdio::null());
+        command
+            .args(args.iter().map(|a| a.as_ref()))
+            .process_group(0)
+            .kill_on_drop(true)
+            .stdin(Stdio::null());
         command
     }
 
@@ -175,7 +179,8 @@ impl Fleet {
         let out = File::create(log).with_context(cannot)?;
         let err = out.try_clone().with_context(cannot)?;
         let mut command = self.programs.command(program, args);
-        let child = command.stdout(out).stderr(err).spawn().with_context(|| format!("cannot start {program}"))?;
+        let child =
+            command.stdout(out).stderr(err).spawn().with_context(|| format!("cannot start {program}"))?;
         let group = Group::of(&child)?;
         self.members.push(Member { name: name.to_owned(), log: log.to_owned(), child, group });
         Ok(())

@@ -5,8 +5,7 @@ use std::time::Instant;
 /// Real children: the shell stands in for the daemons.
 fn programs() -> (tempfile::TempDir, Programs) {
     let folder = tempfile::tempdir().unwrap();
-    let programs =
-        Programs { this: "/nonexistent".into(), folder: PathBuf::from("/bin"), lasting: true };
+    let programs = Programs { this: "/nonexistent".into(), folder: PathBuf::from("/bin"), lasting: true };
     (folder, programs)
 }
 
@@ -70,7 +69,9 @@ async fn leaving_leaves_them_running() {
 async fn a_dead_daemon_is_told_with_its_last_words() {
     let (folder, programs) = programs();
     let mut fleet = Fleet::new(programs);
-    fleet.start("hungary", "sh", &[&"-c", &"echo disk full >&2; exit 3"], &folder.path().join("log")).unwrap();
+    fleet
+        .start("hungary", "sh", &[&"-c", &"echo disk full >&2; exit 3"], &folder.path().join("log"))
+        .unwrap();
     let mut said = String::new();
     let start = Instant::now();
     while said.is_empty() && start.elapsed() < Duration::from_secs(10) {

@@ -165,7 +165,12 @@ impl Report {
             self.test_loss,
         );
         let pooled = self.baselines.pooled;
-        row(format!("{}, pooled in one place", example.everyone), "none".into(), pooled.accuracy, pooled.loss);
+        row(
+            format!("{}, pooled in one place", example.everyone),
+            "none".into(),
+            pooled.accuracy,
+            pooled.loss,
+        );
         for (name, b) in &self.baselines.alone {
             row(format!("{name} alone"), "none".into(), b.accuracy, b.loss);
         }

@@ -75,7 +75,9 @@ fn no_promise_no_epsilon() {
 fn the_table_shows_worth_and_price() {
     let example = example::hospitals(DEFAULT_SEED).unwrap();
     let text = report().lines(&example, Paint::default()).join("\n");
-    for part in ["ε = 4.99 at δ = 0.001 for each record", "rdp", "185", "0.826", "0.810", "cleveland alone", "0.590"] {
+    for part in
+        ["ε = 4.99 at δ = 0.001 for each record", "rdp", "185", "0.826", "0.810", "cleveland alone", "0.590"]
+    {
         assert!(text.contains(part), "{part} is not in\n{text}");
     }
 }

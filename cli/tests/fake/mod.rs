@@ -19,27 +19,27 @@ use undertone_core::digest::Digest;
 
 /// What the coordinator tells, and how it misbehaves.
 #[derive(Debug, Clone, Default)]
-pub struct Script {
+pub(crate) struct Script {
     /// The jobs it has.
-    pub jobs: Vec<v1::JobSummary>,
+    pub(crate) jobs: Vec<v1::JobSummary>,
     /// The events of each job, as JSON.
-    pub events: Vec<&'static str>,
+    pub(crate) events: Vec<&'static str>,
     /// How often a stream of events breaks after two of them.
-    pub breaks: u32,
+    pub(crate) breaks: u32,
     /// The model that it sends.
-    pub model: Vec<u8>,
+    pub(crate) model: Vec<u8>,
     /// The digest that it promises, if not the right one.
-    pub promised: Option<Digest>,
+    pub(crate) promised: Option<Digest>,
     /// The bytes that it promises, if not the right number.
-    pub promised_bytes: Option<u64>,
+    pub(crate) promised_bytes: Option<u64>,
     /// A refusal of every submission.
-    pub refusal: Option<&'static str>,
+    pub(crate) refusal: Option<&'static str>,
     /// What it was asked for.
-    pub asked: Vec<String>,
+    pub(crate) asked: Vec<String>,
 }
 
 /// A deployment of its own: a CA, a running coordinator, an operator's profile.
-pub struct Fake {
+pub(crate) struct Fake {
     folder: TempDir,
     script: Arc<Mutex<Script>>,
     runtime: tokio::runtime::Runtime,
@@ -47,8 +47,9 @@ pub struct Fake {
 
 impl Fake {
     /// Starts it on a free port.
-    pub fn start(script: Script) -> Self {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    pub(crate) fn start(script: Script) -> Self {
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
         let folder = tempfile::tempdir().unwrap();
         let address = format!("https://localhost:{}", listener.local_addr().unwrap().port());
@@ -65,34 +66,34 @@ impl Fake {
     }
 
     /// The operator's profile.
-    pub fn profile(&self) -> PathBuf {
+    pub(crate) fn profile(&self) -> PathBuf {
         self.folder.path().join("operator")
     }
 
     /// Where the tests may write.
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
     /// What was asked for.
-    pub fn asked(&self) -> Vec<String> {
+    pub(crate) fn asked(&self) -> Vec<String> {
         self.script.lock().unwrap().asked.clone()
     }
 
     /// Runs `undertone` as this deployment's operator.
-    pub fn undertone(&self, args: &[&str]) -> Output {
+    pub(crate) fn undertone(&self, args: &[&str]) -> Output {
         undertone(&self.profile(), args)
     }
 
     /// Stops answering.
-    pub fn stop(self) -> TempDir {
+    pub(crate) fn stop(self) -> TempDir {
         self.runtime.shutdown_background();
         self.folder
     }
 }
 
 /// Runs `undertone` with this profile.
-pub fn undertone(profile: &Path, args: &[&str]) -> Output {
+pub(crate) fn undertone(profile: &Path, args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_undertone"))
         .args(args)
         .env("UNDERTONE_OPERATOR", profile)
@@ -102,7 +103,7 @@ pub fn undertone(profile: &Path, args: &[&str]) -> Output {
 }
 
 /// Makes a CA and the profile of an operator of it; gives the CA's certificate and the server's identity.
-pub fn write_profile(folder: &Path, address: &str) -> (String, Identity) {
+pub(crate) fn write_profile(folder: &Path, address: &str) -> (String, Identity) {
     let mut ca = CertificateParams::new(Vec::new()).unwrap();
     ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     ca.distinguished_name.push(DnType::CommonName, "a test's CA");
@@ -191,7 +192,10 @@ impl Operator for Service {
         Ok(Response::new(v1::CancelJobResponse {}))
     }
 
-    async fn download_release(&self, r: Request<v1::DownloadReleaseRequest>) -> Answer<Self::DownloadReleaseStream> {
+    async fn download_release(
+        &self,
+        r: Request<v1::DownloadReleaseRequest>,
+    ) -> Answer<Self::DownloadReleaseStream> {
         let script = self.ask(format!("download round {}", r.into_inner().round));
         let digest = script.promised.unwrap_or_else(|| Digest::of(&script.model));
         let bytes = script.promised_bytes.unwrap_or(script.model.len() as u64);

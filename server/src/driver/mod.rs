@@ -14,9 +14,10 @@ use crate::coordinator::Shared;
 use crate::sessions::Change;
 use rand::SeedableRng as _;
 use rand_chacha::ChaCha20Rng;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
 use undertone::{ApiError, Fault};
 use undertone_core::id::{ClientRole, JobId};
 use undertone_privacy::ledger::Ledger;
@@ -41,8 +42,6 @@ pub(crate) struct Snapshot {
     pub(crate) state: JobState,
     pub(crate) epsilon: Option<f64>,
     pub(crate) attempts: u32,
-    /// Counts transactions: watchers wake when it moves.
-    pub(crate) version: u64,
 }
 
 /// A job's driver, from outside.
@@ -52,6 +51,7 @@ pub(crate) struct Handle {
     pub(crate) created_unix_s: u64,
     inputs: mpsc::Sender<Command>,
     snapshot: watch::Receiver<Snapshot>,
+    task: Arc<Mutex<Option<JoinHandle<()>>>>,
 }
 
 impl Handle {
@@ -65,6 +65,14 @@ impl Handle {
 
     pub(crate) fn snapshot(&self) -> Snapshot {
         self.snapshot.borrow().clone()
+    }
+
+    /// Waits until the driver has stopped.
+    pub(crate) async fn stopped(&self) {
+        let task = self.task.lock().expect("no panic while locked").take();
+        if let Some(task) = task {
+            let _ = task.await;
+        }
     }
 
     pub(crate) fn watch(&self) -> watch::Receiver<Snapshot> {
@@ -96,7 +104,6 @@ pub(crate) fn start(loaded: LoadedJob, shared: Arc<Shared>, recovered: bool) -> 
         state: loaded.state.clone(),
         epsilon: loaded.ledger.spent(job.contract()),
         attempts: loaded.ledger.entries().len() as u32,
-        version: loaded.version,
     };
     let (snapshot, watcher) = watch::channel(first);
     let driver = Driver {
@@ -105,15 +112,16 @@ pub(crate) fn start(loaded: LoadedJob, shared: Arc<Shared>, recovered: bool) -> 
         state: loaded.state,
         version: loaded.version,
         ledger: loaded.ledger,
-        // Before the first look at who is there: no session can slip between.
         rng: ChaCha20Rng::from_seed(seed),
         own: inputs.downgrade(),
         snapshot,
         shared,
     };
+    // Before the first look at who is there: no session can slip between.
     let changes = driver.shared.sessions.subscribe();
-    tokio::spawn(driver.run(receiver, changes, recovered));
-    Ok(Handle { job, created_unix_s: loaded.created_unix_s, inputs, snapshot: watcher })
+    let task = tokio::spawn(driver.run(receiver, changes, recovered));
+    let task = Arc::new(Mutex::new(Some(task)));
+    Ok(Handle { job, created_unix_s: loaded.created_unix_s, inputs, snapshot: watcher, task })
 }
 
 impl Driver {
@@ -207,6 +215,13 @@ impl Driver {
                         }
                     }
                 }
+                // A save whose answer was lost and that was tried again finds its own step.
+                Err(CommitError::Conflict { found, .. })
+                    if found == self.version + 1 && self.is_saved(&step).await =>
+                {
+                    self.version = found;
+                    break;
+                }
                 Err(e) => {
                     tracing::error!(error = %e, "the job was changed by somebody else; this driver stops");
                     return (false, Err(ApiError::new(Fault::Internal, e.to_string())));
@@ -231,8 +246,15 @@ impl Driver {
             state: self.state.clone(),
             epsilon: self.ledger.spent(self.job.contract()),
             attempts: self.ledger.entries().len() as u32,
-            version: self.version,
         });
         (true, Ok(()))
+    }
+
+    /// Whether what is stored is what this step would have stored.
+    async fn is_saved(&self, step: &Step) -> bool {
+        match self.shared.store.job(&self.id).await {
+            Ok(Some(record)) => record.state == record::transition(&self.id, self.version, step).state,
+            _ => false,
+        }
     }
 }

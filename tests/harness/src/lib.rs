@@ -1,1 +1,40 @@
-//! (being laid)
+//! Whole Undertone deployments in a test: for our own tests, and for people who test their jobs and trainers.
+//!
+//! [`Deployment`] starts a coordinator with its CA on a free port in this process, and clients with the trainers
+//! that you give; everything goes over mutual TLS on loopback, as in production. Faults are yours to make: drop a
+//! [`RunningClient`], [restart](Deployment::restart) the coordinator, or speak the wire yourself with
+//! [`RawClient`]. [`Processes`] does the same with the real binaries.
+//!
+//! ```no_run
+//! use undertone_harness::{Deployment, FnTrainer};
+//!
+//! # async fn test() {
+//! let mut deployment = Deployment::start().await;
+//! for name in ["a", "b"] {
+//!     deployment.trainer(name, FnTrainer::constant(1.0)).await;
+//! }
+//! let job = deployment.operator().await.submit(include_str!("sample.toml")).await.unwrap();
+//! let events = deployment.operator().await.watch_to_end(&job).await;
+//! assert_eq!(events.outcome().status(), "completed");
+//! # }
+//! ```
+//!
+//! Everything here panics where a test should fail.
+
+mod deployment;
+mod operator;
+mod processes;
+mod raw;
+mod trainers;
+
+pub use deployment::{Deployment, RunningClient};
+pub use operator::{Events, Operator};
+pub use processes::{Process, Processes, binary};
+pub use raw::RawClient;
+pub use trainers::FnTrainer;
+
+/// How long a test waits for something that must happen.
+pub const PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);
+
+/// A small job (one feature, two classes, no privacy, two clients, two rounds) to start tests from.
+pub const SAMPLE_JOB: &str = include_str!("sample.toml");

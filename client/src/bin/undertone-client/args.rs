@@ -69,7 +69,8 @@ pub(crate) struct EnrolArgs {
     /// The name to ask for; only if the token does not fix one.
     #[arg(long)]
     pub(crate) name: Option<ClientId>,
-    /// The CSV file to train or measure on (goes into client.toml).
+    /// The CSV file to train or measure on (goes into client.toml). A relative path that is not a file from here is
+    /// one from DIR.
     #[arg(long)]
     pub(crate) data: Option<PathBuf>,
     /// The number of rows that you declare: public, near the real one (goes into client.toml).

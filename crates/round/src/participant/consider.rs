@@ -107,7 +107,6 @@ impl Refusal {
     pub fn open(told: impl Into<String>) -> Self {
         Self { told: told.into(), details: Vec::new() }
     }
-
 }
 
 /// What the coordinator is told about any problem of the data.
@@ -117,8 +116,12 @@ pub const DATA_UNFIT: &str = "the local data does not meet the data contract: se
 pub fn told(error: &TrainerError) -> &'static str {
     match error {
         TrainerError::Data(_) => DATA_UNFIT,
-        TrainerError::Unsupported(_) => "the client's trainer cannot do what this job asks: see the client's log",
-        TrainerError::Numerical(_) => "training did not stay finite (learning_rate too high?): see the client's log",
+        TrainerError::Unsupported(_) => {
+            "the client's trainer cannot do what this job asks: see the client's log"
+        }
+        TrainerError::Numerical(_) => {
+            "training did not stay finite (learning_rate too high?): see the client's log"
+        }
         TrainerError::Broken(_) => "the client's trainer broke: see the client's log",
     }
 }
@@ -197,18 +200,23 @@ impl Terms {
                         return no(format!("the job plans ε = {planned:.3}, this client's limit is {limit}"));
                     }
                     if after > limit {
-                        return no(format!("with this round the job would cost ε = {after:.3} here, this client's limit is {limit}"));
+                        return no(format!(
+                            "with this round the job would cost ε = {after:.3} here, this client's limit is {limit}"
+                        ));
                     }
                 }
                 if after > budget {
-                    return no(format!("with this round the job would cost ε = {after:.3} here, its budget is {budget}"));
+                    return no(format!(
+                        "with this round the job would cost ε = {after:.3} here, its budget is {budget}"
+                    ));
                 }
             }
             _ => return no("the job promises privacy but its loss cannot be stated".into()),
         }
         let by_rows = job.spec().aggregation.weights == Weights::DeclaredRows;
         if policy.declared_rows.is_none() && (by_rows || self.unit == Unit::Record) {
-            let what = if by_rows { "weights = \"declared_rows\"" } else { "a record-level privacy contract" };
+            let what =
+                if by_rows { "weights = \"declared_rows\"" } else { "a record-level privacy contract" };
             return no(format!(
                 "{what} needs the number of rows that the data owner declares: set [data] declared_rows in client.toml"
             ));

@@ -41,8 +41,12 @@ impl EncodeError {
     pub fn told(&self) -> &'static str {
         match self {
             Self::WrongLength { .. } => "the trainer gave an update of the wrong shape",
-            Self::TooLong { .. } => "the update is longer than max_update_norm: lower learning_rate or raise the bound",
-            Self::Clip(ClipError::NotFinite { .. }) => "training diverged (NaN or infinity): lower learning_rate",
+            Self::TooLong { .. } => {
+                "the update is longer than max_update_norm: lower learning_rate or raise the bound"
+            }
+            Self::Clip(ClipError::NotFinite { .. }) => {
+                "training diverged (NaN or infinity): lower learning_rate"
+            }
             Self::Clip(ClipError::Bound(_)) | Self::Bound(_) => {
                 "the job's norm bound does not suit its grid: change fraction_bits"
             }
@@ -68,4 +72,57 @@ pub fn encode(job: &Job, raw: LocalUpdate) -> Result<FixedVector, EncodeError> {
         }
     }
     Ok(clip(RawUpdate::new(raw.delta), bound)?.to_grid(job.grid())?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::sample::{CLIENT, NONE, RECORD, job, job_with};
+    use super::*;
+    use proptest::prelude::*;
+    use undertone_privacy::clip::check_norm;
+
+    fn raw(delta: &[f32]) -> LocalUpdate {
+        LocalUpdate { delta: delta.to_vec(), steps: 1 }
+    }
+
+    #[test]
+    fn a_client_level_update_is_clipped_and_any_other_that_is_too_long_is_kept_back() {
+        let client = job(CLIENT);
+        let fixed = encode(&client, raw(&[30.0, 40.0])).unwrap();
+        check_norm(fixed.units(), client.grid(), 0.5).unwrap();
+        assert!((fixed.decode()[0] - 0.3).abs() < 1e-4 && (fixed.decode()[1] - 0.4).abs() < 1e-4);
+        for privacy in [RECORD, NONE] {
+            let job = job_with(privacy, "max_update_norm = 5.0");
+            assert_eq!(encode(&job, raw(&[3.0, 4.0])).unwrap().decode(), [3.0, 4.0]);
+            let e = encode(&job, raw(&[3.1, 4.0])).unwrap_err();
+            assert!(matches!(e, EncodeError::TooLong { bound: 5.0, .. }), "{e}");
+            // What is told holds no number of the update.
+            assert!(!e.told().contains(char::is_numeric));
+        }
+    }
+
+    #[test]
+    fn nonsense_does_not_leave() {
+        for privacy in [CLIENT, RECORD, NONE] {
+            let job = job(privacy);
+            for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                assert!(matches!(encode(&job, raw(&[0.0, bad])), Err(EncodeError::Clip(_))), "{bad}");
+            }
+            let e = encode(&job, raw(&[0.0])).unwrap_err();
+            assert_eq!(e, EncodeError::WrongLength { found: 1, wanted: 2 });
+            assert!(encode(&job, raw(&[f32::MAX, 1e38])).is_ok() == (privacy == CLIENT));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_leaves_is_within_the_bound(a in any::<f32>(), b in any::<f32>()) {
+            for privacy in [CLIENT, RECORD] {
+                let job = job(privacy);
+                if let Ok(fixed) = encode(&job, raw(&[a, b])) {
+                    prop_assert!(check_norm(fixed.units(), job.grid(), job.update_norm_bound()).is_ok());
+                }
+            }
+        }
+    }
 }

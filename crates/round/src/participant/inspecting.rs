@@ -40,4 +40,9 @@ impl Inspecting {
             }
         }
     }
+
+    pub(super) fn dropped(self, out: &mut Vec<Effect>) -> State {
+        out.push(Effect::Abandon(self.key().clone()));
+        State::Idle
+    }
 }

@@ -234,7 +234,7 @@ fn a_stored_update_is_sent_again_and_never_made_again() {
 fn a_withdrawn_attempt_is_dropped_in_every_state() {
     let (job, k) = (job(RECORD), key("j", 1, 1));
     let cases: [(fn(&mut Participant, &AttemptKey, &Arc<Job>), &[&str]); 4] = [
-        (At::inspecting, &[]),
+        (At::inspecting, &["abandon j/1/1"]),
         (At::fetching, &["abandon j/1/1"]),
         (At::training, &["abandon j/1/1"]),
         (At::uploading, &["abandon j/1/1", "discard j/1/1"]),
@@ -271,7 +271,7 @@ fn a_newer_attempt_replaces_the_older_and_an_older_one_is_declined() {
     let (job, k) = (job(RECORD), key("j", 3, 1));
     let newer = key("j", 3, 2);
     let cases: [(fn(&mut Participant, &AttemptKey, &Arc<Job>), &[&str]); 4] = [
-        (At::inspecting, &["inspect j/3/2"]),
+        (At::inspecting, &["abandon j/3/1", "inspect j/3/2"]),
         (At::fetching, &["abandon j/3/1", "inspect j/3/2"]),
         (At::training, &["abandon j/3/1", "inspect j/3/2"]),
         (At::uploading, &["abandon j/3/1", "discard j/3/1", "inspect j/3/2"]),
@@ -314,9 +314,8 @@ fn jobs_take_turns_and_a_lost_session_forgets_offers() {
 fn too_many_waiting_jobs_are_declined() {
     let (mut p, job) = (client(), job(RECORD));
     At::training(&mut p, &key("a", 1, 1), &job);
-    let declined = (0..80)
-        .filter(|i| words(&p.step(offered(&key(&format!("b{i}"), 1, 1), &job))).len() == 2)
-        .count();
+    let declined =
+        (0..80).filter(|i| words(&p.step(offered(&key(&format!("b{i}"), 1, 1), &job))).len() == 2).count();
     assert_eq!(declined, 80 - 64);
 }
 

@@ -215,7 +215,8 @@ impl Participant {
     /// Lets go of the attempt in hand, whatever state it is in. Storing is brief and finishes first.
     fn drop_in_hand(&mut self, out: &mut Vec<Effect>) {
         self.state = match std::mem::replace(&mut self.state, State::Idle) {
-            State::Idle | State::Inspecting(_) => State::Idle,
+            State::Idle => State::Idle,
+            State::Inspecting(s) => s.dropped(out),
             State::Fetching(s) => s.dropped(out),
             State::Training(s) => s.dropped(out),
             State::Storing(s) => s.dropped(),

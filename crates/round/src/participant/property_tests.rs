@@ -15,8 +15,16 @@ use undertone_core::fixed::FixedVector;
 enum Op {
     Up,
     Lost,
-    Offer { job: u8, round: u32, attempt: u32 },
-    Withdraw { job: u8, round: u32, attempt: u32 },
+    Offer {
+        job: u8,
+        round: u32,
+        attempt: u32,
+    },
+    Withdraw {
+        job: u8,
+        round: u32,
+        attempt: u32,
+    },
     /// The step under way succeeds, or does not.
     Finish(u8),
     /// An old result arrives late.
@@ -135,7 +143,9 @@ impl World {
                     }
                 }
             }
-            (Effect::Fetch(key, ..), Some(f)) | (Effect::Upload { key, .. }, Some(f)) => Input::Failed(key, f),
+            (Effect::Fetch(key, ..), Some(f)) | (Effect::Upload { key, .. }, Some(f)) => {
+                Input::Failed(key, f)
+            }
             (Effect::Train(a), Some(f)) => Input::Failed(a.key().clone(), f),
             (Effect::Fetch(key, ..), None) => Input::ModelReady(key),
             (Effect::Upload { key, .. }, None) => Input::Uploaded(key),
@@ -245,7 +255,8 @@ fn settle(world: &mut World) {
 #[test]
 fn random_lives_keep_the_rules() {
     let job = job(RECORD);
-    let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig::with_cases(400));
+    let config = ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() };
+    let mut runner = proptest::test_runner::TestRunner::new(config);
     runner
         .run(&prop::collection::vec(op(), 0..120), |ops| {
             let mut world = World::new(Arc::clone(&job));

@@ -1,0 +1,136 @@
+//! `undertone-client` as a process.
+
+use std::process::{Command, Output};
+use undertone_harness::{Processes, SAMPLE_JOB, binary};
+
+const CSV: &str = "x,y\n-0.5,0\n0.5,1\n0.25,1\n-0.75,0\n";
+
+fn client(args: &[&str]) -> Output {
+    Command::new(binary("undertone-client")).args(args).output().unwrap()
+}
+
+fn text(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+fn write(folder: &std::path::Path, name: &str, content: &str) -> String {
+    let path = folder.join(name);
+    std::fs::write(&path, content).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+#[test]
+fn check_names_what_is_wrong_with_the_data() {
+    let d = Processes::start();
+    assert!(d.enrol("a", "trainer", CSV, 4).status.success());
+    let folder = d.client_folder("a");
+    let job = write(&folder, "job.toml", SAMPLE_JOB);
+    let check = || client(&["check", "--dir", folder.to_str().unwrap(), "--job", &job]);
+    let good = check();
+    assert!(good.status.success(), "{}", text(&good));
+    for (bad, words) in [
+        ("x,y\nhigh,0\n0.5,1\n", "high"),
+        ("z,y\n0.5,0\n", "\"x\""),
+        ("", "empty"),
+        ("x,y\n0.5,maybe\n", "maybe"),
+        ("x,y\n7,0\n0.5,1\n", "7"),
+    ] {
+        write(&folder, "data.csv", bad);
+        let output = check();
+        assert!(!output.status.success() && text(&output).contains(words), "{bad:?}: {}", text(&output));
+    }
+}
+
+#[test]
+fn dry_run_says_what_would_leave_and_what_would_not() {
+    let d = Processes::start();
+    assert!(d.enrol("a", "trainer", CSV, 40).status.success());
+    let folder = d.client_folder("a");
+    let private = SAMPLE_JOB.replace(
+        "unit = \"none\"",
+        "unit = \"record\"\ntrust = \"local\"\nclip_norm = 1.0\nsampling_rate = 0.5\nnoise_multiplier = 2.0\n\
+         delta = 1e-3\nbudget_epsilon = 10.0",
+    );
+    let job = write(&folder, "job.toml", &private);
+    let output = client(&["run", "--dir", folder.to_str().unwrap(), "--dry-run", "--job", &job]);
+    let shown = text(&output);
+    assert!(output.status.success(), "{shown}");
+    // Two values of four bytes each round, 40 declared rows, and an epsilon.
+    for words in ["8 bytes", "40", "clip", "noise", "ε"] {
+        assert!(shown.contains(words), "no \"{words}\" in:\n{shown}");
+    }
+    // It did not connect.
+    let list = String::from_utf8(d.undertone(&["client", "list", "--json"]).stdout).unwrap();
+    assert!(!list.contains("\"connected\":true") && !list.contains("\"connected\": true"), "{list}");
+}
+
+#[test]
+fn unknown_keys_and_missing_folders_are_named() {
+    let d = Processes::start();
+    assert!(d.enrol("a", "trainer", CSV, 40).status.success());
+    let folder = d.client_folder("a");
+    let config = std::fs::read_to_string(folder.join("client.toml")).unwrap();
+    std::fs::write(folder.join("client.toml"), config.replace("path =", "pth =")).unwrap();
+    let output = client(&["run", "--dir", folder.to_str().unwrap()]);
+    assert!(
+        !output.status.success() && text(&output).contains("did you mean \"path\"?"),
+        "{}",
+        text(&output)
+    );
+    let output = client(&["run", "--dir", "/nonexistent/folder"]);
+    assert!(!output.status.success() && text(&output).contains("enrol"), "{}", text(&output));
+}
+
+#[test]
+fn a_used_token_and_a_damaged_one_are_told_apart() {
+    let d = Processes::start();
+    assert!(d.enrol("a", "trainer", CSV, 40).status.success());
+    let token = d.client_folder("a").join("token");
+    let other = d.path().join("other");
+    let (other, token_text) = (other.to_str().unwrap(), token.to_str().unwrap());
+    let used = client(&["enrol", "--dir", other, "--token-file", token_text]);
+    assert!(!used.status.success() && text(&used).contains("used already"), "{}", text(&used));
+    let whole = std::fs::read_to_string(&token).unwrap();
+    let cut = &whole.trim()[..whole.trim().len() - 9];
+    let damaged = client(&["enrol", "--dir", other, "--token", cut]);
+    assert!(!damaged.status.success() && text(&damaged).contains("damaged"), "{}", text(&damaged));
+}
+
+#[test]
+fn baseline_trains_on_local_files_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let job =
+        write(folder.path(), "job.toml", &SAMPLE_JOB.replace("learning_rate = 0.1", "learning_rate = 2.0"));
+    let data = write(folder.path(), "a.csv", CSV);
+    let output = client(&["baseline", "--job", &job, "--train", &data, "--test", &data, "--json"]);
+    assert!(output.status.success(), "{}", text(&output));
+    let line = String::from_utf8(output.stdout).unwrap();
+    let json: serde_json::Value = serde_json::from_str(line.trim().lines().last().unwrap()).unwrap();
+    assert_eq!(json["accuracy"], 1.0, "{json}");
+    assert_eq!(json["rows"], 4);
+}
+
+#[test]
+fn an_idle_client_is_small_and_waits_for_its_coordinator() {
+    let mut d = Processes::start();
+    assert!(d.enrol("a", "trainer", CSV, 40).status.success());
+    d.server().kill();
+    let mut process = d.run_client("a");
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    d.start_server();
+    let deadline = std::time::Instant::now() + undertone_harness::PATIENCE;
+    loop {
+        let list = String::from_utf8(d.undertone(&["client", "list", "--json"]).stdout).unwrap();
+        if list.replace(' ', "").contains("\"connected\":true") {
+            break;
+        }
+        assert!(std::time::Instant::now() < deadline, "it does not come back:\n{}", process.log());
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    let status = std::fs::read_to_string(format!("/proc/{}/status", process.id())).unwrap_or_default();
+    if let Some(line) = status.lines().find(|l| l.starts_with("VmRSS")) {
+        let kb: u64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
+        assert!(kb < 40_000, "an idle client holds {kb} kB");
+    }
+    assert!(process.terminate().success());
+}

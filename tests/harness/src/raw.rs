@@ -1,0 +1,114 @@
+//! A participant that the test speaks for, message by message.
+
+use crate::PATIENCE;
+use tokio::sync::mpsc;
+use tokio_stream::StreamExt as _;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
+use tonic::{Status, Streaming};
+use undertone::v1::participation_client::ParticipationClient;
+use undertone::v1::{self, client_message, server_message, upload_message};
+use undertone_client::ClientConfig;
+use undertone_core::digest::Digest;
+
+/// An enrolled participant on the bare wire.
+pub struct RawClient {
+    /// The generated client.
+    pub client: ParticipationClient<Channel>,
+    outbox: Option<mpsc::Sender<v1::ClientMessage>>,
+    inbox: Option<Streaming<v1::ServerMessage>>,
+}
+
+impl RawClient {
+    /// Connects with an enrolled client's identity.
+    pub async fn connect(config: &ClientConfig) -> Self {
+        let identity = undertone_client::Identity::load(&config.folder).expect("an identity");
+        let tls = ClientTlsConfig::new()
+            .ca_certificate(Certificate::from_pem(&identity.ca))
+            .identity(Identity::from_pem(&identity.certificate, &identity.key));
+        let endpoint =
+            Endpoint::from_shared(config.server.clone()).expect("a URL").tls_config(tls).expect("TLS");
+        let channel = endpoint.connect().await.expect("the coordinator answers");
+        Self { client: ParticipationClient::new(channel), outbox: None, inbox: None }
+    }
+
+    /// Says hello with these protocols and returns the first message.
+    ///
+    /// # Errors
+    /// What the coordinator says.
+    pub async fn hello(&mut self, min: u32, max: u32) -> Result<server_message::Kind, Status> {
+        let (tx, rx) = mpsc::channel(16);
+        let hello = v1::Hello { protocol_min: min, protocol_max: max, software: "raw".into() };
+        let message = v1::ClientMessage { kind: Some(client_message::Kind::Hello(hello)) };
+        tx.send(message).await.expect("a new queue");
+        let inbox = self.client.session(ReceiverStream::new(rx)).await?.into_inner();
+        (self.outbox, self.inbox) = (Some(tx), Some(inbox));
+        self.next().await
+    }
+
+    /// The next message of the session.
+    ///
+    /// # Errors
+    /// If the session broke.
+    pub async fn next(&mut self) -> Result<server_message::Kind, Status> {
+        let inbox = self.inbox.as_mut().expect("hello was said");
+        let next = tokio::time::timeout(PATIENCE, inbox.next()).await.expect("a message");
+        match next {
+            Some(message) => Ok(message?.kind.expect("a kind")),
+            None => Err(Status::cancelled("the session ended")),
+        }
+    }
+
+    /// Waits for an offer.
+    pub async fn offer(&mut self) -> v1::Offer {
+        loop {
+            match self.next().await.expect("the session goes on") {
+                server_message::Kind::Offer(offer) => return offer,
+                _ => continue,
+            }
+        }
+    }
+
+    /// Sends a message on the session.
+    pub async fn say(&self, kind: client_message::Kind) {
+        let outbox = self.outbox.as_ref().expect("hello was said");
+        outbox.send(v1::ClientMessage { kind: Some(kind) }).await.expect("the session is open");
+    }
+
+    /// Uploads integers as an update, whole.
+    ///
+    /// # Errors
+    /// What the coordinator says.
+    pub async fn upload(
+        &mut self,
+        attempt: &v1::AttemptRef,
+        units: &[i32],
+        weight: u32,
+    ) -> Result<v1::UploadReceipt, Status> {
+        let bytes: Vec<u8> = units.iter().flat_map(|u| u.to_le_bytes()).collect();
+        let header = v1::UploadHeader {
+            attempt: Some(attempt.clone()),
+            update: Some(v1::BlobRef::new(Digest::of(&bytes), bytes.len() as u64)),
+            weight,
+        };
+        let chunk = v1::Chunk { offset: 0, data: bytes.into() };
+        self.upload_messages(vec![
+            upload_message::Kind::Header(header),
+            upload_message::Kind::Chunk(chunk),
+        ])
+        .await
+    }
+
+    /// Uploads whatever messages the test likes.
+    ///
+    /// # Errors
+    /// What the coordinator says.
+    pub async fn upload_messages(
+        &mut self,
+        messages: Vec<upload_message::Kind>,
+    ) -> Result<v1::UploadReceipt, Status> {
+        let messages = messages.into_iter().map(|kind| v1::UploadMessage { kind: Some(kind) });
+        let stream = tokio_stream::iter(messages.collect::<Vec<_>>());
+        Ok(self.client.upload_update(stream).await?.into_inner())
+    }
+}

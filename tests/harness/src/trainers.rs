@@ -1,0 +1,73 @@
+//! Trainers that are functions.
+
+use undertone_core::model::ModelSpec;
+use undertone_core::schema::DataContract;
+use undertone_core::trainer::{DataReport, LocalUpdate, Metrics, TrainTask, Trainer, TrainerError};
+
+type Train = dyn FnMut(&TrainTask, &[f32]) -> Result<Vec<f32>, TrainerError> + Send;
+
+/// A trainer whose training is a closure from task and weights to a delta; its data always meets the contract,
+/// unless [told otherwise](FnTrainer::unfit).
+pub struct FnTrainer {
+    train: Box<Train>,
+    problems: Vec<String>,
+}
+
+impl FnTrainer {
+    /// Trains with a closure.
+    pub fn new(
+        train: impl FnMut(&TrainTask, &[f32]) -> Result<Vec<f32>, TrainerError> + Send + 'static,
+    ) -> Self {
+        Self { train: Box::new(train), problems: vec![] }
+    }
+
+    /// Moves every value by the same amount.
+    pub fn constant(step: f32) -> Self {
+        Self::new(move |_, weights| Ok(vec![step; weights.len()]))
+    }
+
+    /// Fails each time.
+    pub fn failing(error: TrainerError) -> Self {
+        Self::new(move |_, _| Err(error.clone()))
+    }
+
+    /// Takes a while, then moves every value by one.
+    pub fn slow(pause: std::time::Duration) -> Self {
+        Self::new(move |_, weights| {
+            std::thread::sleep(pause);
+            Ok(vec![1.0; weights.len()])
+        })
+    }
+
+    /// Has data that does not meet the contract.
+    pub fn unfit(mut self, problem: &str) -> Self {
+        self.problems.push(problem.into());
+        self
+    }
+}
+
+impl Trainer for FnTrainer {
+    fn inspect(&mut self, data: &DataContract) -> Result<DataReport, TrainerError> {
+        Ok(DataReport {
+            rows: data.min_rows().max(10),
+            class_rows: vec![5; data.label().classes.len()],
+            missing: vec![],
+            problems: self.problems.clone(),
+        })
+    }
+
+    fn train(&mut self, task: &TrainTask, weights: &[f32]) -> Result<LocalUpdate, TrainerError> {
+        Ok(LocalUpdate { delta: (self.train)(task, weights)?, steps: 1 })
+    }
+
+    /// The loss is the mean of the weights: enough to see which model was measured.
+    fn evaluate(
+        &mut self,
+        _model: &ModelSpec,
+        _data: &DataContract,
+        weights: &[f32],
+    ) -> Result<Metrics, TrainerError> {
+        let loss = weights.iter().map(|w| f64::from(*w)).sum::<f64>() / weights.len().max(1) as f64;
+        Ok(Metrics { loss, accuracy: 0.5, rows: 10 })
+    }
+}

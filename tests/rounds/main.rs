@@ -1,0 +1,16 @@
+//! Whole rounds in one process: coordinator, CA, clients, mutual TLS.
+
+mod bad_updates;
+mod enrolment;
+mod happy;
+mod privacy;
+mod restart;
+mod sessions;
+
+use undertone_harness::SAMPLE_JOB;
+
+/// The sample job with a change.
+fn job(from: &str, to: &str) -> String {
+    assert!(SAMPLE_JOB.contains(from), "{from}");
+    SAMPLE_JOB.replace(from, to)
+}

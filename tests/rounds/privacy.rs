@@ -1,0 +1,159 @@
+//! Privacy contracts end to end.
+
+use crate::job;
+use undertone_core::id::ClientRole;
+use undertone_core::trainer::LocalUpdate;
+use undertone_harness::{Deployment, FnTrainer, SAMPLE_JOB};
+use undertone_round::event::{JobEvent, Outcome};
+use undertone_round::job::JobSpec;
+
+const CENTRAL: &str = "unit = \"client\"\ntrust = \"central\"\nclip_norm = 0.5\nnoise_multiplier = 1.0\ndelta = 1e-5\nbudget_epsilon = 6.0";
+const RECORD: &str = "unit = \"record\"\ntrust = \"local\"\nclip_norm = 1.0\nsampling_rate = 0.5\nnoise_multiplier = 2.0\ndelta = 1e-3\nbudget_epsilon = 10.0";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_central_contract_clips_noises_and_ends_when_the_budget_is_spent() {
+    let mut d = Deployment::start().await;
+    for name in ["a", "b"] {
+        d.trainer(name, FnTrainer::constant(10.0)).await;
+    }
+    d.wait_connected(2).await;
+    let mut operator = d.operator().await;
+    let id = operator.submit(&job("unit = \"none\"", CENTRAL)).await.unwrap();
+    let events = operator.watch_to_end(&id).await;
+    // One round at z = 1 costs about 4.9; the second would pass 6.
+    assert!(matches!(events.outcome(), Outcome::BudgetSpent { .. }), "{}", events.text());
+    assert_eq!(events.released(), 1);
+    let privacy = operator.privacy(&id).await;
+    let epsilon = privacy["epsilon"].as_f64().unwrap();
+    assert!((4.0..=6.0).contains(&epsilon), "{privacy}");
+    assert_eq!((&privacy["unit"], &privacy["accountant"]), (&"client".into(), &"rdp".into()));
+    // Two updates of norm 0.5 each, noise of 0.5 on the sum, divided by 2: far from the 10 that was sent.
+    let model = operator.model(&id).await;
+    assert!(model.iter().all(|w| w.abs() < 4.0), "{model:?}");
+    assert_ne!(model[0], model[1], "noise is drawn for each value");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn noise_differs_between_two_runs_of_the_same_job() {
+    let mut d = Deployment::start().await;
+    for name in ["a", "b"] {
+        d.trainer(name, FnTrainer::constant(1.0)).await;
+    }
+    d.wait_connected(2).await;
+    let mut operator = d.operator().await;
+    let text = job("unit = \"none\"", CENTRAL).replace("rounds = 2", "rounds = 1");
+    let mut models = vec![];
+    for _ in 0..2 {
+        let id = operator.submit(&text).await.unwrap();
+        operator.watch_to_end(&id).await;
+        models.push(operator.model(&id).await);
+    }
+    assert_ne!(models[0], models[1]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_contract_reaches_the_trainer_with_public_numbers_only() {
+    let mut d = Deployment::start().await;
+    for name in ["a", "b"] {
+        let mut config = d.enrol(name, ClientRole::Trainer).await;
+        config.policy.declared_rows = Some(80);
+        let trainer = FnTrainer::new(|task, weights| {
+            let dp = task.record_privacy.expect("DP-SGD is asked for");
+            assert_eq!((dp.clip_norm, dp.noise_multiplier, dp.sampling_rate), (1.0, 2.0, 0.5));
+            assert_eq!(dp.expected_batch, 40.0, "declared rows, not the rows that are there");
+            Ok(LocalUpdate { delta: vec![0.25; weights.len()], steps: 1 }.delta)
+        });
+        d.run(config, trainer);
+    }
+    d.wait_connected(2).await;
+    let mut operator = d.operator().await;
+    let id = operator.submit(&job("unit = \"none\"", RECORD)).await.unwrap();
+    let events = operator.watch_to_end(&id).await;
+    assert_eq!(*events.outcome(), Outcome::Completed, "{}", events.text());
+    let spent: Vec<f64> = events
+        .0
+        .iter()
+        .filter_map(|e| match e {
+            JobEvent::Released { epsilon, .. } => *epsilon,
+            _ => None,
+        })
+        .collect();
+    assert!(spent.len() == 2 && 0.0 < spent[0] && spent[0] < spent[1], "{spent:?}");
+    assert_eq!(operator.privacy(&id).await["unit"], "record");
+    // Nothing that a client sends says how many rows it has, or how well it does.
+    assert!(!events.text().contains("\"rows\""), "{}", events.text());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_refuse_what_their_owners_do_not_allow() {
+    let mut d = Deployment::start().await;
+    let mut strict = d.enrol("strict", ClientRole::Trainer).await;
+    strict.policy.max_epsilon = Some(0.1);
+    d.run(strict, FnTrainer::constant(1.0));
+    let mut undeclared = d.enrol("undeclared", ClientRole::Trainer).await;
+    undeclared.policy.declared_rows = None;
+    d.run(undeclared, FnTrainer::constant(1.0));
+    d.wait_connected(2).await;
+    let mut operator = d.operator().await;
+    let id = operator.submit(&job("unit = \"none\"", RECORD)).await.unwrap();
+    let text = operator.watch_to_end(&id).await.text();
+    assert!(text.contains("\"declined\"") && text.contains("0.1"), "{text}");
+    assert!(text.contains("declared_rows"), "{text}");
+    // The decision and its numbers are in the client's own log.
+    let log = std::fs::read_to_string(d.path().join("clients/strict/decisions.jsonl")).unwrap();
+    assert!(log.contains("0.1"), "{log}");
+
+    let mut careful = d.enrol("careful", ClientRole::Trainer).await;
+    careful.policy.allow_no_privacy = false;
+    d.run(careful, FnTrainer::constant(1.0));
+    d.wait_connected(3).await;
+    let id = operator.submit(&job("size = 2", "size = 3")).await.unwrap();
+    let text = operator.watch_to_end(&id).await.text();
+    assert!(text.contains("careful") && text.contains("privacy"), "{text}");
+}
+
+#[test]
+fn impossible_jobs_are_refused_with_the_section() {
+    for (from, to, words) in [
+        ("size = 2", "size = 0", "[cohort]"),
+        ("min_clients = 1", "min_clients = 3", "[cohort]"),
+        ("rounds = 2", "rounds = 0", "[rounds]"),
+        ("learning_rate = 0.1", "learning_rate = -1.0", "[training]"),
+        ("unit = \"none\"", &RECORD.replace("sampling_rate = 0.5\n", ""), "sampling_rate"),
+        ("unit = \"none\"", &CENTRAL.replace("budget_epsilon = 6.0", "budget_epsilon = nan"), "budget_epsilon"),
+        ("unit = \"none\"", "unit = \"record\"\ntrust = \"central\"", "central"),
+        ("kind = \"logistic\"", "kind = \"resnet\"", "resnet"),
+        ("kind = \"logistic\"", "kind = \"mlp\"\nhidden = [0]", "[model]"),
+        ("rounds = 2", "roundz = 2", "did you mean \"rounds\"?"),
+        ("round = \"30s\"", "round = 30", "line"),
+    ] {
+        let text = job(from, to);
+        let e = JobSpec::from_toml(&text, "job.toml").and_then(JobSpec::resolve).unwrap_err();
+        assert!(e.to_string().contains(words), "{to}: {e}");
+    }
+    let epochs = job("unit = \"none\"", RECORD).replace("local_steps = 1", "local_epochs = 1");
+    let e = JobSpec::from_toml(&epochs, "job.toml").unwrap().resolve().unwrap_err();
+    assert!(e.to_string().contains("private number of rows"), "{e}");
+    let batch = job("unit = \"none\"", RECORD).replace("local_steps = 1", "local_steps = 1\nbatch_size = 4");
+    assert!(JobSpec::from_toml(&batch, "job.toml").unwrap().resolve().is_err());
+    assert!(JobSpec::from_toml(SAMPLE_JOB, "job.toml").unwrap().resolve().is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_coordinator_checks_a_job_itself() {
+    let d = Deployment::start().await;
+    let mut operator = d.operator().await;
+    let good = String::from_utf8(JobSpec::from_toml(SAMPLE_JOB, "job.toml").unwrap().to_document()).unwrap();
+    for (from, to, words) in [
+        ("\"size\":2", "\"size\":0", "cohort size"),
+        ("\"rounds\":2", "\"rounds\":2,\"extra\":1", "unknown key \"extra\""),
+        ("{\"name\"", "{{\"name\"", "job"),
+    ] {
+        assert!(good.contains(from), "{from} in {good}");
+        let document = good.replace(from, to).into_bytes().into();
+        let request = undertone::v1::SubmitJobRequest { job_document: document };
+        let e = operator.client.submit_job(request).await.unwrap_err();
+        assert_eq!(e.code(), tonic::Code::InvalidArgument);
+        assert!(e.message().contains(words), "{e}");
+    }
+}
