@@ -13,8 +13,8 @@ use undertone_round::event::{JobEvent, Outcome};
 /// How long a broken connection is tried again.
 const RECONNECT_FOR: Duration = Duration::from_secs(60);
 const RECONNECT_PAUSE: Duration = Duration::from_millis(500);
-/// How long a round's line waits for its measurement while nothing else happens.
-const QUIET: Duration = Duration::from_secs(2);
+/// How often a listener hears that nothing happens.
+const QUIET: Duration = Duration::from_millis(500);
 
 /// What a listener hears.
 #[derive(Debug)]
@@ -77,20 +77,16 @@ pub(crate) async fn follow(
             Err(status) => ApiError::from(status),
             Ok(response) => {
                 let mut events = response.into_inner();
-                let mut quiet = false;
                 loop {
                     let next = match timeout(QUIET, events.message()).await {
                         Ok(next) => next,
-                        Err(_) if quiet => events.message().await,
                         Err(_) => {
-                            quiet = true;
                             listener(Heard::Quiet)?;
                             continue;
                         }
                     };
                     match next {
                         Ok(Some(message)) => {
-                            quiet = false;
                             give_up = None;
                             let happening = Happening::read(message)?;
                             after = happening.sequence;
@@ -143,17 +139,19 @@ impl Teller {
     /// # Errors
     /// If the output is closed.
     pub(crate) fn hear(&mut self, heard: &Heard<'_>) -> Result<()> {
-        let screen = self.screen;
+        let (screen, now) = (self.screen, std::time::Instant::now());
         match heard {
             Heard::Event(happening) if self.as_json => screen.json(&happening.to_json(&self.job)),
             Heard::Event(happening) => match &happening.event {
-                Some(event) => self.narrator.tell(event).iter().try_for_each(|line| screen.progress(line)),
+                Some(event) => {
+                    self.narrator.tell(event, now).iter().try_for_each(|line| screen.progress(line))
+                }
                 None => screen.progress(&format!(
                     "    (\"{}\" happened, which this version of undertone does not know: upgrade it)",
                     printable(happening.kind())
                 )),
             },
-            Heard::Quiet => self.narrator.flush().iter().try_for_each(|line| screen.progress(line)),
+            Heard::Quiet => self.narrator.ripe(now).iter().try_for_each(|line| screen.progress(line)),
             Heard::Interrupted(error) => {
                 eprintln!("connection lost ({error}), trying again for up to {} s", RECONNECT_FOR.as_secs());
                 Ok(())

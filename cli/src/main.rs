@@ -35,12 +35,20 @@ JOB may be any unambiguous beginning of a job's id.
 Exit codes: 0 success, 1 failure, 2 input that makes no sense."
 )]
 struct Arguments {
-    /// Folder of the operator's profile (operator.toml, certificate, key); `undertone-server init` makes it
-    #[arg(long, global = true, value_name = "DIR", env = "UNDERTONE_OPERATOR", default_value = "./operator")]
+    /// The operator's profile: the folder that `undertone-server init` makes
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        env = "UNDERTONE_OPERATOR",
+        hide_env_values = true,
+        default_value = "./operator",
+        display_order = 100
+    )]
     operator: PathBuf,
 
     /// Print JSON for programs instead of text for people
-    #[arg(long, global = true)]
+    #[arg(long, global = true, display_order = 101)]
     json: bool,
 
     #[command(subcommand)]

@@ -1,18 +1,24 @@
 //! From a job's events to lines for people: one line a round, what went wrong indented below it.
 
 use crate::output::{Paint, figure, given, printable};
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
 use undertone_core::id::Round;
 use undertone_core::trainer::Metrics;
 use undertone_round::event::{JobEvent, Outcome};
 
-/// Tells a job's story line by line.
+/// How long a round's line waits for its measurement. Evaluators lag a little behind the rounds, most of all behind
+/// the first, for which they must load their libraries.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Tells a job's story line by line. Time is an argument.
 #[derive(Debug)]
 pub(crate) struct Narrator {
     rounds: u32,
     budget: Option<f64>,
     paint: Paint,
-    /// A released round that waits for its measurement.
-    pending: Option<Release>,
+    /// Released rounds whose line is not told yet, in order.
+    pending: VecDeque<Release>,
     waiting: Option<(Round, u32)>,
 }
 
@@ -22,23 +28,33 @@ struct Release {
     clients: u32,
     asked: u32,
     epsilon: Option<f64>,
+    since: Instant,
+    metrics: Option<Metrics>,
+    /// Told below the line.
+    notes: Vec<String>,
+}
+
+impl Release {
+    fn is_ripe(&self, now: Instant) -> bool {
+        self.metrics.is_some() || !self.notes.is_empty() || now.duration_since(self.since) >= PATIENCE
+    }
 }
 
 impl Narrator {
     /// For a job of this many rounds and this budget (none: no privacy promised).
     pub(crate) fn new(rounds: u32, budget: Option<f64>, paint: Paint) -> Self {
-        Self { rounds, budget, paint, pending: None, waiting: None }
+        Self { rounds, budget, paint, pending: VecDeque::new(), waiting: None }
     }
 
-    /// The lines that an event is worth.
-    pub(crate) fn tell(&mut self, event: &JobEvent) -> Vec<String> {
+    /// The lines that an event is worth; a round's line may come later.
+    pub(crate) fn tell(&mut self, event: &JobEvent, now: Instant) -> Vec<String> {
         let mut lines = Vec::new();
         match event {
             JobEvent::Submitted { .. } | JobEvent::Received { .. } => {}
             JobEvent::Waiting { round, present, needed } => {
                 // The same again is no news.
                 if self.waiting.replace((*round, *present)) != Some((*round, *present)) {
-                    lines.extend(self.flush());
+                    lines.extend(self.all());
                     lines.push(format!("round {round} waits: {present} of {needed} trainers are connected"));
                 }
             }
@@ -51,13 +67,13 @@ impl Narrator {
                 }
             }
             JobEvent::Declined { round, client, reason } => {
-                lines.push(self.trouble(*round, client.as_str(), "declined", reason));
+                lines.push(self.aside(*round, &self.trouble(client.as_str(), "declined", reason)));
             }
             JobEvent::Lost { round, client, reason } => {
-                lines.push(self.trouble(*round, client.as_str(), "lost", reason));
+                lines.push(self.aside(*round, &self.trouble(client.as_str(), "lost", reason)));
             }
             JobEvent::Refused { round, client, reason } => {
-                lines.push(self.trouble(*round, client.as_str(), "refused", reason));
+                lines.push(self.aside(*round, &self.trouble(client.as_str(), "refused", reason)));
             }
             JobEvent::Aborted { round, attempt, reason } => {
                 let text =
@@ -70,43 +86,83 @@ impl Narrator {
                 lines.push(self.aside(*round, &self.paint.red(&text)));
             }
             JobEvent::Released { round, clients, asked, epsilon, .. } => {
-                lines.extend(self.flush());
-                let release = Release { round: *round, clients: *clients, asked: *asked, epsilon: *epsilon };
-                self.pending = Some(release);
+                self.pending.push_back(Release {
+                    round: *round,
+                    clients: *clients,
+                    asked: *asked,
+                    epsilon: *epsilon,
+                    since: now,
+                    metrics: None,
+                    notes: Vec::new(),
+                });
             }
-            JobEvent::Evaluated { round, evaluator, metrics } => {
-                match self.pending.take_if(|r| r.round == *round) {
-                    Some(release) => lines.push(self.round_line(&release, Some(metrics))),
-                    None => {
-                        let text = format!(
-                            "{evaluator} measured loss {:.4}, accuracy {:.4}",
-                            metrics.loss, metrics.accuracy
-                        );
-                        lines.push(self.aside(*round, &text));
-                    }
+            JobEvent::Evaluated { round, evaluator, metrics } => match self.pending(*round) {
+                Some(release) if release.metrics.is_none() && release.notes.is_empty() => {
+                    release.metrics = Some(*metrics);
                 }
-            }
+                _ => {
+                    let text = format!(
+                        "{evaluator} measured loss {:.4}, accuracy {:.4}",
+                        metrics.loss, metrics.accuracy
+                    );
+                    lines.extend(self.note(*round, &text));
+                }
+            },
             JobEvent::NotEvaluated { round, evaluator, reason } => {
-                lines.extend(self.flush());
-                lines.push(self.trouble(*round, evaluator.as_str(), "could not measure", reason));
+                let text = self.trouble(evaluator.as_str(), "could not measure", reason);
+                lines.extend(self.note(*round, &text));
             }
             JobEvent::Ended { outcome } => {
-                lines.extend(self.flush());
+                lines.extend(self.all());
                 lines.push(self.ending(outcome));
             }
+        }
+        lines.extend(self.ripe(now));
+        lines
+    }
+
+    /// The lines of rounds that were measured or have waited for it long enough.
+    pub(crate) fn ripe(&mut self, now: Instant) -> Vec<String> {
+        let mut lines = Vec::new();
+        // In order: a round that is measured waits for those before it.
+        while let Some(release) = self.pending.pop_front_if(|r| r.is_ripe(now)) {
+            lines.extend(self.round_lines(release));
         }
         lines
     }
 
-    /// The line of a round that is still waiting for its measurement, without it.
-    pub(crate) fn flush(&mut self) -> Option<String> {
-        let release = self.pending.take()?;
-        Some(self.round_line(&release, None))
+    /// The lines of all rounds that are not told yet.
+    fn all(&mut self) -> Vec<String> {
+        let all: Vec<Release> = self.pending.drain(..).collect();
+        all.into_iter().flat_map(|r| self.round_lines(r)).collect()
     }
 
-    fn round_line(&self, release: &Release, metrics: Option<&Metrics>) -> String {
+    fn pending(&mut self, round: Round) -> Option<&mut Release> {
+        self.pending.iter_mut().find(|r| r.round == round)
+    }
+
+    /// Something to say about a round: below its line if that is still to come, else now.
+    fn note(&mut self, round: Round, text: &str) -> Option<String> {
+        let line = self.aside(round, text);
+        match self.pending(round) {
+            Some(release) => {
+                release.notes.push(line);
+                None
+            }
+            None => Some(line),
+        }
+    }
+
+    fn round_lines(&self, release: Release) -> Vec<String> {
+        let mut lines = vec![self.round_line(&release)];
+        lines.extend(release.notes);
+        lines
+    }
+
+    fn round_line(&self, release: &Release) -> String {
         let width = self.rounds.to_string().len();
-        let (loss, accuracy) = metrics
+        let (loss, accuracy) = release
+            .metrics
             .map_or(("-".into(), "-".into()), |m| (format!("{:.4}", m.loss), format!("{:.4}", m.accuracy)));
         let mut line = format!(
             "{}   {}/{} clients   loss {loss:<7} accuracy {accuracy:<6}",
@@ -124,9 +180,8 @@ impl Narrator {
         line.trim_end().to_owned()
     }
 
-    fn trouble(&self, round: Round, who: &str, what: &str, reason: &str) -> String {
-        let what = self.paint.red(what);
-        self.aside(round, &format!("{} {what}: {}", printable(who), printable(reason)))
+    fn trouble(&self, who: &str, what: &str, reason: &str) -> String {
+        format!("{} {}: {}", printable(who), self.paint.red(what), printable(reason))
     }
 
     fn aside(&self, round: Round, text: &str) -> String {

@@ -35,8 +35,8 @@ fn offered(round: u32, attempt: u32) -> JobEvent {
 }
 
 fn story(budget: Option<f64>, events: &[JobEvent]) -> Vec<String> {
-    let mut narrator = Narrator::new(20, budget, Paint::default());
-    events.iter().flat_map(|e| narrator.tell(e)).collect()
+    let (mut narrator, now) = (Narrator::new(20, budget, Paint::default()), Instant::now());
+    events.iter().flat_map(|e| narrator.tell(e, now)).collect()
 }
 
 #[test]
@@ -92,30 +92,49 @@ fn trouble_is_told_with_its_reason_and_the_round_goes_on() {
 }
 
 #[test]
-fn no_round_is_forgotten_and_none_told_twice() {
+fn no_round_is_forgotten_none_told_twice_and_all_in_order() {
+    let failed =
+        JobEvent::NotEvaluated { round: Round(3), evaluator: client("judge"), reason: "disk".into() };
     let lines = story(
         None,
         &[
             released(1, 4, None),
             released(2, 4, None),
-            evaluated(1, "late"),
-            evaluated(2, "judge"),
-            evaluated(2, "second"),
             released(3, 4, None),
+            evaluated(2, "judge"),
+            failed,
+            evaluated(2, "second"),
+            evaluated(1, "judge"),
+            evaluated(1, "second"),
+            released(4, 4, None),
             JobEvent::Ended { outcome: Outcome::Completed },
         ],
     );
     assert_eq!(
         lines,
         [
-            "round  1/20   4/4 clients   loss -       accuracy -",
-            "    round 1: late measured loss 0.5000, accuracy 0.7826",
+            "round  1/20   4/4 clients   loss 0.5000  accuracy 0.7826",
             "round  2/20   4/4 clients   loss 0.5000  accuracy 0.7826",
             "    round 2: second measured loss 0.5000, accuracy 0.7826",
             "round  3/20   4/4 clients   loss -       accuracy -",
+            "    round 3: judge could not measure: disk",
+            "    round 1: second measured loss 0.5000, accuracy 0.7826",
+            "round  4/20   4/4 clients   loss -       accuracy -",
             "completed: all rounds are released",
         ]
     );
+}
+
+#[test]
+fn patience_has_an_end() {
+    let (mut narrator, start) = (Narrator::new(20, None, Paint::default()), Instant::now());
+    assert!(narrator.tell(&released(1, 4, None), start).is_empty());
+    assert!(narrator.ripe(start + PATIENCE / 2).is_empty());
+    let told = narrator.ripe(start + PATIENCE);
+    assert_eq!(told, ["round  1/20   4/4 clients   loss -       accuracy -"]);
+    let late = narrator.tell(&evaluated(1, "judge"), start + PATIENCE);
+    assert_eq!(late, ["    round 1: judge measured loss 0.5000, accuracy 0.7826"]);
+    assert!(narrator.ripe(start + 2 * PATIENCE).is_empty());
 }
 
 #[test]

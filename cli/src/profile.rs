@@ -127,12 +127,12 @@ impl Profile {
                  than {folder}/{} (use the operator/ folder that its `undertone-server init` made)",
                 self.settings.ca.display()
             )
-        } else if has("NotValidForName") {
+        } else if has("not valid for name") {
             anyhow!(
                 "the coordinator's certificate is not made out to the name in {server}: use a name that was given to \
                  `undertone-server init --host`"
             )
-        } else if has("Expired") || has("NotValidYet") {
+        } else if has("expired") || has("not valid yet") {
             anyhow!("the certificate of {server} is not valid at this time: check the clocks ({causes})")
         } else if has("Connection refused") {
             anyhow!("nothing listens at {server}: is the coordinator running (`undertone-server run`)?")

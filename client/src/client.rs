@@ -107,6 +107,7 @@ impl Client {
                 models: Models::new(&config.folder),
                 outbox,
                 trainer: trainer.clone(),
+                measuring: Arc::default(),
             },
             config,
             coordinator: None,
@@ -117,7 +118,7 @@ impl Client {
             jobs: VecDeque::new(),
         };
         let mut shutdown = pin!(shutdown);
-        let mut session = pin!(keep_up(endpoint, channel, events));
+        let mut session = pin!(keep_up(endpoint, &identity, channel, events));
         let end = loop {
             let outcome = tokio::select! {
                 biased;

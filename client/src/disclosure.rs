@@ -94,6 +94,9 @@ impl Page {
                 u8::from(job.grid())
             ),
         );
+        if let Some(rows) = config.policy.declared_rows {
+            self.row("declared rows", format_args!("{rows}, a public figure that you set; the real number stays here"));
+        }
         match (spec.aggregation.weights, config.policy.declared_rows) {
             (Weights::Uniform, _) => self.row("weight", "1, the same for all"),
             (Weights::DeclaredRows, Some(rows)) => {
@@ -153,9 +156,9 @@ impl Page {
         {
             let rounds = job.spec().rounds;
             self.row(
-                "epsilon",
+                "ε",
                 format_args!(
-                    "{one:.4} for one round, {all:.4} for {rounds}, never above {budget} (delta {delta:e})"
+                    "{one:.4} for one round, {all:.4} for {rounds}, never above {budget} (δ = {delta:e})"
                 ),
             );
         }
@@ -240,9 +243,10 @@ columns = [{{ name = "age", kind = "number", range = [0, 120] }}]
         let text = page(ClientRole::Trainer, &record, fit());
         for part in [
             "2 numbers, 8 bytes, multiples of 2^-16",
+            "declared rows  240",
             "nobody has to be trusted",
             "1.5000 x clip norm, in each of 2 steps",
-            "never above 10 (delta 1e-3)",
+            "never above 10 (δ = 1e-3)",
             "limits allow it",
             "none yet: enrol first",
         ] {
@@ -256,7 +260,7 @@ columns = [{{ name = "age", kind = "number", range = [0, 120] }}]
         assert!(text.contains("NOT from the coordinator"), "{text}");
         let text = page(ClientRole::Trainer, r#"unit = "none""#, fit());
         assert!(
-            text.contains("NOBODY") && text.contains("DECLINED") && !text.contains("epsilon  "),
+            text.contains("NOBODY") && text.contains("DECLINED") && !text.contains("ε"),
             "{text}"
         );
     }

@@ -58,6 +58,10 @@ async fn measure(tools: &mut Tools, job: Arc<Job>, model: ModelRef) -> Result<Me
         return Err(Refusal { told: DATA_UNFIT.into(), details: report.problems });
     }
     let idle = job.spec().deadlines.transfer_idle.0;
+    // One at a time: the cache keeps the newest few models, and another fetch could push this one out before it is
+    // read.
+    let turn = Arc::clone(&tools.measuring);
+    let _turn = turn.lock().await;
     transfer::fetch(&mut tools.line, &tools.models, model, idle).await.map_err(|e| {
         let (Failure::Transient(told) | Failure::Closed(told) | Failure::Final(told)) = e.failure();
         Refusal { told, details: vec![e.to_string()] }

@@ -31,6 +31,7 @@ mod folder;
 mod identity;
 mod models;
 mod outbox;
+mod probe;
 mod process;
 mod session;
 mod trainer_thread;

@@ -2,6 +2,8 @@
 
 use crate::backoff::Backoff;
 use crate::connect::{ConnectError, certificate_refused, connect, participation};
+use crate::identity::Identity;
+use crate::probe;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, timeout};
@@ -41,6 +43,7 @@ const GOOD_SESSION: Duration = Duration::from_secs(10);
 /// Keeps a session up until the driver goes away or the coordinator refuses the client for good.
 pub(crate) async fn keep_up(
     endpoint: Endpoint,
+    identity: &Identity,
     line: watch::Sender<Option<Channel>>,
     events: mpsc::Sender<SessionEvent>,
 ) -> SessionError {
@@ -60,6 +63,13 @@ pub(crate) async fn keep_up(
                 }
                 if was_up && begun.elapsed() > GOOD_SESSION {
                     backoff.reset();
+                }
+                // A first "transport error" may hide that the certificate was refused.
+                if !was_up
+                    && told.as_ref() != Some(&reason)
+                    && let Some(e) = probe::certificate_refused(endpoint.uri(), identity).await
+                {
+                    return e.into();
                 }
                 let wait = backoff.next();
                 // The same trouble again and again is told once.

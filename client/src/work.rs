@@ -22,6 +22,8 @@ pub(crate) struct Tools {
     pub(crate) models: Models,
     pub(crate) outbox: Outbox,
     pub(crate) trainer: TrainerThread,
+    /// Whose turn it is to measure a model.
+    pub(crate) measuring: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// Why training did not lead to an update that may leave.

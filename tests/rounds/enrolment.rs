@@ -95,12 +95,11 @@ async fn a_certificate_of_another_deployment_is_refused_on_both_sides() {
 async fn participants_are_no_operators_and_operators_no_participants() {
     let d = Deployment::start().await;
     let config = d.enrol("a", ClientRole::Trainer).await;
-    let identity = undertone_client::Identity::load(&config.folder).unwrap();
+    let read = |name: &str| std::fs::read(config.folder.identity().join(name)).unwrap();
     let tls = tonic::transport::ClientTlsConfig::new()
-        .ca_certificate(tonic::transport::Certificate::from_pem(&identity.ca));
-    let as_client = tls
-        .clone()
-        .identity(tonic::transport::Identity::from_pem(&identity.certificate, &identity.key));
+        .ca_certificate(tonic::transport::Certificate::from_pem(read("ca.crt")));
+    let identity = tonic::transport::Identity::from_pem(read("client.crt"), read("client.key"));
+    let as_client = tls.clone().identity(identity);
     let endpoint = || tonic::transport::Endpoint::from_shared(config.server.clone()).unwrap();
     let channel = endpoint().tls_config(as_client).unwrap().connect().await.unwrap();
     let mut fake = undertone::v1::operator_client::OperatorClient::new(channel);

@@ -19,7 +19,7 @@ use undertone_round::event::Outcome;
 pub(crate) enum Command {
     /// Check a job file and hand it to the coordinator
     #[command(after_help = "\
-The file is checked here first: an error names the line, the key and the nearest known key. With --watch the
+The file is checked here first: an error names the line, the key and the nearest known key. With --watch the \
 command follows the job as `undertone job watch` does.")]
     Submit {
         /// The job, as TOML
@@ -37,7 +37,7 @@ command follows the job as `undertone job watch` does.")]
     },
     /// Follow a job until it has ended: one line a round
     #[command(after_help = "\
-Starts with the job's first event, also when the job has ended. Exit code 0 if the job completed or spent its
+Starts with the job's first event, also when the job has ended. Exit code 0 if the job completed or spent its \
 budget, 1 if it failed or was cancelled. Interrupting the command does not touch the job.")]
     Watch {
         /// The job

@@ -7,11 +7,11 @@
 mod baseline;
 mod deployment;
 mod example;
+mod folder;
 pub(crate) mod process;
 mod report;
 
 use crate::command::{find_job, job, model};
-use crate::failure::bad_input;
 use crate::follow::{Heard, Teller, follow};
 use crate::output::{Screen, size};
 use crate::profile::Connection;
@@ -20,12 +20,12 @@ use anyhow::{Context as _, Result, anyhow};
 use clap::ValueEnum;
 use deployment::{Places, enrol_all, start_participants, start_server};
 use example::Example;
+use folder::Folder;
 use process::{Fleet, Programs, interrupted};
 use report::{Report, Statement, Tally};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
-use tempfile::TempDir;
 use undertone_round::event::Outcome;
 
 const DEFAULT_SEED: u64 = 1;
@@ -33,21 +33,24 @@ const DEFAULT_SEED: u64 = 1;
 /// Run a whole deployment on this machine, with real processes and real data.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Makes a deployment with its own CA, starts the coordinator, enrols the participants with one-time tokens, trains
-with record-level differential privacy, compares with training without privacy, saves model.safetensors, and stops
-everything. Nothing is left running, also after Ctrl-C. All of it takes less than a minute.")]
+Makes a deployment with its own CA, starts the coordinator, enrols the participants with one-time tokens, trains \
+with record-level differential privacy, compares with training without privacy, saves model.safetensors, and stops \
+everything. Nothing is left running, also after Ctrl-C. All of it takes less than a minute.
+
+The operator's profile is the demo's own: --operator is not used.")]
 pub(crate) struct Arguments {
     /// Which example
     #[arg(value_enum, default_value_t = Which::Hospitals)]
     example: Which,
 
-    /// Work in this new or empty folder and leave it; without it, in a temporary one that is removed
+    /// Work in this new or empty folder and leave it; else in a temporary one that is removed
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
 
-    /// Seed of the split and the initial weights [default: 1]; if given, local sampling is seeded too. Noise never is
+    /// Seed of the split and the initial weights (1 if absent); if given, local sampling follows it too. Noise never
+    /// does
     #[arg(long)]
-    seed: Option<u64>,
+    seed: Option<u32>,
 
     /// Leave the deployment running and say how to look around and how to stop it
     #[arg(long)]
@@ -69,7 +72,7 @@ impl Arguments {
     /// If anything does not work; everything is stopped by then.
     pub(crate) async fn run(self, screen: Screen) -> Result<ExitCode> {
         let programs = Programs::find(self.keep)?;
-        let seed = self.seed.unwrap_or(DEFAULT_SEED);
+        let seed = self.seed.map_or(DEFAULT_SEED, u64::from);
         let example = match self.example {
             Which::Hospitals => example::hospitals(seed)?,
             Which::Quickstart => example::quickstart(seed)?,
@@ -78,30 +81,47 @@ impl Arguments {
         let mut demo = Demo {
             places: Places::new(folder.path().to_owned()),
             example,
-            sampling_seed: self.seed,
+            sampling_seed: self.seed.map(u64::from),
             fleet: Fleet::new(programs.clone()),
             programs,
             screen,
             start: Instant::now(),
         };
-        let result = tokio::select! {
-            result = demo.steps(&folder) => result,
-            signal = interrupted() => Err(signal.err().unwrap_or_else(|| anyhow!("interrupted; everything is stopped"))),
+        let end = tokio::select! {
+            result = demo.steps(&folder) => result.map_or_else(End::Failed, End::Done),
+            signal = interrupted() => signal.map_or_else(End::Failed, |()| End::Interrupted),
         };
-        match result {
-            Ok(()) if self.keep => {
-                demo.say_how_to_look_around()?;
+        match end {
+            End::Done(job) if self.keep => {
+                demo.say_how_to_look_around(&job)?;
                 demo.fleet.leave();
                 folder.keep();
+                Ok(ExitCode::SUCCESS)
             }
-            Ok(()) => demo.fleet.stop().await,
-            Err(error) => {
+            End::Done(_) => {
                 demo.fleet.stop().await;
-                return Err(folder.with_logs(error));
+                Ok(ExitCode::SUCCESS)
+            }
+            End::Interrupted => {
+                demo.fleet.stop().await;
+                Err(anyhow!("interrupted; everything is stopped"))
+            }
+            End::Failed(error) => {
+                demo.fleet.stop().await;
+                Err(folder.with_logs(error))
             }
         }
-        Ok(ExitCode::SUCCESS)
     }
+}
+
+/// How a demo ended.
+enum End {
+    /// Well; the job's id.
+    Done(String),
+    /// Somebody wants it to end.
+    Interrupted,
+    /// Something did not work.
+    Failed(anyhow::Error),
 }
 
 struct Demo {
@@ -115,7 +135,8 @@ struct Demo {
 }
 
 impl Demo {
-    async fn steps(&mut self, folder: &Folder) -> Result<()> {
+    /// The five steps; gives the job's id.
+    async fn steps(&mut self, folder: &Folder) -> Result<String> {
         self.say(&self.screen.paint.bold(self.example.about))?;
         self.step(1, &format!("a deployment in {}", self.places.root().display()))?;
         let mut connection =
@@ -126,7 +147,12 @@ impl Demo {
         enrol_all(places, example, self.sampling_seed, &self.programs, &mut connection).await?;
         start_participants(places, example, &mut self.fleet, &mut connection).await?;
         for site in deployment::sites(example) {
-            self.say(&format!("      {:<12} {:<10} {:>4} rows", site.name, site.role, site.rows()))?;
+            self.say(&format!(
+                "      {:<12} {:<10} {:>4} rows",
+                site.name.as_str(),
+                site.role.as_str(),
+                site.rows()
+            ))?;
         }
 
         let submission = self.write_job()?;
@@ -137,12 +163,15 @@ impl Demo {
         }
 
         self.step(4, "training")?;
-        let (tally, baselines) = {
-            let mut watching = connection.clone();
-            let followed = self.follow(&mut watching, &id);
-            let baselines = baseline::train_all(&self.places, &self.example, &self.programs);
-            // Two things at once: the baselines use the processor while the round waits for the network.
-            tokio::try_join!(followed, baselines)?
+        // Three things at once: the rounds, the baselines in their shadow, and an eye on the server.
+        let mut watching = connection.clone();
+        let work = async {
+            let rounds = follow_to_end(&mut watching, &id, self.screen);
+            tokio::try_join!(rounds, baseline::train_all(&self.places, &self.example, &self.programs))
+        };
+        let (tally, baselines) = tokio::select! {
+            done = work => done?,
+            gone = self.fleet.first_gone() => return Err(gone),
         };
 
         self.step(5, "what came out")?;
@@ -162,7 +191,7 @@ impl Demo {
         if self.screen.json {
             self.screen.json(&report)?;
         }
-        Ok(())
+        Ok(id)
     }
 
     fn write_job(&self) -> Result<Submission> {
@@ -172,40 +201,26 @@ impl Demo {
         Submission::read(&file)
     }
 
-    /// Follows the job to its end.
-    async fn follow(&self, connection: &mut Connection, id: &str) -> Result<Tally> {
-        let summary = find_job(connection, id).await?;
-        let mut teller = Teller::new(&summary, self.screen, false);
-        let mut tally = Tally::default();
-        let outcome = follow(connection, id, |heard| {
-            if let Heard::Event(happening) = &heard
-                && let Some(event) = &happening.event
-            {
-                tally.note(event);
-            }
-            teller.hear(&heard)
-        })
-        .await?;
-        match outcome {
-            Outcome::Completed | Outcome::BudgetSpent { .. } => Ok(tally),
-            Outcome::Cancelled { by, reason } => Err(anyhow!("the job was cancelled by {by}: {reason}")),
-            Outcome::Failed { reason } => Err(anyhow!("the job failed: {reason}")),
-        }
-    }
-
-    fn say_how_to_look_around(&self) -> Result<()> {
-        let tool = self.programs.path("undertone");
-        let tool = format!("{} --operator {}", tool.display(), self.places.operator().display());
-        self.say("\nEverything is still running. Look around:")?;
-        for command in ["job list", "job show heart", "job watch heart", "client list"] {
+    fn say_how_to_look_around(&self, job: &str) -> Result<()> {
+        let program = |name: &str| self.programs.path(name).display().to_string();
+        let (root, first) = (self.places.root().display(), &self.example.trainers[0]);
+        let (tool, client) = (program("undertone"), program("undertone-client"));
+        let client_dir = self.places.client(first);
+        self.say("\nEverything is still running. As the operator:")?;
+        self.say(&format!("  export UNDERTONE_OPERATOR={}", self.places.operator().display()))?;
+        for command in ["client list".to_owned(), format!("job show {job}"), format!("job watch {job}")] {
             self.say(&format!("  {tool} {command}"))?;
         }
+        self.say(&format!("  {tool} job submit {} --watch", self.places.job().display()))?;
+        self.say(&format!("As {}, to see what would leave its machine:", first.name))?;
+        self.say(&format!(
+            "  {client} run --dry-run --dir {} --job {}",
+            client_dir.display(),
+            self.places.job().display()
+        ))?;
+        self.say(&format!("Logs:\n  {root}/deployment/server.log\n  {root}/clients/*/client.log"))?;
         let ids: Vec<String> = self.fleet.ids().iter().map(|(_, id)| id.to_string()).collect();
-        self.say("Logs:")?;
-        self.say(&format!("  {}", self.places.deployment().join("server.log").display()))?;
-        self.say(&format!("  {}", self.places.root().join("clients/*/client.log").display()))?;
-        self.say("Stop everything and remove it:")?;
-        self.say(&format!("  kill {}; rm -r {}", ids.join(" "), self.places.root().display()))
+        self.say(&format!("Stop everything:\n  kill {}\nThe files stay in {root}", ids.join(" ")))
     }
 
     fn step(&self, number: u32, text: &str) -> Result<()> {
@@ -222,59 +237,24 @@ impl Demo {
     }
 }
 
-/// Where the demo works.
-#[derive(Debug)]
-enum Folder {
-    /// The user's own.
-    Named(PathBuf),
-    /// Removed at the end.
-    Temporary(TempDir),
-}
-
-impl Folder {
-    fn new(named: Option<&Path>) -> Result<Self> {
-        let Some(dir) = named else {
-            let dir = tempfile::Builder::new().prefix("undertone-demo-").tempdir();
-            return Ok(Self::Temporary(dir.context("cannot make a temporary folder")?));
-        };
-        let cannot = || format!("cannot use {}", dir.display());
-        std::fs::create_dir_all(dir).with_context(cannot)?;
-        let dir = dir.canonicalize().with_context(cannot)?;
-        if std::fs::read_dir(&dir).with_context(cannot)?.next().is_some() {
-            return Err(bad_input(format!("{} is not empty: name a new folder", dir.display())));
+/// Follows the job to its end.
+async fn follow_to_end(connection: &mut Connection, id: &str, screen: Screen) -> Result<Tally> {
+    let summary = find_job(connection, id).await?;
+    let mut teller = Teller::new(&summary, screen, false);
+    let mut tally = Tally::default();
+    let outcome = follow(connection, id, |heard| {
+        if let Heard::Event(happening) = &heard
+            && let Some(event) = &happening.event
+        {
+            tally.note(event);
         }
-        Ok(Self::Named(dir))
-    }
-
-    fn path(&self) -> &Path {
-        match self {
-            Self::Named(path) => path,
-            Self::Temporary(dir) => dir.path(),
-        }
-    }
-
-    /// Where the trained model goes: into the named folder, or beside the user.
-    fn model(&self) -> PathBuf {
-        match self {
-            Self::Named(path) => path.join("model.safetensors"),
-            Self::Temporary(_) => {
-                let here = std::env::current_dir().unwrap_or_default();
-                here.join("model.safetensors")
-            }
-        }
-    }
-
-    fn keep(self) -> PathBuf {
-        match self {
-            Self::Named(path) => path,
-            Self::Temporary(dir) => dir.keep(),
-        }
-    }
-
-    /// After a failure: the folder stays, for its logs.
-    fn with_logs(self, error: anyhow::Error) -> anyhow::Error {
-        let path = self.keep();
-        error.context(format!("the demo did not work (its files and logs are in {})", path.display()))
+        teller.hear(&heard)
+    })
+    .await?;
+    match outcome {
+        Outcome::Completed | Outcome::BudgetSpent { .. } => Ok(tally),
+        Outcome::Cancelled { by, reason } => Err(anyhow!("the job was cancelled by {by}: {reason}")),
+        Outcome::Failed { reason } => Err(anyhow!("the job failed: {reason}")),
     }
 }
 

@@ -12,7 +12,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Output, Stdio};
+use std::process::{ExitStatus, Output, Stdio};
 use std::time::Duration;
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{SignalKind, signal};
@@ -164,6 +164,13 @@ struct Member {
     group: Group,
 }
 
+impl Member {
+    fn stopped(&self, status: ExitStatus) -> anyhow::Error {
+        let log = std::fs::read_to_string(&self.log).unwrap_or_default();
+        anyhow!("{} stopped ({status}): {}", self.name, tail(&log))
+    }
+}
+
 impl Fleet {
     /// Nothing running yet.
     pub(crate) fn new(programs: Programs) -> Self {
@@ -193,11 +200,22 @@ impl Fleet {
     pub(crate) fn check(&mut self) -> Result<()> {
         for member in &mut self.members {
             if let Some(status) = member.child.try_wait().context("cannot look after a process")? {
-                let log = std::fs::read_to_string(&member.log).unwrap_or_default();
-                bail!("{} stopped ({status}): {}", member.name, tail(&log));
+                return Err(member.stopped(status));
             }
         }
         Ok(())
+    }
+
+    /// Waits until the first one that was started, the server, has ended; gives what happened. (The round machine
+    /// deals with a client that ends, and its events tell.)
+    pub(crate) async fn first_gone(&mut self) -> anyhow::Error {
+        let Some(member) = self.members.first_mut() else {
+            return std::future::pending().await;
+        };
+        match member.child.wait().await {
+            Ok(status) => member.stopped(status),
+            Err(e) => anyhow!("cannot look after {}: {e}", member.name),
+        }
     }
 
     /// Names and process ids.

@@ -142,9 +142,21 @@ impl Report {
         if let Some(trust) = &s.trust {
             lines[0] += &format!(", {} trust", printable(trust));
         }
-        let heading = format!("ON {} HELD-OUT ROWS", self.rows);
-        lines.push(heading);
+        lines.push(format!("Measured on {} rows that nobody trained on:", self.rows));
         lines.extend(self.table(example).render(paint).lines().map(str::to_owned));
+        lines.push(String::new());
+        if let Some((name, best)) =
+            self.baselines.alone.iter().max_by(|a, b| a.1.accuracy.total_cmp(&b.1.accuracy))
+        {
+            lines.push(format!(
+                "worth of joining   {:+.3} accuracy against the best one alone ({name})",
+                self.test_accuracy - best.accuracy
+            ));
+        }
+        lines.push(format!(
+            "price of privacy   {:+.3} accuracy against all rows in one place",
+            self.test_accuracy - self.baselines.pooled.accuracy
+        ));
         lines
     }
 

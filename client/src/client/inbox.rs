@@ -97,7 +97,7 @@ impl Driver {
         } else {
             "this client is an evaluator: it does not train".into()
         };
-        let _ = attempt_span(&key).in_scope(|| tracing::warn!(reason = refusal, "offer declined"));
+        attempt_span(&key).in_scope(|| tracing::warn!(reason = refusal, "offer declined"));
         let (log, about, reason) = (self.decisions.clone(), key.clone(), refusal.clone());
         durably("the decision log", move || log.record_unreadable(&about, &reason)).await?;
         self.answer(&key, Some(refusal));

@@ -58,9 +58,20 @@ impl Handle {
     /// Feeds an input and waits until what follows from it is durable.
     pub(crate) async fn feed(&self, input: Input) -> Result<(), ApiError> {
         let (reply, answer) = oneshot::channel();
-        let gone = || ApiError::new(Fault::Unavailable, "the job's driver has stopped: try again later");
-        self.inputs.send(Command { input, reply: Some(reply) }).await.map_err(|_| gone())?;
-        answer.await.map_err(|_| gone())?
+        if self.inputs.send(Command { input, reply: Some(reply) }).await.is_err() {
+            return Err(self.gone());
+        }
+        answer.await.unwrap_or_else(|_| Err(self.gone()))
+    }
+
+    /// Why the driver takes no more inputs.
+    fn gone(&self) -> ApiError {
+        let state = &self.snapshot.borrow().state;
+        if state.is_over() {
+            ApiError::new(Fault::NotNow, format!("the job has ended ({})", state.status()))
+        } else {
+            ApiError::new(Fault::Unavailable, "the job's driver has stopped: try again later")
+        }
     }
 
     pub(crate) fn snapshot(&self) -> Snapshot {

@@ -22,10 +22,11 @@ pub struct RawClient {
 impl RawClient {
     /// Connects with an enrolled client's identity.
     pub async fn connect(config: &ClientConfig) -> Self {
-        let identity = undertone_client::Identity::load(&config.folder).expect("an identity");
+        let folder = config.folder.identity();
+        let read = |name: &str| std::fs::read(folder.join(name)).expect("a file of the identity");
         let tls = ClientTlsConfig::new()
-            .ca_certificate(Certificate::from_pem(&identity.ca))
-            .identity(Identity::from_pem(&identity.certificate, &identity.key));
+            .ca_certificate(Certificate::from_pem(read("ca.crt")))
+            .identity(Identity::from_pem(read("client.crt"), read("client.key")));
         let endpoint =
             Endpoint::from_shared(config.server.clone()).expect("a URL").tls_config(tls).expect("TLS");
         let channel = endpoint.connect().await.expect("the coordinator answers");

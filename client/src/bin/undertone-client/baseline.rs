@@ -30,7 +30,7 @@ pub(crate) fn baseline(args: BaselineArgs) -> Result<ExitCode> {
     let m = outcome.metrics;
     if args.json {
         let document = serde_json::json!({
-            "loss": m.loss, "accuracy": m.accuracy, "rows_tested": m.rows,
+            "loss": m.loss, "accuracy": m.accuracy, "rows": m.rows,
             "rows_trained": outcome.rows, "steps": outcome.steps,
         });
         println!("{document}");

@@ -79,6 +79,9 @@ fn expect(effects: Vec<Effect>, wanted: &[&str]) -> Vec<Effect> {
     effects
 }
 
+/// One of [`At`]'s functions.
+type Bring = fn(&mut Participant, &AttemptKey, &Arc<Job>);
+
 /// Brings a client to the state that the name says, for attempt `k`.
 struct At;
 
@@ -198,7 +201,7 @@ fn another_document_under_the_same_name_is_declined() {
 #[test]
 fn a_repeated_offer_repeats_the_answer_and_nothing_else() {
     let (job, k) = (job(RECORD), key("j", 1, 1));
-    let bring: [fn(&mut Participant, &AttemptKey, &Arc<Job>); 4] =
+    let bring: [Bring; 4] =
         [At::fetching, At::training, At::storing, At::uploading];
     for bring in bring {
         let mut p = client();
@@ -233,7 +236,7 @@ fn a_stored_update_is_sent_again_and_never_made_again() {
 #[test]
 fn a_withdrawn_attempt_is_dropped_in_every_state() {
     let (job, k) = (job(RECORD), key("j", 1, 1));
-    let cases: [(fn(&mut Participant, &AttemptKey, &Arc<Job>), &[&str]); 4] = [
+    let cases: [(Bring, &[&str]); 4] = [
         (At::inspecting, &["abandon j/1/1"]),
         (At::fetching, &["abandon j/1/1"]),
         (At::training, &["abandon j/1/1"]),
@@ -270,7 +273,7 @@ fn a_withdrawal_of_something_else_changes_nothing() {
 fn a_newer_attempt_replaces_the_older_and_an_older_one_is_declined() {
     let (job, k) = (job(RECORD), key("j", 3, 1));
     let newer = key("j", 3, 2);
-    let cases: [(fn(&mut Participant, &AttemptKey, &Arc<Job>), &[&str]); 4] = [
+    let cases: [(Bring, &[&str]); 4] = [
         (At::inspecting, &["abandon j/3/1", "inspect j/3/2"]),
         (At::fetching, &["abandon j/3/1", "inspect j/3/2"]),
         (At::training, &["abandon j/3/1", "inspect j/3/2"]),
