@@ -5,8 +5,10 @@ use crate::output::{Screen, printable};
 use crate::profile::{Connection, call_failed};
 use anyhow::{Result, anyhow};
 use serde_json::Value;
+use std::error::Error as _;
 use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
+use tonic::Status;
 use undertone::{ApiError, v1};
 use undertone_round::event::{JobEvent, Outcome};
 
@@ -74,7 +76,7 @@ pub(crate) async fn follow(
     let mut give_up: Option<Instant> = None;
     loop {
         let broke = match connection.watch_job(v1::WatchJobRequest { job: job.to_owned(), after }).await {
-            Err(status) => ApiError::from(status),
+            Err(status) => status,
             Ok(response) => {
                 let mut events = response.into_inner();
                 loop {
@@ -96,19 +98,21 @@ pub(crate) async fn follow(
                             }
                         }
                         Ok(None) => {
-                            break ApiError::new(undertone::Fault::Unavailable, "the stream of events ended");
+                            break Status::unavailable("the stream of events ended");
                         }
-                        Err(status) => break status.into(),
+                        Err(status) => break status,
                     }
                 }
             }
         };
-        if !broke.is_transient() {
+        let error = ApiError::from(broke.clone());
+        // With a source: not an answer of the server, but a broken connection.
+        if !error.is_transient() && broke.source().is_none() {
             return Err(call_failed(broke));
         }
         match give_up {
             None => {
-                listener(Heard::Interrupted(&broke))?;
+                listener(Heard::Interrupted(&error))?;
                 give_up = Some(Instant::now() + RECONNECT_FOR);
             }
             Some(end) if Instant::now() > end => return Err(call_failed(broke)),

@@ -6,6 +6,7 @@ use serde::Deserialize;
 use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use tonic::Status;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 use undertone::limits::MAX_MESSAGE_BYTES;
 use undertone::v1::operator_client::OperatorClient;
@@ -143,20 +144,19 @@ impl Profile {
 }
 
 /// A refusal or failure of a call, as a sentence for the operator.
-pub(crate) fn call_failed(error: impl Into<ApiError>) -> anyhow::Error {
-    let error = error.into();
+pub(crate) fn call_failed(status: Status) -> anyhow::Error {
+    // tonic gives a source to what it made itself: the connection broke, and nobody answered.
+    if status.source().is_some() {
+        // A client's certificate is judged after the handshake, so that a refusal breaks the first call.
+        return anyhow!(
+            "the connection to the coordinator broke: it was stopped just now, or does not accept the certificate of \
+             this profile (of another deployment, or expired) ({})",
+            causes(&status)
+        );
+    }
+    let error = ApiError::from(status);
     match error.fault {
         Fault::BadRequest => bad_input(error.message),
-        // A client certificate is judged after the handshake, so a refusal breaks the first call.
-        Fault::Unavailable
-            if error.message.contains("alert") || error.message.contains("transport error") =>
-        {
-            anyhow!(
-                "the coordinator broke the connection: {}. If this goes on, it does not accept the certificate of \
-                 this profile (of another deployment, or expired)",
-                error.message
-            )
-        }
         Fault::Unavailable => anyhow!("the coordinator is not available: {}", error.message),
         Fault::Internal => anyhow!("the coordinator failed: {} (its log tells more)", error.message),
         _ => error.into(),

@@ -95,7 +95,10 @@ impl Page {
             ),
         );
         if let Some(rows) = config.policy.declared_rows {
-            self.row("declared rows", format_args!("{rows}, a public figure that you set; the real number stays here"));
+            self.row(
+                "declared rows",
+                format_args!("{rows}, a public figure that you set; the real number stays here"),
+            );
         }
         match (spec.aggregation.weights, config.policy.declared_rows) {
             (Weights::Uniform, _) => self.row("weight", "1, the same for all"),
@@ -259,10 +262,7 @@ columns = [{{ name = "age", kind = "number", range = [0, 120] }}]
         let text = page(ClientRole::Trainer, &client, fit());
         assert!(text.contains("NOT from the coordinator"), "{text}");
         let text = page(ClientRole::Trainer, r#"unit = "none""#, fit());
-        assert!(
-            text.contains("NOBODY") && text.contains("DECLINED") && !text.contains("ε"),
-            "{text}"
-        );
+        assert!(text.contains("NOBODY") && text.contains("DECLINED") && !text.contains("ε"), "{text}");
     }
 
     #[test]

@@ -233,4 +233,10 @@ mod tests {
         let e = enrol(request(dir.path(), "https://127.0.0.1:1")).await.unwrap_err();
         assert!(e.to_string().contains("--force"), "{e}");
     }
+
+    #[test]
+    fn a_path_typed_here_stays_the_file_that_was_meant() {
+        assert!(data_path(Path::new("Cargo.toml")).unwrap().is_absolute());
+        assert_eq!(data_path(Path::new("not-here.csv")).unwrap(), Path::new("not-here.csv"));
+    }
 }

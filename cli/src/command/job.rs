@@ -183,16 +183,21 @@ async fn show(operator: &Operator, job: &str) -> Result<ExitCode> {
         ("rounds", format!("{} of {} released", s.rounds_released, s.rounds_planned)),
         ("submitted", moment(s.created_unix_s)),
     ] {
-        screen.line(&format!("  {name:<18}{value}"))?;
+        screen.line(&format!("  {name:<16}  {value}"))?;
     }
     for (title, value) in [("privacy", &detail.privacy), ("state", &detail.state)] {
         screen.line(&screen.paint.bold(title))?;
-        for (name, value) in flatten(value) {
-            screen.line(&format!("  {name:<18}{value}"))?;
+        let lines = flatten(value);
+        let width = lines.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0).max(16);
+        for (name, value) in lines {
+            screen.line(&format!("  {name:<width$}  {value}"))?;
         }
     }
     Ok(ExitCode::SUCCESS)
 }
+
+/// What of a privacy statement people look for first; the rest follows by name.
+const FIRST: [&str; 7] = ["promise", "unit", "trust", "epsilon", "delta", "budget epsilon", "attempts"];
 
 /// A JSON value as names and short values, for people.
 fn flatten(value: &Value) -> Vec<(String, String)> {
@@ -221,6 +226,8 @@ fn flatten(value: &Value) -> Vec<(String, String)> {
     }
     let mut lines = Vec::new();
     walk("", value, &mut lines);
+    // The sort is stable: what is not listed stays in its order.
+    lines.sort_by_key(|(name, _)| FIRST.iter().position(|first| first == name).unwrap_or(FIRST.len()));
     lines
 }
 
@@ -229,7 +236,12 @@ fn scalar(value: &Value) -> String {
         Value::String(text) => printable(text),
         Value::Bool(true) => "yes".into(),
         Value::Bool(false) => "no".into(),
-        Value::Number(n) if n.is_f64() => n.as_f64().map_or_else(|| n.to_string(), figure),
+        // As it was written if that is short: nobody writes ε = 4.99999912, but 0.25 is not 0.250.
+        Value::Number(n) => match n.as_f64() {
+            Some(x) if n.is_f64() && given(x).len() > 6 => figure(x),
+            Some(x) if n.is_f64() => given(x),
+            _ => n.to_string(),
+        },
         other => other.to_string(),
     }
 }
@@ -270,19 +282,19 @@ mod tests {
     #[test]
     fn json_becomes_lines() {
         let value = json!({
-            "promise": true, "epsilon": 4.123456, "attempts": 20, "none": null, "list": ["a", "b\u{1b}"],
+            "promise": true, "epsilon": 4.123456, "attempts": 20, "clip_norm": 1.0, "none": null, "list": ["a", "b\u{1b}"],
             "round": { "asked_of": [], "clients": [{ "name": "x" }, { "name": "y" }] },
         });
         let lines = flatten(&value);
-        let mut text: Vec<String> = lines.iter().map(|(n, v)| format!("{n}={v}")).collect();
-        text.sort();
+        let text: Vec<String> = lines.iter().map(|(n, v)| format!("{n}={v}")).collect();
         assert_eq!(
             text,
             [
-                "attempts=20",
-                "epsilon=4.12",
-                "list=a, b\\u{1b}",
                 "promise=yes",
+                "epsilon=4.12",
+                "attempts=20",
+                "clip norm=1",
+                "list=a, b\\u{1b}",
                 "round asked of=none",
                 "round clients 1 name=x",
                 "round clients 2 name=y",

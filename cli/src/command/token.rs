@@ -40,7 +40,7 @@ The data owner then runs, on a machine of theirs:
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
     },
-    /// List the tokens that can still be used
+    /// List the join tokens, and how often and how long they can still be used
     List,
     /// Make a token useless; who has enrolled with it stays enrolled
     Revoke {
@@ -184,7 +184,7 @@ async fn list(operator: &Operator, connection: &mut Connection) -> Result<()> {
     }
     operator
         .screen
-        .table(&table, "no token can be used: make one with `undertone token create --role trainer`")
+        .table(&table, "there are no tokens: make one with `undertone token create --role trainer`")
 }
 
 #[cfg(test)]

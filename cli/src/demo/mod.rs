@@ -180,7 +180,7 @@ impl Demo {
         let saved = model::download(&mut connection, &id, None, &file).await?;
         let report = Report::new(statement, tally.result()?, baselines, self.start.elapsed().as_secs_f64());
         for line in report.lines(&self.example, self.screen.paint) {
-            self.say(&format!("      {line}"))?;
+            self.say(format!("      {line}").trim_end())?;
         }
         self.say(&format!(
             "\n      model of round {} saved to {} ({})",

@@ -14,6 +14,8 @@ use undertone_round::event::JobEvent;
 #[derive(Debug, Default)]
 pub(crate) struct Tally {
     rounds: u32,
+    /// Fewest clients in a released round.
+    fewest: Option<u32>,
     last: Option<(Round, Metrics)>,
     trouble: Option<String>,
 }
@@ -22,29 +24,43 @@ impl Tally {
     /// Takes in an event.
     pub(crate) fn note(&mut self, event: &JobEvent) {
         match event {
-            JobEvent::Released { round, .. } => self.rounds = self.rounds.max(round.0),
-            JobEvent::Evaluated { round, metrics, .. } => {
-                if self.last.is_none_or(|(last, _)| last <= *round) {
-                    self.last = Some((*round, *metrics));
-                }
+            JobEvent::Released { round, clients, .. } => {
+                self.rounds = self.rounds.max(round.0);
+                self.fewest = Some(self.fewest.map_or(*clients, |n| n.min(*clients)));
+            }
+            JobEvent::Evaluated { round, metrics, .. }
+                if self.last.is_none_or(|(last, _)| last <= *round) =>
+            {
+                self.last = Some((*round, *metrics));
             }
             JobEvent::NotEvaluated { reason, .. } => self.trouble = Some(reason.clone()),
             _ => {}
         }
     }
 
-    /// Rounds released, and what the evaluator measured of the last of them.
+    /// What became of the job.
     ///
     /// # Errors
-    /// If it measured none, or not the last.
-    pub(crate) fn result(&self) -> Result<(u32, Metrics)> {
+    /// If the evaluator did not measure the last model.
+    pub(crate) fn result(&self) -> Result<Training> {
         let measured = self.last.filter(|(round, _)| round.0 == self.rounds);
         let (_, metrics) = measured.with_context(|| {
             let why = self.trouble.as_deref().map(printable).unwrap_or_else(|| "it gave no answer".into());
             format!("the evaluator did not measure the model of round {}: {why}", self.rounds)
         })?;
-        Ok((self.rounds, metrics))
+        Ok(Training { rounds: self.rounds, fewest_clients: self.fewest.unwrap_or(0), metrics })
     }
+}
+
+/// What became of the job.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Training {
+    /// Rounds released.
+    pub(crate) rounds: u32,
+    /// Fewest clients in one of them.
+    pub(crate) fewest_clients: u32,
+    /// What the evaluator measured of the last model.
+    pub(crate) metrics: Metrics,
 }
 
 /// The coordinator's privacy statement: what the demo repeats and does not compute.
@@ -90,33 +106,28 @@ pub(crate) struct Report {
     #[serde(skip)]
     statement: Statement,
     #[serde(skip)]
-    rows: u64,
+    training: Training,
     #[serde(skip)]
     baselines: Baselines,
 }
 
 impl Report {
     /// From the coordinator's statement, the evaluator's measurement and the baselines.
-    pub(crate) fn new(
-        statement: Statement,
-        (rounds, metrics): (u32, Metrics),
-        baselines: Baselines,
-        seconds: f64,
-    ) -> Self {
+    pub(crate) fn new(statement: Statement, training: Training, baselines: Baselines, seconds: f64) -> Self {
         let alone = |(name, b): &(_, Baseline)| (ToString::to_string(name), b.accuracy.into());
         Self {
             epsilon: statement.epsilon,
             delta: statement.delta,
             unit: statement.unit.clone(),
             accountant: statement.accountant.clone(),
-            test_loss: metrics.loss,
-            test_accuracy: metrics.accuracy,
-            rounds,
+            test_loss: training.metrics.loss,
+            test_accuracy: training.metrics.accuracy,
+            rounds: training.rounds,
             baseline_pooled_accuracy: baselines.pooled.accuracy,
             baseline_single_accuracy: baselines.alone.iter().map(alone).collect(),
             seconds: (seconds * 100.0).round() / 100.0,
             statement,
-            rows: metrics.rows,
+            training,
             baselines,
         }
     }
@@ -142,7 +153,7 @@ impl Report {
         if let Some(trust) = &s.trust {
             lines[0] += &format!(", {} trust", printable(trust));
         }
-        lines.push(format!("Measured on {} rows that nobody trained on:", self.rows));
+        lines.push(format!("Measured on {} rows that nobody trained on:", self.training.metrics.rows));
         lines.extend(self.table(example).render(paint).lines().map(str::to_owned));
         lines.push(String::new());
         if let Some((name, best)) =
@@ -170,12 +181,14 @@ impl Report {
         let mut row = |who: String, privacy: String, accuracy: f64, loss: f64| {
             table.row([who, privacy, format!("{accuracy:.3}"), format!("{loss:.3}")]);
         };
-        row(
-            format!("{}, federated", example.everyone),
-            format!("ε = {}", figure(self.epsilon)),
-            self.test_accuracy,
-            self.test_loss,
-        );
+        let (fewest, all) = (self.training.fewest_clients as usize, example.trainers.len());
+        let federated = if fewest < all {
+            // Not everyone was there all the time: say so.
+            format!("federated, {fewest} to {all} clients in a round")
+        } else {
+            format!("{}, federated", example.everyone)
+        };
+        row(federated, format!("ε = {}", figure(self.epsilon)), self.test_accuracy, self.test_loss);
         let pooled = self.baselines.pooled;
         row(
             format!("{}, pooled in one place", example.everyone),

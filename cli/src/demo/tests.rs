@@ -1,6 +1,7 @@
 use super::*;
 use crate::output::Paint;
 use baseline::{Baseline, Baselines};
+use report::Training;
 use serde_json::{Value, json};
 use std::path::Path;
 use undertone_core::id::{ClientId, Round};
@@ -33,8 +34,8 @@ fn tally(events: &[JobEvent]) -> Tally {
 #[test]
 fn the_result_is_that_of_the_last_model() {
     let late = tally(&[released(1), released(2), evaluated(2, 0.83), evaluated(1, 0.5)]);
-    let (rounds, metrics) = late.result().unwrap();
-    assert_eq!((rounds, metrics.accuracy), (2, 0.83));
+    let training = late.result().unwrap();
+    assert_eq!((training.rounds, training.fewest_clients, training.metrics.accuracy), (2, 4, 0.83));
     let missing = tally(&[released(1), evaluated(1, 0.5), released(2)]);
     assert!(missing.result().unwrap_err().to_string().contains("round 2"));
 }
@@ -46,20 +47,21 @@ fn statement() -> Value {
     })
 }
 
-fn report() -> Report {
+fn report(fewest_clients: u32) -> Report {
     let site = |name: &str, accuracy| (ClientId::new(name).unwrap(), Baseline { accuracy, loss: 0.5 });
     let baselines = Baselines {
         pooled: Baseline { accuracy: 0.81, loss: 0.43 },
         alone: vec![site("cleveland", 0.8), site("switzerland", 0.59)],
     };
     let metrics = Metrics { loss: 0.41, accuracy: 0.826, rows: 185 };
-    Report::new(Statement::read(&statement()).unwrap(), (20, metrics), baselines, 21.23456)
+    let training = Training { rounds: 20, fewest_clients, metrics };
+    Report::new(Statement::read(&statement()).unwrap(), training, baselines, 21.23456)
 }
 
 #[test]
 fn the_document_has_exactly_the_promised_fields() {
     assert_eq!(
-        serde_json::to_string(&report()).unwrap(),
+        serde_json::to_string(&report(4)).unwrap(),
         r#"{"epsilon":4.98765,"delta":0.001,"unit":"record","accountant":"rdp","test_loss":0.41,"test_accuracy":0.826,"rounds":20,"baseline_pooled_accuracy":0.81,"baseline_single_accuracy":{"cleveland":0.8,"switzerland":0.59},"seconds":21.23}"#
     );
 }
@@ -75,7 +77,7 @@ fn no_promise_no_epsilon() {
 #[test]
 fn the_table_shows_worth_and_price() {
     let example = example::hospitals(DEFAULT_SEED).unwrap();
-    let text = report().lines(&example, Paint::default()).join("\n");
+    let text = report(4).lines(&example, Paint::default()).join("\n");
     for part in [
         "ε = 4.99 at δ = 0.001 for each record",
         "rdp",
@@ -89,6 +91,9 @@ fn the_table_shows_worth_and_price() {
     ] {
         assert!(text.contains(part), "{part} is not in\n{text}");
     }
+    assert!(text.contains("all four hospitals, federated"), "{text}");
+    let text = report(3).lines(&example, Paint::default()).join("\n");
+    assert!(text.contains("federated, 3 to 4 clients in a round"), "{text}");
 }
 
 #[test]

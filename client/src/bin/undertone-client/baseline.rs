@@ -2,6 +2,7 @@
 
 use crate::args::BaselineArgs;
 use crate::check::read_job;
+use crate::output::print;
 use anyhow::Result;
 use std::process::ExitCode;
 use undertone_client::{ProcessTrainer, TrainerSettings};
@@ -33,10 +34,12 @@ pub(crate) fn baseline(args: BaselineArgs) -> Result<ExitCode> {
             "loss": m.loss, "accuracy": m.accuracy, "rows": m.rows,
             "rows_trained": outcome.rows, "steps": outcome.steps,
         });
-        println!("{document}");
+        print(&format!("{document}\n"))?;
     } else {
-        println!("trained on {} rows, {} steps, no privacy", outcome.rows, outcome.steps);
-        println!("test loss {:.4}, test accuracy {:.4} on {} rows", m.loss, m.accuracy, m.rows);
+        print(&format!(
+            "trained on {} rows, {} steps, no privacy\ntest loss {:.4}, test accuracy {:.4} on {} rows\n",
+            outcome.rows, outcome.steps, m.loss, m.accuracy, m.rows
+        ))?;
     }
     Ok(ExitCode::SUCCESS)
 }

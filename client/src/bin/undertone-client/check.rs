@@ -1,6 +1,7 @@
 //! `undertone-client check`, without a trainer: the data crate alone does it.
 
 use crate::args::CheckArgs;
+use crate::output::print;
 use anyhow::{Context as _, Result, bail};
 use std::io::Read as _;
 use std::path::Path;
@@ -19,9 +20,9 @@ pub(crate) fn check(args: &CheckArgs) -> Result<ExitCode> {
     };
     let report = inspect(&path, &job)?;
     if args.json {
-        println!("{}", serde_json::json!({ "fit": report.is_fit(), "report": report }));
+        print(&format!("{}\n", serde_json::json!({ "fit": report.is_fit(), "report": report })))?;
     } else {
-        print!("{}", page(&path, &job, &report));
+        print(&page(&path, &job, &report))?;
     }
     Ok(if report.is_fit() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

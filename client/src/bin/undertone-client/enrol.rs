@@ -1,6 +1,7 @@
 //! `undertone-client enrol`
 
 use crate::args::EnrolArgs;
+use crate::output::print;
 use anyhow::{Context as _, Result, bail};
 use std::io::Read as _;
 use std::path::Path;
@@ -18,6 +19,7 @@ pub(crate) async fn enrol(args: EnrolArgs) -> Result<ExitCode> {
     };
     let token = JoinToken::decode(&text)?;
     let server = token.server.clone();
+    let complete = (args.data.is_some(), args.declared_rows.is_some());
     let enrolled = undertone_client::enrol(Enrolment {
         dir: args.dir.clone(),
         token,
@@ -29,14 +31,21 @@ pub(crate) async fn enrol(args: EnrolArgs) -> Result<ExitCode> {
     .await?;
 
     let dir = args.dir.display();
-    println!("enrolled as {} ({}) at {server}", enrolled.client, enrolled.role);
+    let mut text = format!("enrolled as {} ({}) at {server}\n", enrolled.client, enrolled.role);
     if enrolled.wrote_config {
-        println!("wrote {dir}/client.toml: read it, set [data] path and declared_rows");
+        let missing = match (complete.0, complete.1) {
+            (true, true) => "",
+            (true, false) => " and set declared_rows",
+            (false, true) => " and set [data] path",
+            (false, false) => " and set [data] path and declared_rows",
+        };
+        text += &format!("wrote {dir}/client.toml: read it{missing}\n");
     } else if let Some(mismatch) = config_mismatch(&ClientConfig::load(&args.dir)?, &server, &enrolled) {
-        println!("{mismatch}");
+        text += &format!("{mismatch}\n");
     }
-    println!("next: undertone-client run --dir {dir} --dry-run   (what would leave)");
-    println!("      undertone-client run --dir {dir}");
+    text += &format!("next: undertone-client run --dir {dir} --dry-run   (what would leave)\n");
+    text += &format!("      undertone-client run --dir {dir}\n");
+    print(&text)?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -5,6 +5,7 @@ mod baseline;
 mod check;
 mod enrol;
 mod logging;
+mod output;
 mod run;
 
 use args::{Args, Command};

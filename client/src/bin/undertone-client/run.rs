@@ -2,6 +2,7 @@
 
 use crate::args::RunArgs;
 use crate::check::{inspect, read_job};
+use crate::output::print;
 use anyhow::Result;
 use std::process::ExitCode;
 use undertone_client::{Client, ClientConfig, Disclosure, ProcessTrainer, find_trainer_program};
@@ -32,7 +33,7 @@ pub(crate) fn dry_run(args: &RunArgs) -> Result<ExitCode> {
     let config = ClientConfig::load(&args.dir)?;
     let job = args.job.as_deref().map(read_job).transpose()?;
     let data = job.as_ref().map(|job| inspect(&config.data, job));
-    print!("{}", Disclosure::of(&config, job.as_ref().zip(data.as_ref())));
+    print(&Disclosure::of(&config, job.as_ref().zip(data.as_ref())).to_string())?;
     Ok(ExitCode::SUCCESS)
 }
 

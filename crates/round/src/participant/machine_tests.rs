@@ -201,8 +201,7 @@ fn another_document_under_the_same_name_is_declined() {
 #[test]
 fn a_repeated_offer_repeats_the_answer_and_nothing_else() {
     let (job, k) = (job(RECORD), key("j", 1, 1));
-    let bring: [Bring; 4] =
-        [At::fetching, At::training, At::storing, At::uploading];
+    let bring: [Bring; 4] = [At::fetching, At::training, At::storing, At::uploading];
     for bring in bring {
         let mut p = client();
         bring(&mut p, &k, &job);
