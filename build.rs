@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");
-    let files = ["common", "enrolment", "session", "operator"].map(|f| format!("proto/undertone/v1/{f}.proto"));
+    let files =
+        ["common", "enrolment", "session", "operator"].map(|f| format!("proto/undertone/v1/{f}.proto"));
     let descriptors = protox::compile(files, ["proto"])?;
     // Served by gRPC reflection.
     let out = PathBuf::from(std::env::var("OUT_DIR")?).join("undertone.v1.bin");

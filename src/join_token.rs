@@ -27,7 +27,9 @@ pub struct JoinToken {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidToken {
     /// Something else.
-    #[error("not a join token (they start with \"{PREFIX}\"): ask the operator for one (`undertone token create`)")]
+    #[error(
+        "not a join token (they start with \"{PREFIX}\"): ask the operator for one (`undertone token create`)"
+    )]
     NotAToken,
     /// Cut off or altered on the way.
     #[error("the join token is damaged (cut off in copying?): paste it whole, or use --token-file")]

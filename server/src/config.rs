@@ -93,7 +93,10 @@ impl ServerConfig {
         let shown = file.display().to_string();
         let text = std::fs::read_to_string(&file).map_err(|e| ConfigError {
             place: shown.clone(),
-            problem: format!("{e}: make a deployment with `undertone-server init --dir {}`", folder.display()),
+            problem: format!(
+                "{e}: make a deployment with `undertone-server init --dir {}`",
+                folder.display()
+            ),
         })?;
         let mut config: Self = parse_toml(&text, &shown)?;
         if !config.public_url.starts_with("https://") {
@@ -102,8 +105,12 @@ impl ServerConfig {
                 problem: format!("public_url must start with https://, not \"{}\"", config.public_url),
             });
         }
-        if config.limits.uploads_in_flight == 0 || config.limits.sessions == 0 || config.limits.open_jobs == 0 {
-            return Err(ConfigError { place: shown, problem: "a limit of zero would stop everything".into() });
+        if config.limits.uploads_in_flight == 0 || config.limits.sessions == 0 || config.limits.open_jobs == 0
+        {
+            return Err(ConfigError {
+                place: shown,
+                problem: "a limit of zero would stop everything".into(),
+            });
         }
         config.pki = folder.join(&config.pki);
         config.storage.folder = folder.join(&config.storage.folder);

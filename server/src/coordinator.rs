@@ -76,8 +76,7 @@ impl Coordinator {
         });
         let coordinator = Self { shared, jobs: RwLock::default() };
         for record in coordinator.shared.store.jobs().await.map_err(|e| e.to_string())? {
-            let loaded =
-                driver::load(&*coordinator.shared.store, record).await.map_err(|e| e.to_string())?;
+            let loaded = driver::load(&*coordinator.shared.store, record).await.map_err(|e| e.to_string())?;
             if !loaded.state.is_over() {
                 coordinator.shared.publish(loaded.state.model);
                 tracing::info!(job = %loaded.id, status = loaded.state.status(), "taking up the job again");
@@ -96,10 +95,14 @@ impl Coordinator {
 
     /// Accepts a job: checks it, makes it durable, starts it.
     pub(crate) async fn submit(&self, document: &[u8], by: &OperatorId) -> Result<(JobId, Digest), ApiError> {
-        let job = Job::from_document(document).map_err(|e| ApiError::new(Fault::BadRequest, e.to_string()))?;
+        let job =
+            Job::from_document(document).map_err(|e| ApiError::new(Fault::BadRequest, e.to_string()))?;
         let open = self.jobs().iter().filter(|(_, h)| !h.snapshot().state.is_over()).count();
         if open >= self.shared.config.limits.open_jobs {
-            return Err(ApiError::new(Fault::TooMuch, format!("{open} jobs are open, the limit of this coordinator")));
+            return Err(ApiError::new(
+                Fault::TooMuch,
+                format!("{open} jobs are open, the limit of this coordinator"),
+            ));
         }
         let internal = |e: &dyn std::fmt::Display| {
             tracing::error!(error = %e, "cannot accept a job");

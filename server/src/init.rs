@@ -24,7 +24,9 @@ pub struct InitOptions {
 #[derive(Debug, thiserror::Error)]
 pub enum InitError {
     /// There is one already.
-    #[error("{0} already holds a deployment (server.toml): choose another folder, or start it with `undertone-server run`")]
+    #[error(
+        "{0} already holds a deployment (server.toml): choose another folder, or start it with `undertone-server run`"
+    )]
     Exists(PathBuf),
     /// No host name.
     #[error("name at least one host (--host) under which participants reach the coordinator")]
@@ -100,7 +102,8 @@ pub fn init(options: &InitOptions) -> Result<ServerConfig, InitError> {
         limits: Limits::default(),
     };
     let text = toml::to_string(&config).expect("the configuration is plain data");
-    let text = format!("# The coordinator's configuration; `undertone-server run --help` explains it.\n{text}");
+    let text =
+        format!("# The coordinator's configuration; `undertone-server run --help` explains it.\n{text}");
     // Last: a folder with a server.toml is a whole deployment.
     write(&folder.join("server.toml"), &text, 0o644)?;
     Ok(ServerConfig { pki, storage: Storage { folder: folder.join("state"), ..config.storage }, ..config })

@@ -32,7 +32,9 @@ const DRAIN: Duration = Duration::from_secs(5);
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
     /// The port.
-    #[error("cannot listen on {address}: {reason} (another program on this port? change `listen` in server.toml)")]
+    #[error(
+        "cannot listen on {address}: {reason} (another program on this port? change `listen` in server.toml)"
+    )]
     Listen {
         /// Where.
         address: SocketAddr,
@@ -74,7 +76,8 @@ impl Server {
             Durability::Disk => undertone_store::Durability::Disk,
             Durability::Process => undertone_store::Durability::Process,
         };
-        let store = SqliteStore::open(&folder.join("undertone.sqlite"), durability).await.map_err(|e| state(&e))?;
+        let store =
+            SqliteStore::open(&folder.join("undertone.sqlite"), durability).await.map_err(|e| state(&e))?;
         let blobs = FolderBlobs::open(&folder.join("blobs"), durability).await.map_err(|e| state(&e))?;
         Self::start_with(config, Arc::new(store), Arc::new(blobs)).await
     }
@@ -166,7 +169,6 @@ impl Server {
         }
     }
 }
-
 
 fn tls(pki: &Path, authority: &Authority) -> Result<ServerTlsConfig, ServerError> {
     let read = |name: &str| {

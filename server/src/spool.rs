@@ -15,7 +15,7 @@ use undertone_core::id::{AttemptKey, ClientId};
 use undertone_privacy::clip::bound_in_units;
 use undertone_round::coordinator::Update;
 use undertone_round::job::Job;
-use undertone_store::{Blobs, BlobError};
+use undertone_store::{BlobError, Blobs};
 
 /// What an upload claims to be.
 pub(crate) struct Claim {
@@ -70,7 +70,12 @@ pub(crate) async fn receive(
         if chunk.data.len() > MAX_CHUNK_BYTES || chunk.offset != check.bytes {
             return Err(transfer(
                 Fault::BadRequest,
-                format!("chunk at {} of {} bytes, expected one at {}", chunk.offset, chunk.data.len(), check.bytes),
+                format!(
+                    "chunk at {} of {} bytes, expected one at {}",
+                    chunk.offset,
+                    chunk.data.len(),
+                    check.bytes
+                ),
             ));
         }
         check.take(chunk.data.clone());

@@ -83,9 +83,8 @@ async fn a_damaged_or_gappy_upload_can_be_sent_again() {
             weight: 1,
         })
     };
-    let chunk = |offset, data: &[u8]| {
-        upload_message::Kind::Chunk(Chunk { offset, data: data.to_vec().into() })
-    };
+    let chunk =
+        |offset, data: &[u8]| upload_message::Kind::Chunk(Chunk { offset, data: data.to_vec().into() });
     let damaged = vec![header(Digest::of(b"other")), chunk(0, &bytes)];
     let e = bad.upload_messages(damaged).await.unwrap_err();
     assert!(e.message().contains("damaged"), "{e}");
@@ -106,7 +105,9 @@ async fn a_damaged_or_gappy_upload_can_be_sent_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_upload_that_stands_still_is_cut() {
-    let (d, id, mut bad, offer) = with_bad_client(&job("rounds = 2", "rounds = 1").replace("reconnect = \"2s\"", "reconnect = \"1s\"")).await;
+    let (d, id, mut bad, offer) =
+        with_bad_client(&job("rounds = 2", "rounds = 1").replace("reconnect = \"2s\"", "reconnect = \"1s\""))
+            .await;
     let (tx, rx) = tokio::sync::mpsc::channel(4);
     let header = UploadHeader {
         attempt: offer.attempt.clone(),
@@ -114,7 +115,8 @@ async fn an_upload_that_stands_still_is_cut() {
         weight: 1,
     };
     tx.send(undertone::v1::UploadMessage { kind: Some(upload_message::Kind::Header(header)) }).await.unwrap();
-    let stalled = bad.client.upload_update(tokio_stream::wrappers::ReceiverStream::new(rx)).await.unwrap_err();
+    let stalled =
+        bad.client.upload_update(tokio_stream::wrappers::ReceiverStream::new(rx)).await.unwrap_err();
     assert!(stalled.message().contains("stood still"), "{stalled}");
     drop((tx, bad));
     the_round_went_on(&d, &id, "did not come back in time").await;
@@ -187,9 +189,7 @@ async fn who_vanishes_in_mid_round_is_waited_for_and_then_not() {
     d.wait_connected(2).await;
     let mut operator = d.operator().await;
     let id = operator.submit(&one_round()).await.unwrap();
-    operator
-        .watch_until(&id, |e| matches!(e, undertone_round::event::JobEvent::Received { .. }))
-        .await;
+    operator.watch_until(&id, |e| matches!(e, undertone_round::event::JobEvent::Received { .. })).await;
     drop(d.take(slow));
     the_round_went_on(&d, &id, "did not come back in time").await;
 }

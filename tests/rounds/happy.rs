@@ -32,7 +32,8 @@ async fn weights_are_the_declared_rows() {
     }
     d.wait_connected(2).await;
     let mut operator = d.operator().await;
-    let text = job("rounds = 2", "rounds = 1") + "\n[aggregation]\nweights = \"declared_rows\"\nmax_weight = 1000\n";
+    let text =
+        job("rounds = 2", "rounds = 1") + "\n[aggregation]\nweights = \"declared_rows\"\nmax_weight = 1000\n";
     let id = operator.submit(&text).await.unwrap();
     operator.watch_to_end(&id).await;
     assert_eq!(operator.model(&id).await, [0.75, 0.75]);
@@ -72,7 +73,9 @@ async fn a_job_can_be_cancelled_and_its_clients_go_on_with_the_next() {
     let request = undertone::v1::CancelJobRequest { job: waiting.clone(), reason: "a typo".into() };
     operator.client.cancel_job(request.clone()).await.unwrap();
     let events = operator.watch_to_end(&waiting).await;
-    assert!(matches!(events.outcome(), Outcome::Cancelled { by, reason } if by == "admin" && reason == "a typo"));
+    assert!(
+        matches!(events.outcome(), Outcome::Cancelled { by, reason } if by == "admin" && reason == "a typo")
+    );
     let again = operator.client.cancel_job(request).await.unwrap_err();
     assert!(again.message().contains("ended"), "{again}");
     let next = operator.submit(SAMPLE_JOB).await.unwrap();
@@ -84,8 +87,8 @@ async fn health_and_reflection_answer() {
     use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
     let d = Deployment::start().await;
     let ca = std::fs::read(d.path().join("deployment/pki/ca.crt")).unwrap();
-    let tls = tonic::transport::ClientTlsConfig::new()
-        .ca_certificate(tonic::transport::Certificate::from_pem(ca));
+    let tls =
+        tonic::transport::ClientTlsConfig::new().ca_certificate(tonic::transport::Certificate::from_pem(ca));
     let endpoint = tonic::transport::Endpoint::from_shared(d.config().public_url.clone()).unwrap();
     let channel = endpoint.tls_config(tls).unwrap().connect().await.unwrap();
     let service = "undertone.v1.Participation".to_owned();
@@ -104,7 +107,8 @@ async fn health_and_reflection_answer() {
         .await
         .unwrap()
         .into_inner();
-    let Some(MessageResponse::ListServicesResponse(list)) = stream.message().await.unwrap().unwrap().message_response
+    let Some(MessageResponse::ListServicesResponse(list)) =
+        stream.message().await.unwrap().unwrap().message_response
     else {
         panic!("a list")
     };

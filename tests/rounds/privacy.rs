@@ -120,7 +120,11 @@ fn impossible_jobs_are_refused_with_the_section() {
         ("rounds = 2", "rounds = 0", "[rounds]"),
         ("learning_rate = 0.1", "learning_rate = -1.0", "[training]"),
         ("unit = \"none\"", &RECORD.replace("sampling_rate = 0.5\n", ""), "sampling_rate"),
-        ("unit = \"none\"", &CENTRAL.replace("budget_epsilon = 6.0", "budget_epsilon = nan"), "budget_epsilon"),
+        (
+            "unit = \"none\"",
+            &CENTRAL.replace("budget_epsilon = 6.0", "budget_epsilon = nan"),
+            "budget_epsilon",
+        ),
         ("unit = \"none\"", "unit = \"record\"\ntrust = \"central\"", "central"),
         ("kind = \"logistic\"", "kind = \"resnet\"", "resnet"),
         ("kind = \"logistic\"", "kind = \"mlp\"\nhidden = [0]", "[model]"),

@@ -47,7 +47,8 @@ async fn the_same_bytes_after_a_restart_count_once() {
     let mut raw = undertone_harness::RawClient::connect(&config).await;
     raw.hello(1, 1).await.unwrap();
     d.wait_connected(2).await;
-    let text = SAMPLE_JOB.replace("rounds = 2", "rounds = 1").replace("reconnect = \"2s\"", "reconnect = \"20s\"");
+    let text =
+        SAMPLE_JOB.replace("rounds = 2", "rounds = 1").replace("reconnect = \"2s\"", "reconnect = \"20s\"");
     let id = d.operator().await.submit(&text).await.unwrap();
     let attempt = raw.offer().await.attempt.unwrap();
     raw.upload(&attempt, &[1 << 16, 1 << 16], 1).await.unwrap();

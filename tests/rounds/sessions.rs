@@ -28,7 +28,9 @@ async fn the_newest_session_of_a_client_wins() {
     let mut second = RawClient::connect(&config).await;
     second.hello(1, 1).await.unwrap();
     let told = first.next().await.unwrap();
-    assert!(matches!(told, server_message::Kind::Goodbye(g) if !g.retry && g.reason.contains("another session")));
+    assert!(
+        matches!(told, server_message::Kind::Goodbye(g) if !g.retry && g.reason.contains("another session"))
+    );
     // The older one's end is not the end of the newer one.
     drop(first);
     tokio::time::sleep(Duration::from_millis(200)).await;
@@ -45,9 +47,8 @@ async fn only_published_models_can_be_downloaded() {
     let mut operator = d.operator().await;
     let id = operator.submit(SAMPLE_JOB).await.unwrap();
     let offer = raw.offer().await;
-    let events = operator
-        .watch_until(&id, |e| matches!(e, undertone_round::event::JobEvent::Received { .. }))
-        .await;
+    let events =
+        operator.watch_until(&id, |e| matches!(e, undertone_round::event::JobEvent::Received { .. })).await;
     assert!(events.text().contains("honest"));
     // The spooled update of the other client is in the blob store, but not for anybody.
     let blobs = d.path().join("deployment/state/blobs");

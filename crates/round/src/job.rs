@@ -107,7 +107,7 @@ impl Default for Evaluation {
 impl Evaluation {
     /// Whether a round of `rounds` is measured.
     pub fn wants(&self, round: u32, rounds: u32) -> bool {
-        self.every > 0 && (round == rounds || round % self.every == 0)
+        self.every > 0 && (round == rounds || round.is_multiple_of(self.every))
     }
 }
 

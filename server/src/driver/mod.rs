@@ -107,8 +107,9 @@ struct Driver {
 /// Starts a job's driver.
 pub(crate) fn start(loaded: LoadedJob, shared: Arc<Shared>, recovered: bool) -> Result<Handle, ApiError> {
     let mut seed = [0u8; 32];
-    getrandom::fill(&mut seed)
-        .map_err(|e| ApiError::new(Fault::Internal, format!("the operating system gave no randomness: {e}")))?;
+    getrandom::fill(&mut seed).map_err(|e| {
+        ApiError::new(Fault::Internal, format!("the operating system gave no randomness: {e}"))
+    })?;
     let (inputs, receiver) = mpsc::channel(QUEUE);
     let job = Arc::new(loaded.job);
     let first = Snapshot {

@@ -6,7 +6,9 @@ use undertone_privacy::ledger::{Ledger, LedgerEntry};
 use undertone_round::coordinator::{JobState, Phase, Standing, Step};
 use undertone_round::event::JobEvent;
 use undertone_round::job::Job;
-use undertone_store::{JobRecord, LedgerRow, NewEvent, ReleaseRecord, Store, StoreError, Transition, UploadRecord};
+use undertone_store::{
+    JobRecord, LedgerRow, NewEvent, ReleaseRecord, Store, StoreError, Transition, UploadRecord,
+};
 
 /// A job read back from the store.
 pub(crate) struct LoadedJob {

@@ -20,11 +20,16 @@ pub(crate) enum Peer {
 /// # Errors
 /// `Unauthenticated` without a certificate of this deployment.
 pub(crate) fn peer_of<T>(request: &Request<T>) -> Result<Peer, ApiError> {
-    let none = || ApiError::new(Fault::Unauthenticated, "this call needs a certificate of this deployment: enrol first");
+    let none = || {
+        ApiError::new(Fault::Unauthenticated, "this call needs a certificate of this deployment: enrol first")
+    };
     let certificates = request.peer_certs().ok_or_else(none)?;
     let leaf = certificates.first().ok_or_else(none)?;
     peer_from_der(leaf).ok_or_else(|| {
-        ApiError::new(Fault::Unauthenticated, "the certificate names neither a client nor an operator of Undertone")
+        ApiError::new(
+            Fault::Unauthenticated,
+            "the certificate names neither a client nor an operator of Undertone",
+        )
     })
 }
 
@@ -57,9 +62,10 @@ fn peer_from_uri(uri: &str) -> Option<Peer> {
 pub(crate) fn require_operator<T>(request: &Request<T>) -> Result<OperatorId, ApiError> {
     match peer_of(request)? {
         Peer::Operator(name) => Ok(name),
-        Peer::Client(name, _) => {
-            Err(ApiError::new(Fault::NotAllowed, format!("{name} is a participant; this call is for operators")))
-        }
+        Peer::Client(name, _) => Err(ApiError::new(
+            Fault::NotAllowed,
+            format!("{name} is a participant; this call is for operators"),
+        )),
     }
 }
 
@@ -101,8 +107,14 @@ mod tests {
 
     #[test]
     fn odd_names_are_nobody() {
-        for uri in ["undertone:client:x", "undertone:client:x:king", "undertone:operator:x:viewer", "https://x",
-                    "undertone:client:x:trainer:more", "undertone:client:../x:trainer"] {
+        for uri in [
+            "undertone:client:x",
+            "undertone:client:x:king",
+            "undertone:operator:x:viewer",
+            "https://x",
+            "undertone:client:x:trainer:more",
+            "undertone:client:../x:trainer",
+        ] {
             assert_eq!(peer_from_uri(uri), None, "{uri}");
         }
     }

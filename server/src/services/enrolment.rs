@@ -29,7 +29,10 @@ impl EnrolmentService {
         let shared = &self.0.shared;
         let bad = |text: String| ApiError::new(Fault::BadRequest, text);
         if m.token_secret.len() != TOKEN_SECRET_BYTES {
-            return Err(bad(format!("a token secret has {TOKEN_SECRET_BYTES} bytes, not {}", m.token_secret.len())));
+            return Err(bad(format!(
+                "a token secret has {TOKEN_SECRET_BYTES} bytes, not {}",
+                m.token_secret.len()
+            )));
         }
         if m.certificate_request.len() > MAX_CSR_BYTES {
             return Err(ApiError::new(Fault::TooMuch, "the certificate signing request is too long"));
@@ -44,7 +47,10 @@ impl EnrolmentService {
             .map_err(|e| bad(format!("the certificate signing request is invalid: {e}")))?;
         let internal = |e: IdentityError| {
             tracing::error!(error = %e, "cannot make a certificate");
-            ApiError::new(Fault::Internal, "the coordinator cannot make certificates; its operator finds the cause in its log")
+            ApiError::new(
+                Fault::Internal,
+                "the coordinator cannot make certificates; its operator finds the cause in its log",
+            )
         };
         let request = EnrolRequest {
             name: wanted,
@@ -52,11 +58,8 @@ impl EnrolmentService {
             certificate_serial: new_serial().map_err(internal)?,
             software: clip_text(&m.software).to_owned(),
         };
-        let client = shared
-            .store
-            .enrol(Digest::of(&m.token_secret), unix_s(), request)
-            .await
-            .map_err(refuse)?;
+        let client =
+            shared.store.enrol(Digest::of(&m.token_secret), unix_s(), request).await.map_err(refuse)?;
         let signed = shared
             .authority
             .client_certificate(
@@ -83,18 +86,26 @@ impl EnrolmentService {
 fn refuse(e: EnrolError) -> ApiError {
     let again = "ask the operator for a new one (`undertone token create`)";
     match e {
-        EnrolError::UnknownToken => {
-            ApiError::new(Fault::Unauthenticated, format!("this coordinator does not know the join token: {again}"))
+        EnrolError::UnknownToken => ApiError::new(
+            Fault::Unauthenticated,
+            format!("this coordinator does not know the join token: {again}"),
+        ),
+        EnrolError::Expired { .. } => {
+            ApiError::new(Fault::Unauthenticated, format!("the join token has expired: {again}"))
         }
-        EnrolError::Expired { .. } => ApiError::new(Fault::Unauthenticated, format!("the join token has expired: {again}")),
-        EnrolError::UsedUp { .. } => ApiError::new(Fault::Unauthenticated, format!("the join token was used already: {again}")),
+        EnrolError::UsedUp { .. } => {
+            ApiError::new(Fault::Unauthenticated, format!("the join token was used already: {again}"))
+        }
         EnrolError::NameTaken(name) => ApiError::new(
             Fault::AlreadyExists,
             format!("a participant named {name} is enrolled already: choose another name"),
         ),
         EnrolError::Store(e) => {
             tracing::error!(error = %e, "cannot enrol");
-            ApiError::new(Fault::Internal, "the coordinator cannot save the enrolment; its operator finds the cause in its log")
+            ApiError::new(
+                Fault::Internal,
+                "the coordinator cannot save the enrolment; its operator finds the cause in its log",
+            )
         }
         other => ApiError::new(Fault::BadRequest, other.to_string()),
     }

@@ -22,17 +22,23 @@ use undertone_store::Blobs;
 /// Chunks of a blob that wait for a slow reader.
 const CHUNKS_AHEAD: usize = 4;
 
+/// Where the messages of a stream go.
+type Sending<M> = mpsc::Sender<Result<M, Status>>;
+
 /// Reads a blob from an offset and sends it in chunks made by `wrap`; memory is a few chunks whatever its size.
 pub(crate) async fn send_blob<M: Send + 'static>(
     blobs: &Arc<dyn Blobs>,
     digest: &Digest,
     offset: u64,
-    tx: mpsc::Sender<Result<M, Status>>,
+    tx: Sending<M>,
     wrap: impl Fn(Chunk) -> M + Send + 'static,
 ) -> Result<(), ApiError> {
     let mut reader = blobs.open(digest, offset).await.map_err(|e| {
         tracing::error!(error = %e, "cannot read a model");
-        ApiError::new(Fault::Internal, "the coordinator cannot read the model; its operator finds the cause in its log")
+        ApiError::new(
+            Fault::Internal,
+            "the coordinator cannot read the model; its operator finds the cause in its log",
+        )
     })?;
     tokio::spawn(async move {
         let mut at = offset;
@@ -46,7 +52,9 @@ pub(crate) async fn send_blob<M: Send + 'static>(
                     at += n as u64;
                     Ok(wrap(chunk))
                 }
-                Err(e) => Err(Status::from(ApiError::new(Fault::Internal, format!("reading broke off: {e}")))),
+                Err(e) => {
+                    Err(Status::from(ApiError::new(Fault::Internal, format!("reading broke off: {e}"))))
+                }
             };
             let failed = message.is_err();
             if tx.send(message).await.is_err() || failed {
@@ -58,6 +66,6 @@ pub(crate) async fn send_blob<M: Send + 'static>(
 }
 
 /// A channel of the right depth for [`send_blob`].
-pub(crate) fn chunk_channel<M>() -> (mpsc::Sender<Result<M, Status>>, mpsc::Receiver<Result<M, Status>>) {
+pub(crate) fn chunk_channel<M>() -> (Sending<M>, mpsc::Receiver<Result<M, Status>>) {
     mpsc::channel(CHUNKS_AHEAD)
 }

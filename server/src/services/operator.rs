@@ -175,7 +175,11 @@ impl OperatorService {
         Ok((id, handle))
     }
 
-    async fn new_token(&self, m: v1::CreateTokenRequest, by: &str) -> Result<v1::CreateTokenResponse, ApiError> {
+    async fn new_token(
+        &self,
+        m: v1::CreateTokenRequest,
+        by: &str,
+    ) -> Result<v1::CreateTokenResponse, ApiError> {
         let shared = &self.0.shared;
         let bad = |text: String| Err(ApiError::new(Fault::BadRequest, text));
         let role = client_role(m.role)?;

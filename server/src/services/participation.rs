@@ -11,7 +11,9 @@ use std::time::Duration;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status, Streaming};
-use undertone::v1::{self, client_message, participation_server::Participation, server_message, upload_message};
+use undertone::v1::{
+    self, client_message, participation_server::Participation, server_message, upload_message,
+};
 use undertone::{ApiError, Fault, evaluation_metrics, required, role_message, version};
 use undertone_core::digest::Digest;
 use undertone_core::id::{AttemptKey, ClientId, ClientRole, JobId, Round};
@@ -44,8 +46,8 @@ impl Participation for ParticipationService {
     ) -> Result<Response<Self::DownloadModelStream>, Status> {
         self.participant(&request).await?;
         let m = request.into_inner();
-        let digest = Digest::try_from(&m.digest[..])
-            .map_err(|e| ApiError::new(Fault::BadRequest, e.to_string()))?;
+        let digest =
+            Digest::try_from(&m.digest[..]).map_err(|e| ApiError::new(Fault::BadRequest, e.to_string()))?;
         let shared = &self.0.shared;
         let bytes = shared.published(&digest).ok_or_else(|| {
             ApiError::new(Fault::NotFound, format!("{} is not a published model", digest.short()))
@@ -100,9 +102,9 @@ impl ParticipationService {
         role: ClientRole,
         mut messages: Streaming<v1::ClientMessage>,
     ) -> Result<Pushed, ApiError> {
-        let first = tokio::time::timeout(HELLO, messages.next())
-            .await
-            .map_err(|_| ApiError::new(Fault::BadRequest, "the session did not begin with a hello in time"))?;
+        let first = tokio::time::timeout(HELLO, messages.next()).await.map_err(|_| {
+            ApiError::new(Fault::BadRequest, "the session did not begin with a hello in time")
+        })?;
         let hello = match first {
             Some(Ok(v1::ClientMessage { kind: Some(client_message::Kind::Hello(hello)) })) => hello,
             Some(Err(status)) => return Err(status.into()),

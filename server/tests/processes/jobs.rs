@@ -109,9 +109,7 @@ async fn one_hospital_with_bad_data_does_not_stop_the_others() {
     assert_eq!(declined.len(), 4, "{}", events.text());
     assert!(!events.text().contains("high"), "a value of the data left the client");
     // The data owner reads the place and the way out in its own log.
-    for (name, words) in
-        [("text", "high"), ("column", "\"x\""), ("empty", "empty"), ("labels", "9")]
-    {
+    for (name, words) in [("text", "high"), ("column", "\"x\""), ("empty", "empty"), ("labels", "9")] {
         let (_, process) = clients.iter().find(|(n, _)| *n == name).unwrap();
         assert!(process.log().contains(words), "{name}: {}", process.log());
     }

@@ -64,9 +64,9 @@ fn help_and_version() {
     assert!(help.contains("init") && help.contains("run") && help.contains("token create"), "{help}");
     assert!(text(&server(&["--version"])).contains(env!("CARGO_PKG_VERSION")));
     let mut command = Command::new(binary("undertone-server"));
-    command.arg("rnu");
+    command.arg("runn");
     let folder = tempfile::tempdir().unwrap();
     let mut process = Process::start(command, folder.path().join("log"));
     assert_eq!(process.wait().code(), Some(2));
-    assert!(process.log().contains("run"), "{}", process.log());
+    assert!(process.log().contains("'run'"), "{}", process.log());
 }

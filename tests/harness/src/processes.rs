@@ -164,7 +164,14 @@ impl Processes {
         let (data, token) = (folder.join("data.csv"), folder.join("token"));
         std::fs::write(&data, csv).expect("the data");
         let made = self.undertone(&[
-            "token", "create", "--role", role, "--name", name, "--out", token.to_str().expect("a path"),
+            "token",
+            "create",
+            "--role",
+            role,
+            "--name",
+            name,
+            "--out",
+            token.to_str().expect("a path"),
         ]);
         assert!(made.status.success(), "{made:?}");
         run(Command::new(binary("undertone-client"))

@@ -93,11 +93,8 @@ impl RawClient {
             weight,
         };
         let chunk = v1::Chunk { offset: 0, data: bytes.into() };
-        self.upload_messages(vec![
-            upload_message::Kind::Header(header),
-            upload_message::Kind::Chunk(chunk),
-        ])
-        .await
+        self.upload_messages(vec![upload_message::Kind::Header(header), upload_message::Kind::Chunk(chunk)])
+            .await
     }
 
     /// Uploads whatever messages the test likes.

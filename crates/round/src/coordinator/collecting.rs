@@ -1,6 +1,8 @@
 //! Collecting: the cohort was asked; updates come in until everyone is in or out, or the deadline.
 
-use super::{Context, Effect, Input, JobState, Phase, Refusal, Releasing, Step, Update, after_abort, burn, key};
+use super::{
+    Context, Effect, Input, JobState, Phase, Refusal, Releasing, Step, Update, after_abort, burn, key,
+};
 use crate::event::JobEvent;
 use crate::job::Job;
 use serde::{Deserialize, Serialize};
@@ -52,7 +54,12 @@ impl Standing {
 impl Collecting {
     pub(super) fn new(round: Round, attempt: Attempt, deadline_ms: u64, cohort: Vec<ClientId>) -> Self {
         let member = Member { standing: Standing::Asked, away_since_ms: None };
-        Self { round, attempt, deadline_ms, members: cohort.into_iter().map(|c| (c, member.clone())).collect() }
+        Self {
+            round,
+            attempt,
+            deadline_ms,
+            members: cohort.into_iter().map(|c| (c, member.clone())).collect(),
+        }
     }
 
     pub(super) fn wake_at_ms(&self, job: &Job) -> u64 {

@@ -100,12 +100,7 @@ impl Offering {
         Some(step)
     }
 
-    fn offer(
-        &self,
-        state: &JobState,
-        cohort: Vec<undertone_core::id::ClientId>,
-        ctx: &Context<'_>,
-    ) -> Step {
+    fn offer(&self, state: &JobState, cohort: Vec<undertone_core::id::ClientId>, ctx: &Context<'_>) -> Step {
         let mut step = Step::stay(state);
         let key = key(ctx.id, self.round, self.attempt);
         let entry = match ctx.ledger.reserve(key.clone(), ctx.job.contract()) {
@@ -138,8 +133,7 @@ impl Offering {
                 deadline_ms,
             })
             .collect();
-        step.next.phase =
-            Phase::Collecting(Collecting::new(self.round, self.attempt, deadline_ms, cohort));
+        step.next.phase = Phase::Collecting(Collecting::new(self.round, self.attempt, deadline_ms, cohort));
         step
     }
 }

@@ -1,7 +1,8 @@
 //! Releasing: the updates are complete; sum, noise, new model.
 
 use super::{
-    Context, Effect, Input, JobState, ModelRef, Phase, Publishing, Refusal, Step, Update, after_abort, burn, key,
+    Context, Effect, Input, JobState, ModelRef, Phase, Publishing, Refusal, Step, Update, after_abort, burn,
+    key,
 };
 use serde::{Deserialize, Serialize};
 use undertone_core::id::{Attempt, Round};
@@ -44,7 +45,9 @@ impl Releasing {
                 Ok(Some(step))
             }
             Input::Released { key, model } if key == current => self.released(state, model, ctx),
-            Input::ReleaseFailed { key, reason } if key == current => Ok(Some(self.abort(state, &reason, ctx))),
+            Input::ReleaseFailed { key, reason } if key == current => {
+                Ok(Some(self.abort(state, &reason, ctx)))
+            }
             Input::Update { key, update } if key == current && self.updates.contains(&update) => Ok(None),
             Input::Answer { key, .. }
             | Input::Failure { key, .. }

@@ -168,7 +168,8 @@ fn the_last_model_waits_for_its_evaluators_but_not_for_ever() {
         assert_eq!(w.state.status(), "closing");
         if answers {
             let metrics = Metrics { loss: 0.5, accuracy: 0.8, rows: 10 };
-            w.feed(Input::Evaluation { evaluator: name("e"), round: Round(2), outcome: Ok(metrics) }).unwrap();
+            w.feed(Input::Evaluation { evaluator: name("e"), round: Round(2), outcome: Ok(metrics) })
+                .unwrap();
         } else {
             w.now_ms += 5_000;
             w.feed(Input::Tick).unwrap();
@@ -370,7 +371,14 @@ proptest! {
                 8 => Input::Released { key, model: model(round as u8) },
                 9 => Input::Published { key },
                 10 => Input::Connected { client },
-                _ => { if !w.trainers.is_empty() { w.trainers.rotate_left(1); } if wait % 2 == 0 { w.trainers.pop(); } else { w.trainers.push(client) } Input::Sessions }
+                _ => {
+                    let back = w.trainers.iter().position(|c| *c == client);
+                    match back {
+                        Some(place) => drop(w.trainers.remove(place)),
+                        None => w.trainers.push(client),
+                    }
+                    Input::Sessions
+                }
             };
             let _ = w.feed(input);
             if let Some(spent) = w.ledger.spent(w.job.contract()) {
