@@ -5,12 +5,12 @@ use crate::config::ServerConfig;
 use crate::driver::{self, Handle, LoadedJob};
 use crate::identity::Authority;
 use crate::sessions::Sessions;
-use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, RwLock};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::{Arc, Mutex, RwLock};
 use tokio::sync::{Semaphore, watch};
 use undertone::{ApiError, Fault};
 use undertone_core::digest::Digest;
-use undertone_core::id::{JobId, OperatorId};
+use undertone_core::id::{ClientId, JobId, OperatorId};
 use undertone_privacy::ledger::Ledger;
 use undertone_round::coordinator::{JobState, ModelRef};
 use undertone_round::event::JobEvent;
@@ -26,6 +26,7 @@ pub struct Shared {
     pub(crate) sessions: Sessions,
     pub(crate) upload_slots: Semaphore,
     models: RwLock<HashMap<Digest, u64>>,
+    uploading: Arc<Mutex<HashSet<ClientId>>>,
     stop: watch::Sender<bool>,
 }
 
@@ -40,10 +41,31 @@ impl Shared {
         self.models.read().expect("no panic while locked").get(digest).copied()
     }
 
+    /// One upload at a time for each client, so that none of them can hold all slots.
+    pub(crate) fn upload_turn(&self, client: &ClientId) -> Result<UploadTurn, ApiError> {
+        if !self.uploading.lock().expect("no panic while locked").insert(client.clone()) {
+            let text = format!("another upload of {client} is under way: try again when it has ended");
+            return Err(ApiError::new(Fault::Unavailable, text));
+        }
+        Ok(UploadTurn { client: client.clone(), uploading: self.uploading.clone() })
+    }
+
     /// Resolves when the daemon shuts down.
     pub(crate) async fn stopping(&self) {
         let mut stop = self.stop.subscribe();
         let _ = stop.wait_for(|stopping| *stopping).await;
+    }
+}
+
+/// A client's upload under way; ends when it is dropped.
+pub(crate) struct UploadTurn {
+    client: ClientId,
+    uploading: Arc<Mutex<HashSet<ClientId>>>,
+}
+
+impl Drop for UploadTurn {
+    fn drop(&mut self) {
+        self.uploading.lock().expect("no panic while locked").remove(&self.client);
     }
 }
 
@@ -68,6 +90,7 @@ impl Coordinator {
             sessions: Sessions::new(config.limits.sessions),
             upload_slots: Semaphore::new(config.limits.uploads_in_flight),
             models: RwLock::default(),
+            uploading: Arc::default(),
             stop: watch::channel(false).0,
             config,
             authority,

@@ -25,7 +25,7 @@ pub struct InitOptions {
 pub enum InitError {
     /// There is one already.
     #[error(
-        "{0} already holds a deployment (server.toml): choose another folder, or start it with `undertone-server run`"
+        "{0} already holds a deployment (server.toml or pki/ca.key): choose another folder, or start it with `undertone-server run`"
     )]
     Exists(PathBuf),
     /// No host name.
@@ -58,7 +58,8 @@ pub enum InitError {
 /// [`InitError`].
 pub fn init(options: &InitOptions) -> Result<ServerConfig, InitError> {
     let folder = &options.folder;
-    if folder.join("server.toml").exists() {
+    // A CA key without a server.toml is an old deployment too: overwriting it would orphan its clients.
+    if folder.join("server.toml").exists() || folder.join("pki/ca.key").exists() {
         return Err(InitError::Exists(folder.clone()));
     }
     let host = options.hosts.first().ok_or(InitError::NoHost)?;
@@ -78,7 +79,7 @@ pub fn init(options: &InitOptions) -> Result<ServerConfig, InitError> {
 
     let (pki, profile) = (folder.join("pki"), folder.join("operator"));
     for dir in [folder, &pki, &profile, &folder.join("state")] {
-        std::fs::create_dir_all(dir).map_err(|source| InitError::File { path: dir.clone(), source })?;
+        private_folder(dir).map_err(|source| InitError::File { path: dir.clone(), source })?;
     }
     write(&pki.join("ca.crt"), authority.ca_pem(), 0o644)?;
     write(&pki.join("ca.key"), &ca_key, 0o600)?;
@@ -107,6 +108,12 @@ pub fn init(options: &InitOptions) -> Result<ServerConfig, InitError> {
     // Last: a folder with a server.toml is a whole deployment.
     write(&folder.join("server.toml"), &text, 0o644)?;
     Ok(ServerConfig { pki, storage: Storage { folder: folder.join("state"), ..config.storage }, ..config })
+}
+
+/// For the owner only: keys, state and the operator's profile are nobody else's.
+fn private_folder(path: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
 fn write(path: &Path, text: &str, mode: u32) -> Result<(), InitError> {

@@ -61,6 +61,14 @@ pub struct Server {
     coordinator: Arc<Coordinator>,
     stop: Option<oneshot::Sender<()>>,
     task: JoinHandle<Result<(), tonic::transport::Error>>,
+    /// Held for the daemon's life.
+    _lock: Option<std::fs::File>,
+}
+
+fn bind(config: &ServerConfig) -> Result<TcpIncoming, ServerError> {
+    TcpIncoming::bind(config.listen)
+        .map(|incoming| incoming.with_nodelay(Some(true)))
+        .map_err(|e| ServerError::Listen { address: config.listen, reason: e.to_string() })
 }
 
 impl Server {
@@ -69,9 +77,14 @@ impl Server {
     /// # Errors
     /// [`ServerError`].
     pub async fn start(config: ServerConfig) -> Result<Self, ServerError> {
+        // The port first: what is in the way most often is said first.
+        let incoming = bind(&config)?;
         let folder = config.storage.folder.clone();
         let state = |e: &dyn std::fmt::Display| ServerError::State(format!("{}: {e}", folder.display()));
         std::fs::create_dir_all(&folder).map_err(|e| state(&e))?;
+        // Two daemons on one folder would take up each other's jobs.
+        let lock = std::fs::File::create(folder.join("lock")).map_err(|e| state(&e))?;
+        lock.try_lock().map_err(|_| state(&"another coordinator runs on this folder"))?;
         let durability = match config.storage.durability {
             Durability::Disk => undertone_store::Durability::Disk,
             Durability::Process => undertone_store::Durability::Process,
@@ -79,7 +92,8 @@ impl Server {
         let store =
             SqliteStore::open(&folder.join("undertone.sqlite"), durability).await.map_err(|e| state(&e))?;
         let blobs = FolderBlobs::open(&folder.join("blobs"), durability).await.map_err(|e| state(&e))?;
-        Self::start_with(config, Arc::new(store), Arc::new(blobs)).await
+        let server = Self::serve(config, incoming, Arc::new(store), Arc::new(blobs)).await?;
+        Ok(Self { _lock: Some(lock), ..server })
     }
 
     /// Starts with a given store and blobs.
@@ -91,10 +105,16 @@ impl Server {
         store: Arc<dyn Store>,
         blobs: Arc<dyn Blobs>,
     ) -> Result<Self, ServerError> {
-        // The port first: two daemons on one folder must not both take up its jobs.
-        let incoming = TcpIncoming::bind(config.listen)
-            .map_err(|e| ServerError::Listen { address: config.listen, reason: e.to_string() })?
-            .with_nodelay(Some(true));
+        let incoming = bind(&config)?;
+        Self::serve(config, incoming, store, blobs).await
+    }
+
+    async fn serve(
+        config: ServerConfig,
+        incoming: TcpIncoming,
+        store: Arc<dyn Store>,
+        blobs: Arc<dyn Blobs>,
+    ) -> Result<Self, ServerError> {
         let address = incoming
             .local_addr()
             .map_err(|e| ServerError::Listen { address: config.listen, reason: e.to_string() })?;
@@ -128,7 +148,7 @@ impl Server {
             let _ = stopped.await;
             shutdown_of.stop();
         }));
-        Ok(Self { address, coordinator, stop: Some(stop), task })
+        Ok(Self { address, coordinator, stop: Some(stop), task, _lock: None })
     }
 
     /// Where it listens.
@@ -179,6 +199,6 @@ fn tls(pki: &Path, authority: &Authority) -> Result<ServerTlsConfig, ServerError
     Ok(ServerTlsConfig::new()
         .identity(Identity::from_pem(read("server.crt")?, read("server.key")?))
         .client_ca_root(Certificate::from_pem(authority.ca_pem()))
-        // Enrolment comes without a certificate; every other service asks for one itself.
+        // Enrolment comes without a certificate, health and reflection need none; the others ask for one themselves.
         .client_auth_optional(true))
 }

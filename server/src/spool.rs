@@ -67,7 +67,7 @@ pub(crate) async fn receive(
         let Some(upload_message::Kind::Chunk(chunk)) = message.kind else {
             return Err(transfer(Fault::BadRequest, "after the header only chunks may follow".into()));
         };
-        if chunk.data.len() > MAX_CHUNK_BYTES || chunk.offset != check.bytes {
+        if chunk.data.is_empty() || chunk.data.len() > MAX_CHUNK_BYTES || chunk.offset != check.bytes {
             return Err(transfer(
                 Fault::BadRequest,
                 format!(

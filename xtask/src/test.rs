@@ -95,7 +95,8 @@ fn build(workspace: &Workspace) -> Result<()> {
 
 fn tests(workspace: &Workspace) -> Result<()> {
     if has_subcommand(workspace, "nextest") {
-        return must_succeed(&mut workspace.cargo(&["nextest", "run", "--workspace", "--no-tests", "fail"]));
+        let arguments = ["nextest", "run", "--workspace", "--no-fail-fast", "--no-tests", "fail"];
+        return must_succeed(&mut workspace.cargo(&arguments));
     }
     say("cargo nextest is not installed, so cargo test runs the tests");
     let kinds = ["--lib", "--bins", "--tests", "--examples", "--no-fail-fast"];

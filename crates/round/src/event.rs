@@ -54,7 +54,7 @@ pub enum JobEvent {
         /// Why.
         reason: String,
     },
-    /// An upload was refused; the client may try again until the attempt ends.
+    /// A complete upload was not valid; the client is out of the attempt.
     Refused {
         /// The round.
         round: Round,

@@ -22,6 +22,9 @@ use undertone_privacy::clip::bound_in_units;
 use undertone_privacy::contract::{PrivacyContract, Unit};
 use undertone_privacy::resolve::{ResolvedContract, Schedule};
 
+/// Most attempts at one round.
+const MAX_ATTEMPTS: u32 = 100;
+
 /// A job as it is written down. [`JobSpec::resolve`] turns it into a [`Job`], or says why not.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -205,6 +208,14 @@ impl JobSpec {
         self.cohort.validate().map_err(|e| bad("cohort", e))?;
         self.aggregation.server.validate().map_err(|e| bad("aggregation", e))?;
         self.check_aggregation()?;
+        let d = &self.deadlines;
+        if d.gather < d.reconnect {
+            return Err(bad("deadlines", "gather must not be shorter than reconnect".into()));
+        }
+        if !(1..=MAX_ATTEMPTS).contains(&d.max_attempts) {
+            let text = format!("max_attempts must be 1 to {MAX_ATTEMPTS}, not {}", d.max_attempts);
+            return Err(bad("deadlines", text));
+        }
         let local_steps = match (self.privacy.unit(), self.training.work()) {
             (Unit::Record, LocalWork::Epochs(_)) => {
                 return Err(bad(

@@ -175,7 +175,13 @@ impl Driver {
         // Late inputs of an ended job are answered, not left hanging.
         inputs.close();
         while let Some(command) = inputs.recv().await {
-            self.handle(command.input, command.reply).await;
+            if self.state.is_over() {
+                self.handle(command.input, command.reply).await;
+            } else if let Some(reply) = command.reply {
+                // A driver that must stop takes no further step.
+                let _ =
+                    reply.send(Err(ApiError::new(Fault::Unavailable, "the coordinator is shutting down")));
+            }
         }
     }
 
@@ -251,14 +257,15 @@ impl Driver {
         for event in &step.events {
             record::log(event);
         }
-        for effect in step.effects {
-            self.carry_out(effect).await;
-        }
+        // Before the effects: a client that is asked may answer at once.
         self.snapshot.send_replace(Snapshot {
             state: self.state.clone(),
             epsilon: self.ledger.spent(self.job.contract()),
             attempts: self.ledger.entries().len() as u32,
         });
+        for effect in step.effects {
+            self.carry_out(effect).await;
+        }
         (true, Ok(()))
     }
 

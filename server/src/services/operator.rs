@@ -45,7 +45,12 @@ impl Operator for OperatorService {
             )
             .into());
         }
-        let (job, digest) = self.0.submit(&document, &by).await?;
+        // A task of its own: an operator who hangs up leaves no half-submitted job.
+        let coordinator = self.0.clone();
+        let submitted = tokio::spawn(async move { coordinator.submit(&document, &by).await });
+        let (job, digest) = submitted
+            .await
+            .map_err(|e| ApiError::new(Fault::Internal, format!("submitting broke: {e}")))??;
         Ok(Response::new(v1::SubmitJobResponse {
             job: job.to_string(),
             job_digest: digest.as_bytes().to_vec().into(),

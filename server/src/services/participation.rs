@@ -1,7 +1,7 @@
 //! Sessions, model downloads and uploads of participants.
 
 use super::{chunk_channel, send_blob};
-use crate::clock::unix_s;
+use crate::clock::{unix_ms, unix_s};
 use crate::coordinator::Coordinator;
 use crate::identity::{Peer, peer_of};
 use crate::spool::{self, Claim, Rejected};
@@ -18,7 +18,7 @@ use undertone::{ApiError, Fault, evaluation_metrics, required, role_message, ver
 use undertone_core::digest::Digest;
 use undertone_core::id::{AttemptKey, ClientId, ClientRole, JobId, Round};
 use undertone_core::limits::clip_text;
-use undertone_round::coordinator::Input;
+use undertone_round::coordinator::{Input, Refusal};
 
 /// How long a new session may take to say hello.
 const HELLO: Duration = Duration::from_secs(10);
@@ -166,12 +166,37 @@ impl ParticipationService {
         if let Err(reason) = plausible(&claim, reference.bytes, &job) {
             return refuse(&handle, &claim, reason).await;
         }
+        let not_now = |e: Refusal| ApiError::new(Fault::NotNow, e.to_string());
+        let deadline_ms = handle.snapshot().state.expects(&claim.key.job, &claim.client, &claim.key);
+        let deadline_ms = deadline_ms.map_err(not_now)?;
         let shared = &self.0.shared;
-        // A bounded pool: the others wait here without memory.
-        let _slot = shared.upload_slots.acquire().await.expect("the pool is never closed");
-        match spool::receive(messages, &claim, &job, &shared.blobs, idle).await {
+        let _turn = shared.upload_turn(&claim.client)?;
+        // A client that trickles holds its slot until the attempt's deadline at most.
+        let left = deadline_ms.map_or(idle, |at| Duration::from_millis(at.saturating_sub(unix_ms())));
+        let received = tokio::time::timeout(left, async {
+            // A bounded pool: the others wait here without memory.
+            let _slot = shared.upload_slots.acquire().await.expect("the pool is never closed");
+            spool::receive(messages, &claim, &job, &shared.blobs, idle).await
+        });
+        let received = received.await.map_err(|_| {
+            ApiError::new(
+                Fault::NotNow,
+                format!("the upload was not complete by the deadline of {}", claim.key),
+            )
+        })?;
+        match received {
             Ok(update) => {
-                handle.feed(Input::Update { key: claim.key, update }).await?;
+                let blob = update.blob;
+                let fed = handle.feed(Input::Update { key: claim.key, update }).await;
+                if let Err(e) = fed {
+                    // Refused for good: nothing refers to the blob, which is this client's and this attempt's alone.
+                    if e.fault == Fault::NotNow
+                        && let Err(e) = shared.blobs.delete(&blob).await
+                    {
+                        tracing::warn!(error = %e, "cannot delete a refused update");
+                    }
+                    return Err(e);
+                }
                 Ok(v1::UploadReceipt { update: Some(reference) })
             }
             Err(Rejected::Transfer(e)) => Err(e),

@@ -21,7 +21,7 @@ pub struct Deployment {
     folder: TempDir,
     config: ServerConfig,
     server: Option<Server>,
-    clients: Vec<RunningClient>,
+    clients: Vec<Option<RunningClient>>,
 }
 
 /// A client task.
@@ -134,7 +134,7 @@ impl Deployment {
         let task = tokio::spawn(client.run(async move {
             let _ = stopped.await;
         }));
-        self.clients.push(RunningClient { name, folder, stop: Some(stop), task });
+        self.clients.push(Some(RunningClient { name, folder, stop: Some(stop), task }));
         self.clients.len() - 1
     }
 
@@ -158,7 +158,7 @@ impl Deployment {
 
     /// The client with this number, taken out: it goes on until it is stopped or dropped.
     pub fn take(&mut self, number: usize) -> RunningClient {
-        self.clients.remove(number)
+        self.clients[number].take().expect("it was not taken yet")
     }
 
     /// Waits until so many participants are connected.

@@ -82,7 +82,13 @@ impl Collecting {
         let mut step = Step::stay(state);
         let round = self.round;
         match input {
-            Input::Recovered | Input::Sessions => next.note_sessions(state, &mut step, ctx),
+            Input::Recovered => {
+                // Nobody could come back while the coordinator was away.
+                let grace = ctx.job.spec().deadlines.reconnect.0.as_millis() as u64;
+                next.deadline_ms = next.deadline_ms.max(ctx.now_ms + grace);
+                next.members.values_mut().for_each(|m| m.away_since_ms = Some(ctx.now_ms));
+            }
+            Input::Sessions => next.note_sessions(state, &mut step, ctx),
             Input::Connected { client } => {
                 if let Some(member) = next.members.get_mut(&client) {
                     // Marks it as back, whether its leaving was noticed or not.
@@ -254,6 +260,13 @@ impl Collecting {
     }
 
     pub(super) fn abort(&self, state: &JobState, reason: &str, ctx: &Context<'_>) -> Step {
+        let mut step = self.give_up(state, reason, ctx);
+        after_abort(&mut step, self.round, self.attempt, reason, ctx);
+        step
+    }
+
+    /// Burns the attempt; what comes after it is the caller's.
+    pub(super) fn give_up(&self, state: &JobState, reason: &str, ctx: &Context<'_>) -> Step {
         let mut step = Step::stay(state);
         let key = key(ctx.id, self.round, self.attempt);
         step.ledger.extend(burn(ctx, &key, reason));
@@ -267,7 +280,8 @@ impl Collecting {
             }
         }
         step.effects.push(Effect::Forget { key });
-        after_abort(&mut step, self.round, self.attempt, reason, ctx);
+        let (round, attempt) = (self.round, self.attempt);
+        step.events.push(JobEvent::Aborted { round, attempt, reason: reason.to_owned() });
         step
     }
 }

@@ -284,6 +284,32 @@ impl JobState {
         }
     }
 
+    /// Whether an update of `client` for `about` may be taken in now, and until when: what can be said before its
+    /// first byte. The machine has the last word when it is complete.
+    ///
+    /// # Errors
+    /// [`Refusal`].
+    pub fn expects(&self, id: &JobId, client: &ClientId, about: &AttemptKey) -> Result<Option<u64>, Refusal> {
+        let asked = |round, attempt| *about == key(id, round, attempt);
+        match &self.phase {
+            Phase::Collecting(p) if asked(p.round, p.attempt) => match p.members.get(client) {
+                None => Err(Refusal(format!("{client} was not asked in {about}"))),
+                Some(Member { standing: Standing::Out(reason), .. }) => {
+                    Err(Refusal(format!("round {} goes on without {client}: {reason}", p.round)))
+                }
+                Some(_) => Ok(Some(p.deadline_ms)),
+            },
+            // Its receipt may have been lost: the same bytes are acknowledged again.
+            Phase::Releasing(p)
+                if asked(p.round, p.attempt) && p.updates.iter().any(|u| u.client == *client) =>
+            {
+                Ok(None)
+            }
+            Phase::Ended { outcome } => Err(Refusal(format!("the job has ended ({})", outcome.status()))),
+            _ => Err(Refusal(format!("{about} is over, or was never asked"))),
+        }
+    }
+
     /// Whether nothing will happen any more.
     pub fn is_over(&self) -> bool {
         matches!(self.phase, Phase::Ended { .. })
@@ -337,8 +363,8 @@ fn cancel(
         Phase::Ended { outcome } => {
             return Err(Refusal(format!("the job has ended already ({})", outcome.status())));
         }
-        Phase::Collecting(p) => p.abort(state, &format!("cancelled: {reason}"), ctx),
-        Phase::Releasing(p) => p.abort(state, &format!("cancelled: {reason}"), ctx),
+        Phase::Collecting(p) => p.give_up(state, &format!("cancelled: {reason}"), ctx),
+        Phase::Releasing(p) => p.give_up(state, &format!("cancelled: {reason}"), ctx),
         // The model is noised and durable: its release is a fact. Let it be published, then cancel again.
         Phase::Publishing(_) => return Err(Refusal("a model is being published: try again".into())),
         Phase::Offering(_) | Phase::Closing(_) => Step::stay(state),
@@ -369,7 +395,6 @@ fn burn(ctx: &Context<'_>, key: &AttemptKey, reason: &str) -> Option<LedgerEntry
 
 /// After a burnt attempt: the next one, or the end of the job.
 fn after_abort(step: &mut Step, round: Round, attempt: Attempt, reason: &str, ctx: &Context<'_>) {
-    step.events.push(JobEvent::Aborted { round, attempt, reason: reason.to_owned() });
     if attempt.0 >= ctx.job.spec().deadlines.max_attempts {
         step.end(Outcome::Failed { reason: format!("round {round} failed {attempt} times; last: {reason}") });
     } else {

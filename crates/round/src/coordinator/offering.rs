@@ -55,12 +55,20 @@ impl Offering {
     pub(super) fn wake_at_ms(&self, job: &Job) -> u64 {
         // While too few are there only a new session or the last deadline changes anything.
         let patience = self.patient_until_ms(job).max(self.not_before_ms);
-        if self.announced { self.gives_up_at_ms(job) } else { patience.min(self.gives_up_at_ms(job)) }
+        let due =
+            if self.announced { self.gives_up_at_ms(job) } else { patience.min(self.gives_up_at_ms(job)) };
+        due.max(self.not_before_ms)
     }
 
     pub(super) fn step(&self, state: &JobState, input: &Input, ctx: &mut Context<'_>) -> Option<Step> {
-        let is_trigger =
-            matches!(input, Input::Recovered | Input::Sessions | Input::Connected { .. } | Input::Tick);
+        if matches!(input, Input::Recovered) {
+            // Time that the coordinator was away is not time that it waited for clients.
+            let mut step = Step::stay(state);
+            let fresh = Self { since_ms: ctx.now_ms, announced: false, ..self.clone() };
+            step.next.phase = Phase::Offering(fresh);
+            return Some(step);
+        }
+        let is_trigger = matches!(input, Input::Sessions | Input::Connected { .. } | Input::Tick);
         if !is_trigger || ctx.now_ms < self.not_before_ms {
             return None;
         }

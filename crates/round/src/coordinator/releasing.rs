@@ -4,6 +4,7 @@ use super::{
     Context, Effect, Input, JobState, ModelRef, Phase, Publishing, Refusal, Step, Update, after_abort, burn,
     key,
 };
+use crate::event::JobEvent;
 use serde::{Deserialize, Serialize};
 use undertone_core::id::{Attempt, Round};
 use undertone_privacy::contract::Unit;
@@ -79,11 +80,19 @@ impl Releasing {
     }
 
     pub(super) fn abort(&self, state: &JobState, reason: &str, ctx: &Context<'_>) -> Step {
+        let mut step = self.give_up(state, reason, ctx);
+        after_abort(&mut step, self.round, self.attempt, reason, ctx);
+        step
+    }
+
+    /// Burns the attempt; what comes after it is the caller's.
+    pub(super) fn give_up(&self, state: &JobState, reason: &str, ctx: &Context<'_>) -> Step {
         let mut step = Step::stay(state);
         let key = key(ctx.id, self.round, self.attempt);
         step.ledger.extend(burn(ctx, &key, reason));
         step.effects.push(Effect::Forget { key });
-        after_abort(&mut step, self.round, self.attempt, reason, ctx);
+        let (round, attempt) = (self.round, self.attempt);
+        step.events.push(JobEvent::Aborted { round, attempt, reason: reason.to_owned() });
         step
     }
 }

@@ -340,6 +340,44 @@ fn cancelling_ends_in_any_phase_and_burns_what_was_reserved() {
     assert!(w.feed(Input::Cancel { by: "op".into(), reason: "again".into() }).is_err());
 }
 
+#[test]
+fn cancelling_the_last_attempt_ends_the_job_once() {
+    let mut w = World::new(NONE);
+    w.feed(Input::Sessions).unwrap();
+    for c in ["a", "b"] {
+        let (client, key) = (name(c), w.key(1, 1));
+        w.feed(Input::Failure { client, key, reason: "x".into() }).unwrap();
+    }
+    w.now_ms += 1_000;
+    w.feed(Input::Tick).unwrap();
+    assert_eq!(w.state.status(), "collecting");
+    w.feed(Input::Cancel { by: "op".into(), reason: "enough".into() }).unwrap();
+    assert_eq!(w.events.iter().filter(|e| matches!(e, JobEvent::Ended { .. })).count(), 1);
+    assert_eq!(w.outcome().unwrap().status(), "cancelled");
+}
+
+#[test]
+fn time_that_the_coordinator_was_away_is_held_against_nobody() {
+    let mut w = World::new(NONE);
+    let everyone = std::mem::take(&mut w.trainers);
+    w.now_ms = 1_000_000;
+    w.feed(Input::Recovered).unwrap();
+    w.feed(Input::Sessions).unwrap();
+    assert_eq!(w.state.status(), "waiting");
+    w.trainers = everyone.clone();
+    w.feed(Input::Sessions).unwrap();
+    assert_eq!(w.state.status(), "collecting");
+    w.trainers.clear();
+    w.now_ms = 2_000_000;
+    w.feed(Input::Recovered).unwrap();
+    w.trainers = everyone;
+    for c in ["a", "b", "c"] {
+        w.feed(Input::Connected { client: name(c) }).unwrap();
+    }
+    w.deliver(&["a", "b", "c"], 1, 1);
+    assert_eq!(w.state.status(), "releasing");
+}
+
 fn any_input() -> impl Strategy<Value = (u8, u8, u32, u32, u64)> {
     (0u8..12, 0u8..4, 1u32..3, 1u32..3, 0u64..30_000)
 }
