@@ -81,16 +81,48 @@ fn nobody_is_left(folder: &Path) {
     wait("the demo left processes running", || running(folder).is_empty());
 }
 
-#[test]
-fn four_hospitals_reach_a_useful_model_within_the_budget() {
-    let (folder, output) = Demo::start(&["--json"]).end();
+/// Runs a demo to its end; gives its folder and the one line of JSON on its standard output.
+fn result(arguments: &[&str]) -> (TempDir, Value) {
+    let (folder, output) = Demo::start(arguments).end();
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{said}");
     assert_eq!(running(folder.path()), [0; 0]);
-
     let stdout = String::from_utf8(output.stdout).unwrap();
     assert_eq!(stdout.lines().count(), 1, "{stdout}");
-    let result: Value = serde_json::from_str(&stdout).unwrap();
+    (folder, serde_json::from_str(&stdout).unwrap())
+}
+
+/// What the README promises of the main job, over the noise of five runs.
+#[test]
+fn four_hospitals_together_beat_each_of_them_alone() {
+    let runs: Vec<Value> = (0..5).map(|_| result(&["--json"]).1).collect();
+    let mut accuracy: Vec<f64> = runs.iter().map(|r| r["test_accuracy"].as_f64().unwrap()).collect();
+    accuracy.sort_by(f64::total_cmp);
+    let median = accuracy[2];
+    let pooled = runs[0]["baseline_pooled_accuracy"].as_f64().unwrap();
+    let single = runs[0]["baseline_single_accuracy"].as_object().unwrap();
+    assert!(median >= 0.80, "{accuracy:?}");
+    assert!(single.values().all(|alone| median > alone.as_f64().unwrap()), "{accuracy:?}, alone {single:?}");
+    assert!((median - pooled).abs() <= 0.03, "{accuracy:?}, pooled {pooled}");
+    // The split, the sampling and the initial values are the seed's; the noise is nobody's.
+    let baselines =
+        |r: &Value| (r["baseline_pooled_accuracy"].clone(), r["baseline_single_accuracy"].clone());
+    assert!(runs.iter().all(|r| baselines(r) == baselines(&runs[0])));
+    assert!(runs.iter().any(|r| r["test_loss"] != runs[0]["test_loss"]), "the noise was the same five times");
+}
+
+#[test]
+fn the_quickstart_learns_within_its_budget() {
+    let (_, result) = result(&["quickstart", "--json"]);
+    assert!(result["epsilon"].as_f64().is_some_and(|e| e > 4.9 && e <= 5.0), "{result}");
+    // 0.92 to 0.95 of ten runs; half of the rows are of either class.
+    assert!(result["test_accuracy"].as_f64().is_some_and(|a| a > 0.85), "{result}");
+    assert_eq!(result["baseline_single_accuracy"].as_object().unwrap().len(), 4);
+}
+
+#[test]
+fn four_hospitals_reach_a_useful_model_within_the_budget() {
+    let (folder, result) = result(&["--json"]);
     let number = |name: &str| result[name].as_f64().unwrap_or_else(|| panic!("{name} in {result}"));
     // The contract of job.toml, as the coordinator states it.
     assert!(number("epsilon") > 4.9 && number("epsilon") <= 5.0, "{result}");

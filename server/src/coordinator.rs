@@ -1,21 +1,23 @@
-//! What the services share: store, blobs, sessions, and a driver for each job.
+//! What the services share: store, blobs, sessions, and a driver for each job that goes on.
 
 use crate::clock::{unix_ms, unix_s};
 use crate::config::ServerConfig;
-use crate::driver::{self, Handle, LoadedJob};
+use crate::driver::{self, Handle, LAST_PAUSE, LoadedJob};
 use crate::identity::Authority;
 use crate::sessions::Sessions;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use crate::sweep::sweep;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex, RwLock};
+use std::time::Duration;
 use tokio::sync::{Semaphore, watch};
 use undertone::{ApiError, Fault};
 use undertone_core::digest::Digest;
-use undertone_core::id::{ClientId, JobId, OperatorId};
+use undertone_core::id::{ClientId, ClientRole, JobId, OperatorId};
 use undertone_privacy::ledger::Ledger;
 use undertone_round::coordinator::{JobState, ModelRef};
 use undertone_round::event::JobEvent;
 use undertone_round::job::Job;
-use undertone_store::{Blobs, JobRecord, NewEvent, Store, Transition};
+use undertone_store::{Blobs, JobRecord, NewEvent, Store};
 
 /// What drivers and services share.
 pub struct Shared {
@@ -25,20 +27,39 @@ pub struct Shared {
     pub(crate) blobs: Arc<dyn Blobs>,
     pub(crate) sessions: Sessions,
     pub(crate) upload_slots: Semaphore,
-    models: RwLock<HashMap<Digest, u64>>,
+    /// Jobs that have not ended. Ended ones are read from the store when somebody asks.
+    running: RwLock<BTreeMap<JobId, Handle>>,
+    /// Open jobs that this version cannot read, and why.
+    unreadable: RwLock<BTreeMap<JobId, String>>,
+    evaluators: RwLock<Arc<Vec<ClientId>>>,
     uploading: Arc<Mutex<HashSet<ClientId>>>,
     stop: watch::Sender<bool>,
 }
 
 impl Shared {
-    /// Lets participants download a model.
-    pub(crate) fn publish(&self, model: ModelRef) {
-        self.models.write().expect("no panic while locked").insert(model.digest, model.bytes);
+    /// The length of a model that this participant needs now, for training or for measuring. Other blobs (spooled
+    /// updates!) and other models are not for it.
+    pub(crate) fn readable(&self, client: &ClientId, digest: &Digest) -> Option<u64> {
+        let running = self.running.read().expect("no panic while locked");
+        running.values().find_map(|handle| handle.watch().borrow().state.readable(client, digest))
     }
 
-    /// The length of a model that participants may download. Other blobs (spooled updates!) are not for them.
-    pub(crate) fn published(&self, digest: &Digest) -> Option<u64> {
-        self.models.read().expect("no panic while locked").get(digest).copied()
+    /// Everybody who was enrolled as an evaluator, sorted.
+    pub(crate) fn enrolled_evaluators(&self) -> Arc<Vec<ClientId>> {
+        self.evaluators.read().expect("no panic while locked").clone()
+    }
+
+    /// Notes a new evaluator.
+    pub(crate) fn add_evaluator(&self, client: ClientId) {
+        let mut evaluators = self.evaluators.write().expect("no panic while locked");
+        if let Err(place) = evaluators.binary_search(&client) {
+            Arc::make_mut(&mut evaluators).insert(place, client);
+        }
+    }
+
+    /// Lets go of a job that has ended.
+    pub(crate) fn forget_job(&self, id: &JobId) {
+        self.running.write().expect("no panic while locked").remove(id);
     }
 
     /// One upload at a time for each client, so that none of them can hold all slots.
@@ -54,6 +75,16 @@ impl Shared {
     pub(crate) async fn stopping(&self) {
         let mut stop = self.stop.subscribe();
         let _ = stop.wait_for(|stopping| *stopping).await;
+    }
+
+    /// Waits before something is tried again, twice as long the next time. `Err`: the daemon shuts down.
+    pub(crate) async fn wait_or_stop(&self, pause: &mut Duration) -> Result<(), ()> {
+        let now = *pause;
+        *pause = (now * 2).min(LAST_PAUSE);
+        tokio::select! {
+            () = tokio::time::sleep(now) => Ok(()),
+            () = self.stopping() => Err(()),
+        }
     }
 }
 
@@ -72,24 +103,28 @@ impl Drop for UploadTurn {
 /// The coordinator: all jobs of a deployment.
 pub struct Coordinator {
     pub(crate) shared: Arc<Shared>,
-    jobs: RwLock<BTreeMap<JobId, Handle>>,
 }
 
 impl Coordinator {
-    /// Opens a deployment and takes up the jobs that had not ended.
+    /// Opens a deployment and takes up the jobs that had not ended. One that cannot be read is told of in the log and
+    /// the listing, and keeps no other from going on.
     ///
     /// # Errors
-    /// If the store cannot be read, or holds a job that this version does not understand.
+    /// If the store or the blobs cannot be read.
     pub async fn open(
         config: ServerConfig,
         authority: Authority,
         store: Arc<dyn Store>,
         blobs: Arc<dyn Blobs>,
     ) -> Result<Self, String> {
+        let clients = store.clients().await.map_err(|e| e.to_string())?;
+        let evaluators = clients.into_iter().filter(|c| c.role == ClientRole::Evaluator).map(|c| c.id);
         let shared = Arc::new(Shared {
             sessions: Sessions::new(config.limits.sessions),
             upload_slots: Semaphore::new(config.limits.uploads_in_flight),
-            models: RwLock::default(),
+            running: RwLock::default(),
+            unreadable: RwLock::default(),
+            evaluators: RwLock::new(Arc::new(evaluators.collect())),
             uploading: Arc::default(),
             stop: watch::channel(false).0,
             config,
@@ -97,99 +132,139 @@ impl Coordinator {
             store,
             blobs,
         });
-        let coordinator = Self { shared, jobs: RwLock::default() };
-        for record in coordinator.shared.store.jobs().await.map_err(|e| e.to_string())? {
-            let loaded = driver::load(&*coordinator.shared.store, record).await.map_err(|e| e.to_string())?;
-            if !loaded.state.is_over() {
-                coordinator.shared.publish(loaded.state.model);
-                tracing::info!(job = %loaded.id, status = loaded.state.status(), "taking up the job again");
-            }
-            coordinator.start(loaded, true).map_err(|e| e.to_string())?;
-        }
+        let coordinator = Self { shared };
+        coordinator.take_up().await?;
         Ok(coordinator)
     }
 
-    fn start(&self, loaded: LoadedJob, recovered: bool) -> Result<(), ApiError> {
-        let id = loaded.id.clone();
-        let handle = driver::start(loaded, self.shared.clone(), recovered)?;
-        self.jobs.write().expect("no panic while locked").insert(id, handle);
+    async fn take_up(&self) -> Result<(), String> {
+        let store = &*self.shared.store;
+        let mut loaded = vec![];
+        for record in store.open_jobs().await.map_err(|e| e.to_string())? {
+            let id = record.id.clone();
+            match driver::load(store, record).await {
+                Ok(job) => loaded.push(job),
+                Err(driver::JobRecordError::Store(e)) => return Err(e.to_string()),
+                Err(e) => {
+                    tracing::error!(job = %id, error = %e, "a job stands still; the others go on");
+                    self.shared.unreadable.write().expect("no panic while locked").insert(id, e.to_string());
+                }
+            }
+        }
+        // What an unreadable job needs is unknown: then nothing is swept.
+        if self.unreadable().is_empty() {
+            let need = loaded.iter().flat_map(|job| job.state.blobs());
+            match sweep(store, &*self.shared.blobs, need).await? {
+                0 => {}
+                swept => tracing::info!(swept, "deleted blobs that nothing refers to"),
+            }
+        }
+        for job in loaded {
+            tracing::info!(job = %job.id, status = job.state.status(), "taking up the job again");
+            self.start(job, true);
+        }
         Ok(())
     }
 
+    fn start(&self, loaded: LoadedJob, recovered: bool) {
+        let id = loaded.id.clone();
+        // Locked until it is listed: a job that ends at once is taken out after it was put in.
+        let mut running = self.shared.running.write().expect("no panic while locked");
+        running.insert(id, driver::start(loaded, self.shared.clone(), recovered));
+    }
+
     /// Accepts a job: checks it, makes it durable, starts it.
-    pub(crate) async fn submit(&self, document: &[u8], by: &OperatorId) -> Result<(JobId, Digest), ApiError> {
-        let job =
-            Job::from_document(document).map_err(|e| ApiError::new(Fault::BadRequest, e.to_string()))?;
-        let open = self.jobs().iter().filter(|(_, h)| !h.snapshot().state.is_over()).count();
+    pub(crate) async fn submit(
+        &self,
+        document: Vec<u8>,
+        by: &OperatorId,
+    ) -> Result<(JobId, Digest), ApiError> {
+        let internal = |e: &dyn std::fmt::Display| {
+            tracing::error!(error = %e, "cannot accept a job");
+            ApiError::new(Fault::Internal, format!("the coordinator cannot save the job: {e}"))
+        };
+        // Resolving a contract and drawing initial values is work for a core, not for an async thread.
+        let parsed = tokio::task::spawn_blocking(move || {
+            let job = Job::from_document(&document)?;
+            let file = job.layout().to_safetensors(&job.initial_values(), BTreeMap::new());
+            Ok::<_, undertone_round::job::JobError>((job, file))
+        });
+        let (job, file) = parsed
+            .await
+            .map_err(|e| internal(&e))?
+            .map_err(|e| ApiError::new(Fault::BadRequest, e.to_string()))?;
+        let open = self.running().len();
         if open >= self.shared.config.limits.open_jobs {
             return Err(ApiError::new(
                 Fault::TooMuch,
                 format!("{open} jobs are open, the limit of this coordinator"),
             ));
         }
-        let internal = |e: &dyn std::fmt::Display| {
-            tracing::error!(error = %e, "cannot accept a job");
-            ApiError::new(Fault::Internal, format!("the coordinator cannot save the job: {e}"))
-        };
-        let file = job.layout().to_safetensors(&job.initial_values(), BTreeMap::new());
         let (digest, bytes) = self.shared.blobs.put(&file).await.map_err(|e| internal(&e))?;
-        let model = ModelRef { digest, bytes };
         let mut suffix = [0u8; 4];
         getrandom::fill(&mut suffix).map_err(|e| internal(&e))?;
         let suffix = u32::from_le_bytes(suffix) & 0xff_ffff;
         let id = JobId::new(format!("{}-{suffix:06x}", job.spec().name)).map_err(|e| internal(&e))?;
-        let state = JobState::new(model, unix_ms());
-        let json = |value: &JobState| serde_json::to_string(value).expect("plain data");
+        let state = JobState::new(ModelRef { digest, bytes }, unix_ms());
         let record = JobRecord {
             id: id.clone(),
             document: String::from_utf8(job.spec().to_document()).expect("JSON is UTF-8"),
             document_digest: job.digest(),
-            version: 1,
+            version: JobRecord::FIRST_VERSION,
             status: state.status().to_owned(),
-            state: json(&state),
+            ended: false,
+            state: serde_json::to_string(&state).expect("plain data"),
             created_unix_s: unix_s(),
         };
-        self.shared.store.insert_job(record.clone()).await.map_err(|e| internal(&e))?;
-        let submitted = JobEvent::Submitted { by: by.to_string(), job: job.digest() };
-        let version = self
-            .shared
-            .store
-            .commit(Transition {
-                job: id.clone(),
-                expected_version: 1,
-                status: record.status,
-                state: record.state,
-                events: vec![NewEvent {
-                    unix_ms: unix_ms(),
-                    document: serde_json::to_string(&submitted).expect("plain data"),
-                }],
-                ledger: vec![],
-                uploads: vec![],
-                release: None,
-            })
-            .await
-            .map_err(|e| internal(&e))?;
-        tracing::info!(job = %id, %by, digest = %job.digest().short(), "job accepted");
-        self.shared.publish(model);
-        let digest = job.digest();
         let created_unix_s = record.created_unix_s;
-        self.start(
-            LoadedJob { id: id.clone(), job, state, version, ledger: Ledger::default(), created_unix_s },
-            false,
-        )?;
+        let submitted = JobEvent::Submitted { by: by.to_string(), job: job.digest() };
+        let document = serde_json::to_string(&submitted).expect("plain data");
+        let first = vec![NewEvent { unix_ms: unix_ms(), document }];
+        self.shared.store.insert_job(record, first).await.map_err(|e| internal(&e))?;
+        tracing::info!(job = %id, %by, digest = %job.digest().short(), "job accepted");
+        let digest = job.digest();
+        let (job, version, ledger) = (Arc::new(job), JobRecord::FIRST_VERSION, Ledger::default());
+        self.start(LoadedJob { id: id.clone(), job, state, version, ledger, created_unix_s }, false);
         Ok((id, digest))
     }
 
-    /// A job by its id.
-    pub(crate) fn job(&self, id: &JobId) -> Result<Handle, ApiError> {
-        let jobs = self.jobs.read().expect("no panic while locked");
-        jobs.get(id).cloned().ok_or_else(|| ApiError::new(Fault::NotFound, format!("there is no job {id}")))
+    /// The driver of a job that goes on.
+    pub(crate) fn job(&self, id: &JobId) -> Option<Handle> {
+        self.shared.running.read().expect("no panic while locked").get(id).cloned()
     }
 
-    /// All jobs.
-    pub(crate) fn jobs(&self) -> Vec<(JobId, Handle)> {
-        let jobs = self.jobs.read().expect("no panic while locked");
-        jobs.iter().map(|(id, handle)| (id.clone(), handle.clone())).collect()
+    /// The driver of a job that must go on.
+    pub(crate) async fn running_job(&self, id: &JobId) -> Result<Handle, ApiError> {
+        match self.job(id) {
+            Some(handle) => Ok(handle),
+            None => {
+                let record = self.record(id).await?;
+                let text = format!("the job has ended ({})", record.status);
+                Err(ApiError::new(Fault::NotNow, text))
+            }
+        }
+    }
+
+    /// A job as it is stored.
+    pub(crate) async fn record(&self, id: &JobId) -> Result<JobRecord, ApiError> {
+        if let Some(reason) = self.unreadable().get(id) {
+            return Err(ApiError::new(Fault::NotNow, reason));
+        }
+        let record = self.shared.store.job(id).await.map_err(|e| {
+            tracing::error!(error = %e, "cannot look up a job");
+            ApiError::new(Fault::Unavailable, format!("the coordinator cannot look up the job now: {e}"))
+        })?;
+        record.ok_or_else(|| ApiError::new(Fault::NotFound, format!("there is no job {id}")))
+    }
+
+    /// Open jobs that cannot be read, and why.
+    pub(crate) fn unreadable(&self) -> BTreeMap<JobId, String> {
+        self.shared.unreadable.read().expect("no panic while locked").clone()
+    }
+
+    /// The drivers of all jobs that go on.
+    pub(crate) fn running(&self) -> BTreeMap<JobId, Handle> {
+        self.shared.running.read().expect("no panic while locked").clone()
     }
 
     /// Begins a graceful shutdown: drivers stop after the step they are in, sessions are told to come back later.
@@ -200,7 +275,7 @@ impl Coordinator {
 
     /// Ends a shutdown: waits for the drivers, then lets go of the store.
     pub(crate) async fn finish(&self) {
-        for (_, handle) in self.jobs() {
+        for handle in self.running().into_values() {
             handle.stopped().await;
         }
         self.shared.store.close().await;

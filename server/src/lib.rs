@@ -10,11 +10,13 @@ pub mod coordinator;
 mod driver;
 pub mod identity;
 pub mod init;
+mod jobs;
 mod release;
 pub mod serve;
 mod services;
 mod sessions;
 mod spool;
+mod sweep;
 
 pub use config::ServerConfig;
 pub use serve::{Server, ServerError};

@@ -158,9 +158,8 @@ impl Server {
 
     /// The number of participants connected now.
     pub fn connected(&self) -> usize {
-        use undertone_core::id::ClientRole::{Evaluator, Trainer};
-        let sessions = &self.coordinator.shared.sessions;
-        sessions.connected(Trainer).len() + sessions.connected(Evaluator).len()
+        let roster = self.coordinator.shared.sessions.roster();
+        roster.trainers.len() + roster.evaluators.len()
     }
 
     /// Resolves when the transport stops by itself.

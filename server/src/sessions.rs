@@ -1,8 +1,8 @@
 //! Who is connected now, and how to reach them.
 
 use std::collections::HashMap;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use tokio::sync::{broadcast, mpsc};
 use undertone::v1::{Goodbye, ServerMessage, server_message};
 use undertone::{ApiError, Fault};
@@ -22,12 +22,26 @@ pub(crate) enum Change {
     Closed,
 }
 
+/// Who is connected, by role, sorted.
+#[derive(Debug, Default)]
+pub(crate) struct Roster {
+    pub(crate) trainers: Vec<ClientId>,
+    pub(crate) evaluators: Vec<ClientId>,
+}
+
 /// The live sessions of this coordinator.
 pub(crate) struct Sessions {
-    live: Mutex<HashMap<ClientId, Session>>,
+    live: Mutex<Live>,
     changes: broadcast::Sender<Change>,
     next: AtomicU64,
     limit: usize,
+}
+
+#[derive(Default)]
+struct Live {
+    sessions: HashMap<ClientId, Session>,
+    /// Made when it is asked for, dropped at a change: drivers ask far more often than clients come and go.
+    roster: Option<Arc<Roster>>,
 }
 
 struct Session {
@@ -47,7 +61,7 @@ pub(crate) struct Opened {
 impl Sessions {
     pub(crate) fn new(limit: usize) -> Self {
         let (changes, _) = broadcast::channel(CHANGES);
-        Self { live: Mutex::new(HashMap::new()), changes, next: AtomicU64::new(1), limit }
+        Self { live: Mutex::default(), changes, next: AtomicU64::new(1), limit }
     }
 
     /// Opens a session whose first message is `welcome`. An older session of the same client ends.
@@ -62,13 +76,17 @@ impl Sessions {
         tx.try_send(welcome).expect("a new queue has room");
         let replaced = {
             let mut live = self.live.lock().expect("no panic while locked");
-            if live.len() >= self.limit && !live.contains_key(client) {
+            if live.sessions.len() >= self.limit && !live.sessions.contains_key(client) {
                 return Err(ApiError::new(
                     Fault::Unavailable,
-                    format!("{} participants are connected, the limit of this coordinator", live.len()),
+                    format!(
+                        "{} participants are connected, the limit of this coordinator",
+                        live.sessions.len()
+                    ),
                 ));
             }
-            live.insert(client.clone(), Session { number, role, outbox: tx })
+            live.roster = None;
+            live.sessions.insert(client.clone(), Session { number, role, outbox: tx })
         };
         if let Some(old) = replaced {
             let reason = format!("another session of {client} was opened");
@@ -81,23 +99,22 @@ impl Sessions {
     /// Ends a session, unless a newer one of the same client has taken its place.
     pub(crate) fn close(&self, client: &ClientId, number: u64) {
         let mut live = self.live.lock().expect("no panic while locked");
-        if live.get(client).is_some_and(|s| s.number == number) {
+        if live.sessions.get(client).is_some_and(|s| s.number == number) {
             live.remove(client);
             drop(live);
             let _ = self.changes.send(Change::Closed);
         }
     }
 
-    /// The connected clients of a role, sorted.
-    pub(crate) fn connected(&self, role: ClientRole) -> Vec<ClientId> {
-        let live = self.live.lock().expect("no panic while locked");
-        let mut list: Vec<_> = live.iter().filter(|(_, s)| s.role == role).map(|(c, _)| c.clone()).collect();
-        list.sort();
-        list
+    /// Who is connected now.
+    pub(crate) fn roster(&self) -> Arc<Roster> {
+        let mut live = self.live.lock().expect("no panic while locked");
+        let Live { sessions, roster } = &mut *live;
+        roster.get_or_insert_with(|| Arc::new(Roster::of(sessions))).clone()
     }
 
     pub(crate) fn is_connected(&self, client: &ClientId) -> bool {
-        self.live.lock().expect("no panic while locked").contains_key(client)
+        self.live.lock().expect("no panic while locked").sessions.contains_key(client)
     }
 
     /// Sends a message if the client is connected. A client that does not read is cut off: it will come back and
@@ -105,7 +122,7 @@ impl Sessions {
     pub(crate) fn send(&self, client: &ClientId, kind: server_message::Kind) {
         let message = ServerMessage { kind: Some(kind) };
         let mut live = self.live.lock().expect("no panic while locked");
-        if live.get(client).is_some_and(|s| s.outbox.try_send(message).is_err()) {
+        if live.sessions.get(client).is_some_and(|s| s.outbox.try_send(message).is_err()) {
             live.remove(client);
             drop(live);
             let _ = self.changes.send(Change::Closed);
@@ -115,13 +132,35 @@ impl Sessions {
     /// Ends all sessions; clients may come back.
     pub(crate) fn close_all(&self, reason: &str) {
         let live = std::mem::take(&mut *self.live.lock().expect("no panic while locked"));
-        for session in live.into_values() {
+        for session in live.sessions.into_values() {
             let _ = session.outbox.try_send(goodbye(reason.to_owned(), true));
         }
     }
 
     pub(crate) fn subscribe(&self) -> broadcast::Receiver<Change> {
         self.changes.subscribe()
+    }
+}
+
+impl Live {
+    fn remove(&mut self, client: &ClientId) {
+        self.sessions.remove(client);
+        self.roster = None;
+    }
+}
+
+impl Roster {
+    fn of(sessions: &HashMap<ClientId, Session>) -> Self {
+        let mut roster = Self::default();
+        for (client, session) in sessions {
+            match session.role {
+                ClientRole::Trainer => roster.trainers.push(client.clone()),
+                ClientRole::Evaluator => roster.evaluators.push(client.clone()),
+            }
+        }
+        roster.trainers.sort();
+        roster.evaluators.sort();
+        roster
     }
 }
 
@@ -163,5 +202,21 @@ mod tests {
             sessions.send(&a, server_message::Kind::Goodbye(Goodbye::default()));
         }
         assert!(!sessions.is_connected(&a));
+    }
+
+    #[test]
+    fn the_roster_follows_every_change() {
+        let sessions = Sessions::new(9);
+        let names = ["c", "a", "b"].map(|n| ClientId::new(n).unwrap());
+        assert!(sessions.roster().trainers.is_empty());
+        let opened: Vec<_> =
+            names.iter().map(|n| sessions.open(n, ClientRole::Trainer, welcome()).unwrap()).collect();
+        let trainers = sessions.roster().trainers.iter().map(|c| c.to_string()).collect::<Vec<_>>();
+        assert_eq!(trainers, ["a", "b", "c"]);
+        assert!(Arc::ptr_eq(&sessions.roster(), &sessions.roster()), "made once");
+        sessions.close(&names[0], opened[0].number);
+        assert_eq!(sessions.roster().trainers, [names[1].clone(), names[2].clone()]);
+        sessions.close_all("the end");
+        assert!(sessions.roster().trainers.is_empty());
     }
 }

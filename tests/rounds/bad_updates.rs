@@ -102,6 +102,42 @@ async fn a_damaged_or_gappy_upload_can_be_sent_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_dies_with_half_an_upload_sent_leaves_no_half_update() {
+    for comes_back in [true, false] {
+        let text =
+            if comes_back { job("reconnect = \"2s\"", "reconnect = \"20s\"") } else { SAMPLE_JOB.into() };
+        let mut d = Deployment::start().await;
+        d.trainer("honest", FnTrainer::constant(1.0)).await;
+        let config = d.enrol("bad", ClientRole::Trainer).await;
+        let mut bad = RawClient::connect(&config).await;
+        bad.hello(1, 1).await.unwrap();
+        d.wait_connected(2).await;
+        let text = text.replace("rounds = 2", "rounds = 1");
+        let id = d.operator().await.submit(&text).await.unwrap();
+        let attempt = bad.offer().await.attempt.unwrap();
+        let upload = bad.upload_half(&attempt, &[3 << 16, 3 << 16]).await;
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        assert!(!upload.is_finished(), "the upload is under way");
+        upload.abort();
+        drop(bad);
+        if !comes_back {
+            the_round_went_on(&d, &id, "did not come back in time").await;
+            continue;
+        }
+        d.wait_connected(1).await;
+        let mut back = RawClient::connect(&config).await;
+        back.hello(1, 1).await.unwrap();
+        let again = back.offer().await.attempt.unwrap();
+        assert_eq!(again, attempt, "the same attempt goes on");
+        back.upload(&again, &[3 << 16, 3 << 16], 1).await.unwrap();
+        let mut operator = d.operator().await;
+        let events = operator.watch_to_end(&id).await;
+        assert_eq!(*events.outcome(), Outcome::Completed, "{}", events.text());
+        assert_eq!(operator.model(&id).await, [2.0, 2.0], "the mean of 1 and 3");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_upload_that_stands_still_is_cut() {
     let (d, id, mut bad, offer) =
         with_bad_client(&job("rounds = 2", "rounds = 1").replace("reconnect = \"2s\"", "reconnect = \"1s\""))

@@ -6,6 +6,7 @@ mod happy;
 mod privacy;
 mod restart;
 mod sessions;
+mod storage_faults;
 
 use undertone_harness::SAMPLE_JOB;
 

@@ -3,7 +3,7 @@
 use crate::job;
 use undertone_core::id::ClientRole;
 use undertone_core::trainer::LocalUpdate;
-use undertone_harness::{Deployment, FnTrainer, SAMPLE_JOB};
+use undertone_harness::{Deployment, Events, FnTrainer, SAMPLE_JOB};
 use undertone_round::event::{JobEvent, Outcome};
 use undertone_round::job::JobSpec;
 
@@ -96,20 +96,33 @@ async fn clients_refuse_what_their_owners_do_not_allow() {
     d.wait_connected(2).await;
     let mut operator = d.operator().await;
     let id = operator.submit(&job("unit = \"none\"", RECORD)).await.unwrap();
-    let text = operator.watch_to_end(&id).await.text();
-    assert!(text.contains("\"declined\"") && text.contains("0.1"), "{text}");
-    assert!(text.contains("declared_rows"), "{text}");
+    let events = operator.watch_to_end(&id).await;
+    let planned = JobSpec::from_toml(&job("unit = \"none\"", RECORD), "job.toml").unwrap().resolve().unwrap();
+    let epsilon = planned.contract().epsilon_after(2).unwrap();
+    let reason = declined(&events, "strict");
+    assert!(reason.contains("limit is 0.1") && reason.contains(&format!("{epsilon:.2}")), "{reason}");
+    assert!(declined(&events, "undeclared").contains("declared_rows"));
     // The decision and its numbers are in the client's own log.
     let log = std::fs::read_to_string(d.path().join("clients/strict/decisions.jsonl")).unwrap();
-    assert!(log.contains("0.1"), "{log}");
+    let line: serde_json::Value = serde_json::from_str(log.lines().next().unwrap()).unwrap();
+    assert!(line.to_string().contains(&reason.replace('"', "\\\"")), "{line}");
 
     let mut careful = d.enrol("careful", ClientRole::Trainer).await;
     careful.policy.allow_no_privacy = false;
     d.run(careful, FnTrainer::constant(1.0));
     d.wait_connected(3).await;
     let id = operator.submit(&job("size = 2", "size = 3")).await.unwrap();
-    let text = operator.watch_to_end(&id).await.text();
-    assert!(text.contains("careful") && text.contains("privacy"), "{text}");
+    let reason = declined(&operator.watch_to_end(&id).await, "careful").to_owned();
+    assert!(reason.contains("allow_no_privacy"), "{reason}");
+}
+
+/// The reason with which a client said no, in its first answer.
+fn declined<'a>(events: &'a Events, who: &str) -> &'a str {
+    let found = events.0.iter().find_map(|e| match e {
+        JobEvent::Declined { client, reason, .. } if client.as_str() == who => Some(reason.as_str()),
+        _ => None,
+    });
+    found.unwrap_or_else(|| panic!("{who} did not decline: {}", events.text()))
 }
 
 #[test]

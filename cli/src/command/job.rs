@@ -185,6 +185,9 @@ async fn show(operator: &Operator, job: &str) -> Result<ExitCode> {
     ] {
         screen.line(&format!("  {name:<16}  {value}"))?;
     }
+    if !s.problem.is_empty() {
+        screen.line(&format!("  {:<16}  {}", "problem", printable(&s.problem)))?;
+    }
     for (title, value) in [("privacy", &detail.privacy), ("state", &detail.state)] {
         screen.line(&screen.paint.bold(title))?;
         let lines = flatten(value);
@@ -272,6 +275,7 @@ fn summary_json(j: &v1::JobSummary) -> Value {
         "epsilon_spent": j.epsilon_spent,
         "epsilon_budget": j.epsilon_budget,
         "delta": j.delta,
+        "problem": if j.problem.is_empty() { None } else { Some(&j.problem) },
     })
 }
 

@@ -153,7 +153,7 @@ impl Ledger {
 
     /// The entry of an attempt.
     pub fn entry(&self, key: &AttemptKey) -> Option<&LedgerEntry> {
-        self.entries.iter().find(|e| e.key == *key)
+        self.entries.iter().rev().find(|e| e.key == *key)
     }
 
     /// ε spent under `contract`, whatever became of the attempts. `None` where no privacy is promised.

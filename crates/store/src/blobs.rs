@@ -43,6 +43,9 @@ pub trait Blobs: Send + Sync + Debug {
     /// nobody needs it, or is writing it again.
     async fn delete(&self, digest: &Digest) -> Result<(), BlobError>;
 
+    /// The digests of all blobs, in no order; what is being written is not among them.
+    async fn list(&self) -> Result<Vec<Digest>, BlobError>;
+
     /// Keeps `bytes`; returns their digest and length.
     async fn put(&self, bytes: &[u8]) -> Result<(Digest, u64), BlobError> {
         let mut writer = self.writer().await?;

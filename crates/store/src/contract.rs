@@ -35,7 +35,9 @@ pub async fn store_contract(make: impl AsyncFn() -> Arc<dyn Store>) {
     jobs::a_row_that_comes_twice_counts_once(&*make().await).await;
     jobs::jobs_do_not_mix(&*make().await).await;
     jobs::one_step_wins_each_version(make().await).await;
-    jobs::an_evaluation_is_kept_once(&*make().await).await;
+    jobs::a_job_begins_with_its_events(&*make().await).await;
+    jobs::ended_jobs_are_told_from_open_ones(&*make().await).await;
+    jobs::released_models_are_of_all_jobs(&*make().await).await;
     jobs::texts_come_back_as_they_were(&*make().await).await;
     let store = make().await;
     store.close().await;
@@ -54,6 +56,7 @@ pub async fn blobs_contract(make: impl AsyncFn() -> Arc<dyn Blobs>) {
     blobs::unfinished_blobs_are_not_seen(&*make().await).await;
     blobs::deleting_is_for_good_and_for_once(&*make().await).await;
     blobs::equal_bytes_at_once_are_one_blob(make().await).await;
+    blobs::a_list_names_what_is_there(&*make().await).await;
 }
 
 /// A trainer's token without a fixed name.
@@ -98,6 +101,7 @@ pub(crate) fn job(name: &str) -> JobRecord {
         document,
         version: JobRecord::FIRST_VERSION,
         status: "waiting".into(),
+        ended: false,
         state: "{\"round\":0}".into(),
         created_unix_s: 1_000,
     }

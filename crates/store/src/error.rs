@@ -82,14 +82,6 @@ pub enum StoreError {
         /// Its name.
         id: String,
     },
-    /// There is none.
-    #[error("there is no {what} \"{id}\"")]
-    Missing {
-        /// What kind of thing.
-        what: &'static str,
-        /// Its name.
-        id: String,
-    },
     /// A number that cannot be kept.
     #[error("{what} is {value}, which no store keeps: use {min} to {max}")]
     OutOfRange {

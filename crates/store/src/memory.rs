@@ -2,8 +2,8 @@
 
 use crate::error::{CommitError, EnrolError, StoreError};
 use crate::records::{
-    ClientRecord, EnrolRequest, EvaluationRecord, EventRecord, JobRecord, LedgerRow, ReleaseRecord,
-    TokenRecord, Transition, UploadRecord,
+    ClientRecord, EnrolRequest, EventRecord, JobRecord, LedgerRow, NewEvent, ReleaseRecord, TokenRecord,
+    Transition, UploadRecord,
 };
 use crate::rules::{self, Admission};
 use crate::store::Store;
@@ -34,7 +34,24 @@ struct Job {
     ledger: BTreeMap<u64, LedgerRow>,
     uploads: BTreeMap<(AttemptKey, ClientId), UploadRecord>,
     releases: BTreeMap<Round, ReleaseRecord>,
-    evaluations: BTreeMap<(Round, ClientId), EvaluationRecord>,
+}
+
+impl Job {
+    fn new(record: JobRecord) -> Self {
+        Self {
+            record,
+            events: Vec::new(),
+            ledger: BTreeMap::new(),
+            uploads: BTreeMap::new(),
+            releases: BTreeMap::new(),
+        }
+    }
+
+    fn append(&mut self, events: Vec<NewEvent>) {
+        for (seq, event) in (self.events.len() as u64 + 1..).zip(events) {
+            self.events.push(EventRecord { seq, unix_ms: event.unix_ms, document: event.document });
+        }
+    }
 }
 
 impl MemoryStore {
@@ -112,12 +129,11 @@ impl State {
         }
         // Nothing fails from here on.
         job.uploads.append(&mut uploads);
-        for (seq, event) in (job.events.len() as u64 + 1..).zip(step.events) {
-            job.events.push(EventRecord { seq, unix_ms: event.unix_ms, document: event.document });
-        }
+        job.append(step.events);
         job.ledger.extend(step.ledger.into_iter().map(|row| (row.seq, row)));
         job.record.version = version;
         job.record.status = step.status;
+        job.record.ended = step.ended;
         job.record.state = step.state;
         Ok(version)
     }
@@ -173,23 +189,15 @@ impl Store for MemoryStore {
         })
     }
 
-    async fn insert_job(&self, job: JobRecord) -> Result<(), StoreError> {
-        rules::check_job(&job)?;
+    async fn insert_job(&self, job: JobRecord, events: Vec<NewEvent>) -> Result<(), StoreError> {
+        rules::check_job(&job, &events)?;
         self.with(|state| {
             if state.jobs.contains_key(&job.id) {
                 return Err(StoreError::Exists { what: "job", id: job.id.to_string() });
             }
-            state.jobs.insert(
-                job.id.clone(),
-                Job {
-                    record: job,
-                    events: Vec::new(),
-                    ledger: BTreeMap::new(),
-                    uploads: BTreeMap::new(),
-                    releases: BTreeMap::new(),
-                    evaluations: BTreeMap::new(),
-                },
-            );
+            let mut new = Job::new(job);
+            new.append(events);
+            state.jobs.insert(new.record.id.clone(), new);
             Ok(())
         })
     }
@@ -204,6 +212,10 @@ impl Store for MemoryStore {
             jobs.sort_by_key(|j| j.created_unix_s);
             Ok(jobs)
         })
+    }
+
+    async fn open_jobs(&self) -> Result<Vec<JobRecord>, StoreError> {
+        Ok(self.jobs().await?.into_iter().filter(|j| !j.ended).collect())
     }
 
     async fn commit(&self, transition: Transition) -> Result<u64, CommitError> {
@@ -227,21 +239,10 @@ impl Store for MemoryStore {
         self.of_job(job, |j| j.releases.values().cloned().collect())
     }
 
-    async fn record_evaluation(&self, evaluation: EvaluationRecord) -> Result<bool, StoreError> {
-        rules::check_evaluation(&evaluation)?;
+    async fn released_models(&self) -> Result<Vec<Digest>, StoreError> {
         self.with(|state| {
-            let Some(job) = state.jobs.get_mut(&evaluation.job) else {
-                return Err(StoreError::Missing { what: "job", id: evaluation.job.to_string() });
-            };
-            let key = (evaluation.round, evaluation.evaluator.clone());
-            let new = !job.evaluations.contains_key(&key);
-            job.evaluations.entry(key).or_insert(evaluation);
-            Ok(new)
+            Ok(state.jobs.values().flat_map(|j| j.releases.values().map(|r| r.model)).collect())
         })
-    }
-
-    async fn evaluations(&self, job: &JobId) -> Result<Vec<EvaluationRecord>, StoreError> {
-        self.of_job(job, |j| j.evaluations.values().cloned().collect())
     }
 
     async fn close(&self) {

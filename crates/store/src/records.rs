@@ -76,6 +76,8 @@ pub struct JobRecord {
     pub version: u64,
     /// One word for lists.
     pub status: String,
+    /// Nothing will happen to it any more.
+    pub ended: bool,
     /// The round machine, JSON.
     pub state: String,
     /// When it was submitted, in seconds of Unix time.
@@ -96,6 +98,8 @@ pub struct Transition {
     pub expected_version: u64,
     /// The new [`JobRecord::status`].
     pub status: String,
+    /// The new [`JobRecord::ended`].
+    pub ended: bool,
     /// The new [`JobRecord::state`].
     pub state: String,
     /// What happened, in order; each gets the job's next number.
@@ -120,6 +124,7 @@ impl Transition {
             job,
             expected_version,
             status: status.into(),
+            ended: false,
             state: state.into(),
             events: Vec::new(),
             ledger: Vec::new(),
@@ -188,21 +193,4 @@ pub struct ReleaseRecord {
     pub unix_ms: u64,
     /// What else is to be known of it, JSON.
     pub document: String,
-}
-
-/// What an evaluator measured on a released model; one for each job, round and evaluator.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct EvaluationRecord {
-    /// The job.
-    pub job: JobId,
-    /// The round whose model was measured.
-    pub round: Round,
-    /// Who measured.
-    pub evaluator: ClientId,
-    /// The model that was measured.
-    pub model: Digest,
-    /// The metrics, JSON.
-    pub document: String,
-    /// When the result came, in milliseconds of Unix time.
-    pub unix_ms: u64,
 }

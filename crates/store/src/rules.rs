@@ -2,8 +2,7 @@
 
 use crate::error::{CommitError, EnrolError, StoreError};
 use crate::records::{
-    ClientRecord, EnrolRequest, EvaluationRecord, JobRecord, ReleaseRecord, TokenRecord, Transition,
-    UploadRecord,
+    ClientRecord, EnrolRequest, JobRecord, NewEvent, ReleaseRecord, TokenRecord, Transition, UploadRecord,
 };
 
 /// What to do with a client that wants to join.
@@ -58,9 +57,12 @@ pub(crate) fn check_token(token: &TokenRecord) -> Result<(), StoreError> {
 }
 
 /// Whether a job may be inserted.
-pub(crate) fn check_job(job: &JobRecord) -> Result<(), StoreError> {
+pub(crate) fn check_job(job: &JobRecord, events: &[NewEvent]) -> Result<(), StoreError> {
     let first = JobRecord::FIRST_VERSION;
     StoreError::check_range("the version of a new job", job.version, first, first)?;
+    for event in events {
+        StoreError::check_number("the time of an event", event.unix_ms)?;
+    }
     StoreError::check_number("the time", job.created_unix_s)
 }
 
@@ -79,11 +81,6 @@ pub(crate) fn check_transition(step: &Transition) -> Result<(), CommitError> {
         StoreError::check_number(what, value)?;
     }
     Ok(())
-}
-
-/// Whether an evaluation may be stored.
-pub(crate) fn check_evaluation(evaluation: &EvaluationRecord) -> Result<(), StoreError> {
-    StoreError::check_number("the time of an evaluation", evaluation.unix_ms)
 }
 
 /// The version after a step, if the job still is where the step was decided.

@@ -15,8 +15,8 @@ mod writer;
 use crate::durability::Durability;
 use crate::error::{CommitError, EnrolError, StoreError};
 use crate::records::{
-    ClientRecord, EnrolRequest, EvaluationRecord, EventRecord, JobRecord, LedgerRow, ReleaseRecord,
-    TokenRecord, Transition, UploadRecord,
+    ClientRecord, EnrolRequest, EventRecord, JobRecord, LedgerRow, NewEvent, ReleaseRecord, TokenRecord,
+    Transition, UploadRecord,
 };
 use crate::rules;
 use crate::store::Store;
@@ -112,10 +112,10 @@ impl Store for SqliteStore {
         write.finish(outcome).await
     }
 
-    async fn insert_job(&self, job: JobRecord) -> Result<(), StoreError> {
-        rules::check_job(&job)?;
+    async fn insert_job(&self, job: JobRecord, events: Vec<NewEvent>) -> Result<(), StoreError> {
+        rules::check_job(&job, &events)?;
         let mut write = self.writer.begin().await?;
-        let outcome = jobs::insert(&mut write.sql(), job).await;
+        let outcome = jobs::insert(&mut write.sql(), job, &events).await;
         write.finish(outcome).await
     }
 
@@ -125,6 +125,10 @@ impl Store for SqliteStore {
 
     async fn jobs(&self) -> Result<Vec<JobRecord>, StoreError> {
         jobs::jobs(&mut self.reader.get().await?.sql()).await
+    }
+
+    async fn open_jobs(&self) -> Result<Vec<JobRecord>, StoreError> {
+        jobs::open_jobs(&mut self.reader.get().await?.sql()).await
     }
 
     async fn commit(&self, transition: Transition) -> Result<u64, CommitError> {
@@ -150,15 +154,8 @@ impl Store for SqliteStore {
         jobs::releases(&mut self.reader.get().await?.sql(), job).await
     }
 
-    async fn record_evaluation(&self, evaluation: EvaluationRecord) -> Result<bool, StoreError> {
-        rules::check_evaluation(&evaluation)?;
-        let mut write = self.writer.begin().await?;
-        let outcome = jobs::record_evaluation(&mut write.sql(), evaluation).await;
-        write.finish(outcome).await
-    }
-
-    async fn evaluations(&self, job: &JobId) -> Result<Vec<EvaluationRecord>, StoreError> {
-        jobs::evaluations(&mut self.reader.get().await?.sql(), job).await
+    async fn released_models(&self) -> Result<Vec<Digest>, StoreError> {
+        jobs::released_models(&mut self.reader.get().await?.sql()).await
     }
 
     async fn close(&self) {

@@ -2,8 +2,8 @@
 
 use crate::error::{CommitError, EnrolError, StoreError};
 use crate::records::{
-    ClientRecord, EnrolRequest, EvaluationRecord, EventRecord, JobRecord, LedgerRow, ReleaseRecord,
-    TokenRecord, Transition, UploadRecord,
+    ClientRecord, EnrolRequest, EventRecord, JobRecord, LedgerRow, NewEvent, ReleaseRecord, TokenRecord,
+    Transition, UploadRecord,
 };
 use async_trait::async_trait;
 use std::fmt::Debug;
@@ -53,17 +53,20 @@ pub trait Store: Send + Sync + Debug {
     /// there is such a client.
     async fn touch_client(&self, id: &ClientId, now_unix_s: u64) -> Result<bool, StoreError>;
 
-    /// Keeps a new job, at version [`JobRecord::FIRST_VERSION`].
+    /// Keeps a new job, at version [`JobRecord::FIRST_VERSION`], with its first events.
     ///
     /// # Errors
     /// [`StoreError::Exists`] if there is one of this name.
-    async fn insert_job(&self, job: JobRecord) -> Result<(), StoreError>;
+    async fn insert_job(&self, job: JobRecord, events: Vec<NewEvent>) -> Result<(), StoreError>;
 
     /// A job, if there is one of this name.
     async fn job(&self, id: &JobId) -> Result<Option<JobRecord>, StoreError>;
 
     /// All jobs, the oldest first, then by name.
     async fn jobs(&self) -> Result<Vec<JobRecord>, StoreError>;
+
+    /// The jobs that have not ended, the oldest first, then by name.
+    async fn open_jobs(&self) -> Result<Vec<JobRecord>, StoreError>;
 
     /// Makes one step of a job with all its effects, if the job is still at the expected version. Returns the
     /// new version.
@@ -84,15 +87,8 @@ pub trait Store: Send + Sync + Debug {
     /// The models that a job published, by round.
     async fn releases(&self, job: &JobId) -> Result<Vec<ReleaseRecord>, StoreError>;
 
-    /// Keeps what an evaluator measured. Says whether it is new: of two results of the same evaluator for the
-    /// same round the first one stays.
-    ///
-    /// # Errors
-    /// [`StoreError::Missing`] if there is no such job.
-    async fn record_evaluation(&self, evaluation: EvaluationRecord) -> Result<bool, StoreError>;
-
-    /// What evaluators measured on the models of a job, by round, then by evaluator.
-    async fn evaluations(&self, job: &JobId) -> Result<Vec<EvaluationRecord>, StoreError>;
+    /// The digests of all models that any job published.
+    async fn released_models(&self) -> Result<Vec<Digest>, StoreError>;
 
     /// Lets go of files and connections, after writes in flight. Later calls fail with [`StoreError::Closed`].
     async fn close(&self);

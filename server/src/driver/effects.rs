@@ -14,7 +14,7 @@ impl Driver {
                 let seconds_left = deadline_ms.saturating_sub(unix_ms()) / 1000;
                 let offer = v1::Offer {
                     attempt: Some((&key).into()),
-                    job_document: self.document(),
+                    job_document: self.document.clone(),
                     model: Some(v1::BlobRef::new(model.digest, model.bytes)),
                     seconds_left,
                 };
@@ -28,39 +28,39 @@ impl Driver {
                 let offer = v1::EvaluateOffer {
                     job: self.id.to_string(),
                     round: round.0,
-                    job_document: self.document(),
+                    job_document: self.document.clone(),
                     model: Some(v1::BlobRef::new(model.digest, model.bytes)),
                 };
                 self.shared.sessions.send(&evaluator, Kind::Evaluate(offer));
             }
             Effect::Release { key, model, updates } => self.spawn_release(key, model, updates),
-            Effect::Publish { key, model } => {
-                self.shared.publish(model);
-                self.feed_self(Input::Published { key });
-            }
+            // One coordinator: what is durable here is known to all who ask it.
+            Effect::Publish { key, .. } => self.feed_self(Input::Published { key }),
             Effect::Forget { key } => self.forget(&key).await,
         }
     }
 
-    fn document(&self) -> bytes::Bytes {
-        self.job.spec().to_document().into()
-    }
-
+    /// Releases in a task of its own; whatever becomes of it, the machine hears of it.
     fn spawn_release(&self, key: AttemptKey, model: ModelRef, updates: Vec<Update>) {
         let Some(entry) = self.ledger.entry(&key).cloned() else {
             let reason = format!("{key} has no entry in the privacy ledger");
             return self.feed_self(Input::ReleaseFailed { key, reason });
         };
         let (job, shared, own) = (self.job.clone(), self.shared.clone(), self.own.clone());
-        tokio::spawn(async move {
-            let input = match release(&job, &entry, model, &updates, &shared.blobs).await {
-                Ok(model) => Input::Released { key, model },
-                Err(reason) => Input::ReleaseFailed { key, reason },
+        let work = async move { release(job, entry, model, updates, &shared).await };
+        let work = tokio::spawn(tracing::Instrument::in_current_span(work));
+        tokio::spawn(tracing::Instrument::in_current_span(async move {
+            let input = match work.await {
+                Ok(Ok(Some(model))) => Input::Released { key, model },
+                // Shutting down: the next start takes it up.
+                Ok(Ok(None)) => return,
+                Ok(Err(reason)) => Input::ReleaseFailed { key, reason },
+                Err(e) => Input::ReleaseFailed { key, reason: format!("the release broke: {e}") },
             };
             if let Some(own) = own.upgrade() {
                 let _ = own.send(Command { input, reply: None }).await;
             }
-        });
+        }));
     }
 
     /// Feeds an input from a task of its own: the queue may be full, and this driver is its only reader.
@@ -72,7 +72,7 @@ impl Driver {
         }
     }
 
-    /// Deletes the spooled updates of a closed attempt.
+    /// Deletes the spooled updates of a closed attempt. What cannot be deleted now is swept at the next start.
     async fn forget(&self, key: &AttemptKey) {
         let updates = match self.shared.store.uploads(key).await {
             Ok(updates) => updates,

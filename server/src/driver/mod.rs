@@ -2,33 +2,38 @@
 //!
 //! The rule it exists for is *persist, then speak*: a step's state, ledger entries and events are one
 //! compare-and-swap transaction, and only after it are effects carried out or anybody answered. If the store
-//! cannot save, the job stands still and tries again; nothing is said meanwhile.
+//! cannot save, the job stands still and tries again; nothing is said meanwhile. A driver that breaks, or finds that
+//! another one was here, is begun again from what is durable ([`supervise`]).
 
 mod effects;
 mod record;
+mod supervise;
 
-pub(crate) use record::{LoadedJob, load};
+pub(crate) use record::{JobRecordError, LoadedJob, ledger_entries, load};
+pub(crate) use supervise::start;
 
 use crate::clock::unix_ms;
 use crate::coordinator::Shared;
 use crate::sessions::Change;
-use rand::SeedableRng as _;
+use bytes::Bytes;
 use rand_chacha::ChaCha20Rng;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use undertone::{ApiError, Fault};
-use undertone_core::id::{ClientRole, JobId};
+use undertone_core::id::JobId;
 use undertone_privacy::ledger::Ledger;
-use undertone_round::coordinator::{Context, Input, JobState, Step, step};
+use undertone_round::coordinator::{Context, Input, JobState, Step, invariants, step};
 use undertone_round::job::Job;
 use undertone_store::CommitError;
 
 /// Inputs that wait for a busy driver.
 const QUEUE: usize = 256;
-/// Pause before a failed save is tried again; doubles up to a minute.
-const FIRST_PAUSE: Duration = Duration::from_millis(500);
+/// Pause before something that failed is tried again; doubles up to [`LAST_PAUSE`].
+pub(crate) const FIRST_PAUSE: Duration = Duration::from_millis(500);
+/// Longest such pause.
+pub(crate) const LAST_PAUSE: Duration = Duration::from_secs(60);
 
 /// An input and who wants to know what came of it.
 struct Command {
@@ -39,15 +44,26 @@ struct Command {
 /// What others may see of a job without asking its driver.
 #[derive(Debug, Clone)]
 pub(crate) struct Snapshot {
-    pub(crate) state: JobState,
+    pub(crate) state: Arc<JobState>,
     pub(crate) epsilon: Option<f64>,
     pub(crate) attempts: u32,
+    /// Why nothing happens any more although the job has not ended.
+    pub(crate) halted: Option<String>,
+}
+
+impl Snapshot {
+    /// The word used in listings.
+    pub(crate) fn status(&self) -> &'static str {
+        if self.halted.is_some() { "halted" } else { self.state.status() }
+    }
 }
 
 /// A job's driver, from outside.
 #[derive(Clone)]
 pub(crate) struct Handle {
     pub(crate) job: Arc<Job>,
+    /// The job's canonical JSON, shared by all offers.
+    pub(crate) document: Bytes,
     pub(crate) created_unix_s: u64,
     inputs: mpsc::Sender<Command>,
     snapshot: watch::Receiver<Snapshot>,
@@ -70,7 +86,10 @@ impl Handle {
         if state.is_over() {
             ApiError::new(Fault::NotNow, format!("the job has ended ({})", state.status()))
         } else {
-            ApiError::new(Fault::Unavailable, "the job's driver has stopped: try again later")
+            ApiError::new(
+                Fault::Unavailable,
+                "the job's driver is being started again: try again in a moment",
+            )
         }
     }
 
@@ -95,7 +114,8 @@ impl Handle {
 struct Driver {
     id: JobId,
     job: Arc<Job>,
-    state: JobState,
+    document: Bytes,
+    state: Arc<JobState>,
     version: u64,
     ledger: Ledger,
     shared: Arc<Shared>,
@@ -104,52 +124,41 @@ struct Driver {
     snapshot: watch::Sender<Snapshot>,
 }
 
-/// Starts a job's driver.
-pub(crate) fn start(loaded: LoadedJob, shared: Arc<Shared>, recovered: bool) -> Result<Handle, ApiError> {
-    let mut seed = [0u8; 32];
-    getrandom::fill(&mut seed).map_err(|e| {
-        ApiError::new(Fault::Internal, format!("the operating system gave no randomness: {e}"))
-    })?;
-    let (inputs, receiver) = mpsc::channel(QUEUE);
-    let job = Arc::new(loaded.job);
-    let first = Snapshot {
-        state: loaded.state.clone(),
-        epsilon: loaded.ledger.spent(job.contract()),
-        attempts: loaded.ledger.entries().len() as u32,
-    };
-    let (snapshot, watcher) = watch::channel(first);
-    let driver = Driver {
-        id: loaded.id,
-        job: job.clone(),
-        state: loaded.state,
-        version: loaded.version,
-        ledger: loaded.ledger,
-        rng: ChaCha20Rng::from_seed(seed),
-        own: inputs.downgrade(),
-        snapshot,
-        shared,
-    };
-    // Before the first look at who is there: no session can slip between.
-    let changes = driver.shared.sessions.subscribe();
-    let task = tokio::spawn(driver.run(receiver, changes, recovered));
-    let task = Arc::new(Mutex::new(Some(task)));
-    Ok(Handle { job, created_unix_s: loaded.created_unix_s, inputs, snapshot: watcher, task })
+/// Why a driver takes no further step.
+enum Stop {
+    /// The job has ended, or the daemon shuts down.
+    Done,
+    /// What is stored is not what this driver believes: begin again from there.
+    Stale(String),
+    /// Going on would break a promise. Only a person can mend it.
+    Halt(String),
 }
 
 impl Driver {
-    #[tracing::instrument(name = "job", skip_all, fields(job = %self.id))]
+    /// Takes inputs until there is a reason to stop.
     async fn run(
-        mut self,
-        mut inputs: mpsc::Receiver<Command>,
-        mut changes: broadcast::Receiver<Change>,
+        &mut self,
+        inputs: &mut mpsc::Receiver<Command>,
+        changes: &mut broadcast::Receiver<Change>,
         recovered: bool,
-    ) {
-        let mut alive = true;
-        if recovered {
-            alive = self.handle(Input::Recovered, None).await;
+    ) -> Stop {
+        match self.take_inputs(inputs, changes, recovered).await {
+            Ok(()) => Stop::Done,
+            Err(stop) => stop,
         }
-        alive = alive && self.handle(Input::Sessions, None).await;
-        while alive && !self.state.is_over() {
+    }
+
+    async fn take_inputs(
+        &mut self,
+        inputs: &mut mpsc::Receiver<Command>,
+        changes: &mut broadcast::Receiver<Change>,
+        recovered: bool,
+    ) -> Result<(), Stop> {
+        if recovered {
+            self.handle(Input::Recovered, None).await?;
+        }
+        self.handle(Input::Sessions, None).await?;
+        while !self.state.is_over() {
             let wake = self.state.wake_at_ms(&self.job);
             let sleep = async {
                 match wake {
@@ -160,63 +169,72 @@ impl Driver {
             let (input, reply) = tokio::select! {
                 command = inputs.recv() => match command {
                     Some(command) => (command.input, command.reply),
-                    None => break,
+                    None => return Ok(()),
                 },
                 change = changes.recv() => match change {
                     Ok(Change::Opened(client)) => (Input::Connected { client }, None),
                     Ok(Change::Closed) | Err(broadcast::error::RecvError::Lagged(_)) => (Input::Sessions, None),
-                    Err(broadcast::error::RecvError::Closed) => break,
+                    Err(broadcast::error::RecvError::Closed) => return Ok(()),
                 },
                 () = sleep => (Input::Tick, None),
-                () = self.shared.stopping() => break,
+                () = self.shared.stopping() => return Ok(()),
             };
-            alive = self.handle(input, reply).await;
+            self.handle(input, reply).await?;
         }
-        // Late inputs of an ended job are answered, not left hanging.
-        inputs.close();
-        while let Some(command) = inputs.recv().await {
-            if self.state.is_over() {
-                self.handle(command.input, command.reply).await;
-            } else if let Some(reply) = command.reply {
-                // A driver that must stop takes no further step.
-                let _ =
-                    reply.send(Err(ApiError::new(Fault::Unavailable, "the coordinator is shutting down")));
-            }
-        }
+        Ok(())
     }
 
-    /// One input: step, save, carry out, answer. `false`: this driver must stop.
-    async fn handle(&mut self, input: Input, reply: Option<oneshot::Sender<Result<(), ApiError>>>) -> bool {
-        let (trainers, evaluators) = (
-            self.shared.sessions.connected(ClientRole::Trainer),
-            self.shared.sessions.connected(ClientRole::Evaluator),
-        );
-        let decided = {
-            let mut context = Context {
-                id: &self.id,
-                job: &self.job,
-                ledger: &self.ledger,
-                trainers: &trainers,
-                evaluators: &evaluators,
-                now_ms: unix_ms(),
-                rng: &mut self.rng,
-            };
-            step(&self.state, input, &mut context)
-        };
-        let (alive, answer) = match decided {
-            Err(refusal) => (true, Err(ApiError::new(Fault::NotNow, refusal.to_string()))),
-            Ok(None) => (true, Ok(())),
-            Ok(Some(step)) => self.take(step).await,
+    /// One input: step, check, save, carry out, answer.
+    async fn handle(
+        &mut self,
+        input: Input,
+        reply: Option<oneshot::Sender<Result<(), ApiError>>>,
+    ) -> Result<(), Stop> {
+        let (taken, answer) = match self.decide(input) {
+            Ok(Err(refusal)) => (Ok(()), Err(ApiError::new(Fault::NotNow, refusal))),
+            Ok(Ok(None)) => (Ok(()), Ok(())),
+            Ok(Ok(Some(step))) => match self.take(step).await {
+                Ok(()) => (Ok(()), Ok(())),
+                Err(stop) => {
+                    let text = "the coordinator cannot take this now: try again later";
+                    (Err(stop), Err(ApiError::new(Fault::Unavailable, text)))
+                }
+            },
+            Err(stop) => {
+                let text = "the job stands still; its operator finds the reason in the listing of jobs";
+                (Err(stop), Err(ApiError::new(Fault::Unavailable, text)))
+            }
         };
         if let Some(reply) = reply {
             let _ = reply.send(answer);
         } else if let Err(e) = answer {
             tracing::warn!(error = %e, "an input was refused");
         }
-        alive
+        taken
     }
 
-    async fn take(&mut self, step: Step) -> (bool, Result<(), ApiError>) {
+    /// What the machine decides. The inner error is a refusal for the input's sender.
+    fn decide(&mut self, input: Input) -> Result<Result<Option<Step>, String>, Stop> {
+        let roster = self.shared.sessions.roster();
+        let enrolled = self.shared.enrolled_evaluators();
+        let mut context = Context {
+            id: &self.id,
+            job: &self.job,
+            ledger: &self.ledger,
+            trainers: &roster.trainers,
+            evaluators: &roster.evaluators,
+            enrolled_evaluators: &enrolled,
+            now_ms: unix_ms(),
+            rng: &mut self.rng,
+        };
+        let decided = step(&self.state, input, &mut context);
+        if let Ok(Some(step)) = &decided {
+            invariants::check(&self.state, step, &context).map_err(|e| Stop::Halt(e.to_string()))?;
+        }
+        Ok(decided.map_err(|refusal| refusal.to_string()))
+    }
+
+    async fn take(&mut self, step: Step) -> Result<(), Stop> {
         let mut pause = FIRST_PAUSE;
         loop {
             match self.shared.store.commit(record::transition(&self.id, self.version, &step)).await {
@@ -226,54 +244,58 @@ impl Driver {
                 }
                 Err(CommitError::Store(e)) => {
                     tracing::error!(error = %e, "cannot save the job's next step; trying again");
-                    tokio::select! {
-                        () = tokio::time::sleep(pause) => pause = (pause * 2).min(Duration::from_secs(60)),
-                        () = self.shared.stopping() => {
-                            return (false, Err(ApiError::new(Fault::Unavailable, "shutting down")));
-                        }
-                    }
+                    self.shared.wait_or_stop(&mut pause).await.map_err(|()| Stop::Done)?;
                 }
                 // A save whose answer was lost and that was tried again finds its own step.
                 Err(CommitError::Conflict { found, .. })
-                    if found == self.version + 1 && self.is_saved(&step).await =>
+                    if found == self.version + 1 && self.is_saved(&step).await? =>
                 {
                     self.version = found;
                     break;
                 }
-                Err(e) => {
-                    tracing::error!(error = %e, "the job was changed by somebody else; this driver stops");
-                    return (false, Err(ApiError::new(Fault::Internal, e.to_string())));
-                }
+                Err(e) => return Err(Stop::Stale(e.to_string())),
             }
         }
         // Durable. Now it may be known.
         for entry in step.ledger {
-            if let Err(e) = self.ledger.apply(entry) {
-                tracing::error!(error = %e, "the job's privacy ledger does not add up; this driver stops");
-                return (false, Err(ApiError::new(Fault::Internal, e.to_string())));
-            }
+            self.ledger.apply(entry).map_err(|e| Stop::Halt(e.to_string()))?;
         }
-        self.state = step.next;
+        self.state = Arc::new(step.next);
         for event in &step.events {
             record::log(event);
         }
         // Before the effects: a client that is asked may answer at once.
-        self.snapshot.send_replace(Snapshot {
-            state: self.state.clone(),
-            epsilon: self.ledger.spent(self.job.contract()),
-            attempts: self.ledger.entries().len() as u32,
-        });
+        self.snapshot.send_replace(self.look());
         for effect in step.effects {
             self.carry_out(effect).await;
         }
-        (true, Ok(()))
+        Ok(())
     }
 
-    /// Whether what is stored is what this step would have stored.
-    async fn is_saved(&self, step: &Step) -> bool {
-        match self.shared.store.job(&self.id).await {
-            Ok(Some(record)) => record.state == record::transition(&self.id, self.version, step).state,
-            _ => false,
+    fn look(&self) -> Snapshot {
+        Snapshot {
+            state: self.state.clone(),
+            epsilon: self.ledger.spent(self.job.contract()),
+            attempts: self.ledger.entries().len() as u32,
+            halted: None,
+        }
+    }
+
+    /// Whether what is stored is what this step would have stored. A store that cannot be read is asked again: not
+    /// knowing is no reason to believe either.
+    async fn is_saved(&self, step: &Step) -> Result<bool, Stop> {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            match self.shared.store.job(&self.id).await {
+                Ok(record) => {
+                    let wanted = record::transition(&self.id, self.version, step).state;
+                    return Ok(record.is_some_and(|r| r.state == wanted));
+                }
+                Err(e) => {
+                    tracing::error!(error = %e, "cannot read the job back; trying again");
+                    self.shared.wait_or_stop(&mut pause).await.map_err(|()| Stop::Done)?;
+                }
+            }
         }
     }
 }

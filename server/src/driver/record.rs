@@ -1,9 +1,10 @@
 //! A job as it is stored, and back.
 
 use crate::clock::unix_ms;
-use undertone_core::id::{Attempt, AttemptKey, JobId, Round};
+use std::sync::Arc;
+use undertone_core::id::{AttemptKey, JobId};
 use undertone_privacy::ledger::{Ledger, LedgerEntry};
-use undertone_round::coordinator::{JobState, Phase, Standing, Step};
+use undertone_round::coordinator::{JobState, Step, Update};
 use undertone_round::event::JobEvent;
 use undertone_round::job::Job;
 use undertone_store::{
@@ -13,7 +14,7 @@ use undertone_store::{
 /// A job read back from the store.
 pub(crate) struct LoadedJob {
     pub(crate) id: JobId,
-    pub(crate) job: Job,
+    pub(crate) job: Arc<Job>,
     pub(crate) state: JobState,
     pub(crate) version: u64,
     pub(crate) ledger: Ledger,
@@ -29,23 +30,30 @@ pub(crate) enum JobRecordError {
     Unreadable(JobId, String),
 }
 
+/// The ledger of a job as it is stored.
+pub(crate) async fn ledger_entries(
+    store: &dyn Store,
+    id: &JobId,
+) -> Result<Vec<LedgerEntry>, JobRecordError> {
+    let rows = store.ledger(id).await?;
+    let entries = rows.iter().map(|row| serde_json::from_str(&row.document)).collect::<Result<_, _>>();
+    entries.map_err(|e| JobRecordError::Unreadable(id.clone(), e.to_string()))
+}
+
 /// Reads a job and its ledger.
 pub(crate) async fn load(store: &dyn Store, record: JobRecord) -> Result<LoadedJob, JobRecordError> {
     let id = record.id.clone();
     let unreadable = |e: String| JobRecordError::Unreadable(id.clone(), e);
-    let job = Job::from_document(record.document.as_bytes()).map_err(|e| unreadable(e.to_string()))?;
+    // Resolving a contract is work for a core, not for an async thread.
+    let document = record.document;
+    let job = tokio::task::spawn_blocking(move || Job::from_document(document.as_bytes())).await;
+    let job = job.map_err(|e| unreadable(e.to_string()))?.map_err(|e| unreadable(e.to_string()))?;
     let state = serde_json::from_str(&record.state).map_err(|e| unreadable(e.to_string()))?;
-    let entries: Vec<LedgerEntry> = store
-        .ledger(&record.id)
-        .await?
-        .iter()
-        .map(|row| serde_json::from_str(&row.document))
-        .collect::<Result<_, _>>()
-        .map_err(|e| unreadable(e.to_string()))?;
+    let entries = ledger_entries(store, &record.id).await?;
     let ledger = Ledger::from_entries(entries).map_err(|e| unreadable(e.to_string()))?;
     Ok(LoadedJob {
         id: record.id,
-        job,
+        job: Arc::new(job),
         state,
         version: record.version,
         ledger,
@@ -60,34 +68,22 @@ pub(super) fn transition(id: &JobId, version: u64, step: &Step) -> Transition {
         job: id.clone(),
         expected_version: version,
         status: step.next.status().to_owned(),
+        ended: step.next.is_over(),
         state: json(&step.next),
         events: step.events.iter().map(|e| NewEvent { unix_ms: now, document: json(e) }).collect(),
         ledger: step.ledger.iter().map(|e| LedgerRow { seq: e.seq, document: json(e) }).collect(),
-        uploads: uploads(id, &step.next),
+        uploads: step.accepted.iter().map(|(key, update)| upload(key, update)).collect(),
         release: step.events.iter().find_map(|e| release(id, e, &step.next, now)),
     }
 }
 
-/// The updates that count in the state; the store ignores those it has.
-fn uploads(id: &JobId, state: &JobState) -> Vec<UploadRecord> {
-    let record = |round: Round, attempt: Attempt, u: &undertone_round::coordinator::Update| UploadRecord {
-        key: AttemptKey { job: id.clone(), round, attempt },
-        client: u.client.clone(),
-        blob: u.blob,
-        bytes: u.bytes,
-        weight: u.weight,
-    };
-    match &state.phase {
-        Phase::Collecting(p) => p
-            .members
-            .values()
-            .filter_map(|m| match &m.standing {
-                Standing::Received(u) => Some(record(p.round, p.attempt, u)),
-                _ => None,
-            })
-            .collect(),
-        Phase::Releasing(p) => p.updates.iter().map(|u| record(p.round, p.attempt, u)).collect(),
-        _ => vec![],
+fn upload(key: &AttemptKey, update: &Update) -> UploadRecord {
+    UploadRecord {
+        key: key.clone(),
+        client: update.client.clone(),
+        blob: update.blob,
+        bytes: update.bytes,
+        weight: update.weight,
     }
 }
 

@@ -10,7 +10,7 @@ use undertone::limits::{MAX_CSR_BYTES, TOKEN_SECRET_BYTES};
 use undertone::v1::{self, enrolment_server::Enrolment};
 use undertone::{ApiError, Fault, role_message};
 use undertone_core::digest::Digest;
-use undertone_core::id::ClientId;
+use undertone_core::id::{ClientId, ClientRole};
 use undertone_core::limits::clip_text;
 use undertone_store::{EnrolError, EnrolRequest};
 
@@ -60,6 +60,9 @@ impl EnrolmentService {
         };
         let client =
             shared.store.enrol(Digest::of(&m.token_secret), unix_s(), request).await.map_err(refuse)?;
+        if client.role == ClientRole::Evaluator {
+            shared.add_evaluator(client.id.clone());
+        }
         let signed = shared
             .authority
             .client_certificate(

@@ -3,10 +3,11 @@
 use super::{chunk_channel, send_blob};
 use crate::clock::unix_s;
 use crate::coordinator::Coordinator;
-use crate::driver::Handle;
+use crate::driver::Snapshot;
 use crate::identity::require_operator;
+use crate::jobs;
 use std::sync::Arc;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 use undertone::join_token::JoinToken;
@@ -47,7 +48,7 @@ impl Operator for OperatorService {
         }
         // A task of its own: an operator who hangs up leaves no half-submitted job.
         let coordinator = self.0.clone();
-        let submitted = tokio::spawn(async move { coordinator.submit(&document, &by).await });
+        let submitted = tokio::spawn(async move { coordinator.submit(document.to_vec(), &by).await });
         let (job, digest) = submitted
             .await
             .map_err(|e| ApiError::new(Fault::Internal, format!("submitting broke: {e}")))??;
@@ -59,35 +60,33 @@ impl Operator for OperatorService {
 
     async fn list_jobs(&self, request: Request<v1::ListJobsRequest>) -> Reply<v1::ListJobsResponse> {
         require_operator(&request)?;
-        let jobs = self.0.jobs().iter().map(|(id, handle)| summary(id, handle)).collect();
-        Ok(Response::new(v1::ListJobsResponse { jobs }))
+        Ok(Response::new(v1::ListJobsResponse { jobs: jobs::summaries(&self.0).await? }))
     }
 
     async fn get_job(&self, request: Request<v1::GetJobRequest>) -> Reply<v1::JobDetail> {
         require_operator(&request)?;
-        let (id, handle) = self.find(&request.get_ref().job)?;
-        let snapshot = handle.snapshot();
-        Ok(Response::new(v1::JobDetail {
-            summary: Some(summary(&id, &handle)),
-            job_document: handle.job.spec().to_document().into(),
-            privacy: privacy(&handle).to_string(),
-            state: serde_json::to_string(&snapshot.state).expect("plain data"),
-        }))
+        let id = parsed(&request.get_ref().job)?;
+        Ok(Response::new(jobs::detail(&self.0, &id).await?))
     }
 
     async fn watch_job(&self, request: Request<v1::WatchJobRequest>) -> Reply<Self::WatchJobStream> {
         require_operator(&request)?;
         let m = request.into_inner();
-        let (id, handle) = self.find(&m.job)?;
+        let id = parsed(&m.job)?;
+        let watch = self.0.job(&id).map(|handle| handle.watch());
+        if watch.is_none() {
+            // It has ended, or there is none.
+            self.0.record(&id).await?;
+        }
         let (tx, rx) = mpsc::channel(EVENT_PAGE as usize);
-        tokio::spawn(follow(self.0.clone(), id, handle, m.after, tx));
+        tokio::spawn(follow(self.0.clone(), id, watch, m.after, tx));
         Ok(Response::new(ReceiverStream::new(rx)))
     }
 
     async fn cancel_job(&self, request: Request<v1::CancelJobRequest>) -> Reply<v1::CancelJobResponse> {
         let by = require_operator(&request)?.to_string();
         let m = request.into_inner();
-        let (_, handle) = self.find(&m.job)?;
+        let handle = self.0.running_job(&parsed(&m.job)?).await?;
         handle.feed(Input::Cancel { by, reason: clip_text(&m.reason).to_owned() }).await?;
         Ok(Response::new(v1::CancelJobResponse {}))
     }
@@ -98,7 +97,10 @@ impl Operator for OperatorService {
     ) -> Reply<Self::DownloadReleaseStream> {
         require_operator(&request)?;
         let m = request.into_inner();
-        let (id, _) = self.find(&m.job)?;
+        let id = parsed(&m.job)?;
+        if self.0.job(&id).is_none() {
+            self.0.record(&id).await?;
+        }
         let shared = &self.0.shared;
         let releases = shared.store.releases(&id).await.map_err(internal)?;
         let wanted = match m.round {
@@ -174,12 +176,6 @@ impl Operator for OperatorService {
 }
 
 impl OperatorService {
-    fn find(&self, id: &str) -> Result<(JobId, Handle), ApiError> {
-        let id = JobId::new(id).map_err(InvalidMessage::from)?;
-        let handle = self.0.job(&id)?;
-        Ok((id, handle))
-    }
-
     async fn new_token(
         &self,
         m: v1::CreateTokenRequest,
@@ -234,14 +230,13 @@ impl OperatorService {
 async fn follow(
     coordinator: Arc<Coordinator>,
     id: JobId,
-    handle: Handle,
+    mut watch: Option<watch::Receiver<Snapshot>>,
     mut after: u64,
     tx: mpsc::Sender<Result<v1::JobEvent, Status>>,
 ) {
-    let mut watch = handle.watch();
     loop {
         // Looked at before reading: events of a later step cannot be missed.
-        let over = watch.borrow_and_update().state.is_over();
+        let over = watch.as_mut().is_none_or(|w| w.borrow_and_update().state.is_over());
         loop {
             let page = match coordinator.shared.store.events(&id, after, EVENT_PAGE).await {
                 Ok(page) => page,
@@ -263,9 +258,7 @@ async fn follow(
                 break;
             }
         }
-        if over {
-            return;
-        }
+        let Some(watch) = watch.as_mut().filter(|_| !over) else { return };
         tokio::select! {
             changed = watch.changed() => if changed.is_err() && !watch.borrow().state.is_over() { return },
             () = tx.closed() => return,
@@ -273,37 +266,8 @@ async fn follow(
     }
 }
 
-fn summary(id: &JobId, handle: &Handle) -> v1::JobSummary {
-    let snapshot = handle.snapshot();
-    let contract = handle.job.contract();
-    v1::JobSummary {
-        job: id.to_string(),
-        status: snapshot.state.status().into(),
-        rounds_released: snapshot.state.released,
-        rounds_planned: handle.job.spec().rounds,
-        created_unix_s: handle.created_unix_s,
-        epsilon_spent: snapshot.epsilon,
-        epsilon_budget: contract.budget_epsilon(),
-        delta: contract.delta(),
-    }
-}
-
-/// The privacy statement of a job so far.
-fn privacy(handle: &Handle) -> serde_json::Value {
-    let (snapshot, contract) = (handle.snapshot(), handle.job.contract());
-    serde_json::json!({
-        "promise": contract.trust().is_some(),
-        "unit": contract.unit().as_str(),
-        "trust": contract.trust().map(|t| t.as_str()),
-        "epsilon": snapshot.epsilon,
-        "delta": contract.delta(),
-        "accountant": contract.accountant(),
-        "noise_multiplier": contract.noise_multiplier(),
-        "clip_norm": contract.contract().clip_norm(),
-        "budget_epsilon": contract.budget_epsilon(),
-        "attempts": snapshot.attempts,
-        "contract": contract.digest(),
-    })
+fn parsed(id: &str) -> Result<JobId, ApiError> {
+    Ok(JobId::new(id).map_err(InvalidMessage::from)?)
 }
 
 fn internal(e: StoreError) -> ApiError {

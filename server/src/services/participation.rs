@@ -44,13 +44,15 @@ impl Participation for ParticipationService {
         &self,
         request: Request<v1::DownloadRequest>,
     ) -> Result<Response<Self::DownloadModelStream>, Status> {
-        self.participant(&request).await?;
+        let (client, _) = self.participant(&request).await?;
         let m = request.into_inner();
         let digest =
             Digest::try_from(&m.digest[..]).map_err(|e| ApiError::new(Fault::BadRequest, e.to_string()))?;
         let shared = &self.0.shared;
-        let bytes = shared.published(&digest).ok_or_else(|| {
-            ApiError::new(Fault::NotFound, format!("{} is not a published model", digest.short()))
+        let bytes = shared.readable(&client, &digest).ok_or_else(|| {
+            let text =
+                format!("{} is not a model that {client} is asked to train or measure now", digest.short());
+            ApiError::new(Fault::NotFound, text)
         })?;
         if m.offset > bytes {
             return Err(ApiError::new(
@@ -160,7 +162,7 @@ impl ParticipationService {
         };
         let key: AttemptKey = required(header.attempt, "attempt")?.try_into()?;
         let reference = required(header.update, "update")?;
-        let handle = self.0.job(&key.job)?;
+        let handle = self.0.running_job(&key.job).await?;
         let (job, idle) = (handle.job.clone(), handle.job.spec().deadlines.transfer_idle.0);
         let claim = Claim { key, client, digest: reference.parsed_digest()?, weight: header.weight };
         if let Err(reason) = plausible(&claim, reference.bytes, &job) {
@@ -243,12 +245,12 @@ async fn handle(
         client_message::Kind::Answer(m) => {
             let key: AttemptKey = required(m.attempt, "attempt")?.try_into()?;
             let answer = if m.accepts { Ok(()) } else { Err(clip_text(&m.reason).to_owned()) };
-            coordinator.job(&key.job)?.feed(Input::Answer { client, key, answer }).await
+            coordinator.running_job(&key.job).await?.feed(Input::Answer { client, key, answer }).await
         }
         client_message::Kind::Failure(m) => {
             let key: AttemptKey = required(m.attempt, "attempt")?.try_into()?;
             let reason = clip_text(&m.reason).to_owned();
-            coordinator.job(&key.job)?.feed(Input::Failure { client, key, reason }).await
+            coordinator.running_job(&key.job).await?.feed(Input::Failure { client, key, reason }).await
         }
         client_message::Kind::Evaluation(m) => {
             if role != ClientRole::Evaluator {
@@ -260,7 +262,11 @@ async fn handle(
                 v1::evaluation::Outcome::Failure(reason) => Err(clip_text(&reason).to_owned()),
             };
             let round = Round(m.round);
-            coordinator.job(&job)?.feed(Input::Evaluation { evaluator: client, round, outcome }).await
+            coordinator
+                .running_job(&job)
+                .await?
+                .feed(Input::Evaluation { evaluator: client, round, outcome })
+                .await
         }
     }
 }

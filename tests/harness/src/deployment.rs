@@ -1,6 +1,6 @@
 //! A deployment in this process.
 
-use crate::{Operator, PATIENCE, RawClient};
+use crate::{FaultyStorage, FnTrainer, Operator, PATIENCE, RawClient};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +13,6 @@ use undertone_core::id::ClientRole;
 use undertone_core::trainer::Trainer;
 use undertone_server::init::{InitOptions, init};
 use undertone_server::{Server, ServerConfig};
-use undertone_store::{Blobs, Store};
 
 /// A coordinator with its CA, and the clients that were started in it. Everything lives in a temporary folder and
 /// ends with this value.
@@ -55,13 +54,19 @@ impl Deployment {
         Self { folder, config, server: Some(server), clients: vec![] }
     }
 
-    /// The same on a store and blobs of the test's own (for storage faults).
-    pub async fn start_on(store: Arc<dyn Store>, blobs: Arc<dyn Blobs>) -> Self {
+    /// The same on storage that can fail, and that outlives the coordinator.
+    pub async fn start_on(storage: &FaultyStorage) -> Self {
         let mut deployment = Self::start().await;
-        deployment.stop().await;
-        let server = Server::start_with(deployment.config.clone(), store, blobs).await;
-        deployment.server = Some(server.expect("the coordinator starts"));
+        deployment.restart_on(storage).await;
         deployment
+    }
+
+    /// Stops the coordinator and starts it again on the same port and this storage.
+    pub async fn restart_on(&mut self, storage: &FaultyStorage) {
+        self.stop().await;
+        let storage = Arc::new(storage.clone());
+        let server = Server::start_with(self.config.clone(), storage.clone(), storage).await;
+        self.server = Some(server.expect("the coordinator starts"));
     }
 
     /// The temporary folder; `deployment/` and `clients/NAME/` are in it.
@@ -142,6 +147,24 @@ impl Deployment {
     pub async fn trainer(&mut self, name: &str, trainer: impl Trainer + 'static) -> usize {
         let config = self.enrol(name, ClientRole::Trainer).await;
         self.run(config, trainer)
+    }
+
+    /// Enrols and runs one trainer for each data set, named `client-1`, `client-2` …, all with the same training: from
+    /// the client's data and the model's values to the change of the values. Waits until all are connected.
+    pub async fn trainers<D: Send + 'static>(
+        &mut self,
+        data: impl IntoIterator<Item = D>,
+        train: impl Fn(&D, &[f32]) -> Vec<f32> + Clone + Send + 'static,
+    ) {
+        let before = self.server.as_ref().expect("the coordinator runs").connected();
+        let mut number = 0;
+        for data in data {
+            number += 1;
+            let train = train.clone();
+            let trainer = FnTrainer::new(move |_, weights| Ok(train(&data, weights)));
+            self.trainer(&format!("client-{number}"), trainer).await;
+        }
+        self.wait_connected(before + number).await;
     }
 
     /// Enrols and runs an evaluator.

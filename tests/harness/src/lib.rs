@@ -1,9 +1,9 @@
 //! Whole Undertone deployments in a test: for our own tests, and for people who test their jobs and trainers.
 //!
 //! [`Deployment`] starts a coordinator with its CA on a free port in this process, and clients with the trainers
-//! that you give; everything goes over mutual TLS on loopback, as in production. Faults are yours to make: drop a
-//! [`RunningClient`], [restart](Deployment::restart) the coordinator, or speak the wire yourself with
-//! [`RawClient`]. [`Processes`] does the same with the real binaries.
+//! that you give (or the [same one for data in memory](Deployment::trainers)); everything goes over mutual TLS on
+//! loopback, as in production. Faults are yours to make: drop a [`RunningClient`], [restart](Deployment::restart) the
+//! coordinator, fail its disk with [`FaultyStorage`], or speak the wire yourself with [`RawClient`]. [`Processes`] does the same with the real binaries.
 //!
 //! ```no_run
 //! use undertone_harness::{Deployment, FnTrainer};
@@ -22,12 +22,14 @@
 //! Everything here panics where a test should fail.
 
 mod deployment;
+mod faults;
 mod operator;
 mod processes;
 mod raw;
 mod trainers;
 
 pub use deployment::{Deployment, RunningClient};
+pub use faults::FaultyStorage;
 pub use operator::{Events, Operator};
 pub use processes::{Process, Processes, binary};
 pub use raw::RawClient;

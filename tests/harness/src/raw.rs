@@ -97,6 +97,27 @@ impl RawClient {
             .await
     }
 
+    /// Begins to upload integers as an update, sends the first half and no more. The upload stands open until the
+    /// returned task is aborted and this client dropped, as if its machine had lost power.
+    pub async fn upload_half(&self, attempt: &v1::AttemptRef, units: &[i32]) -> tokio::task::JoinHandle<()> {
+        let bytes: Vec<u8> = units.iter().flat_map(|u| u.to_le_bytes()).collect();
+        let header = v1::UploadHeader {
+            attempt: Some(attempt.clone()),
+            update: Some(v1::BlobRef::new(Digest::of(&bytes), bytes.len() as u64)),
+            weight: 1,
+        };
+        let chunk = v1::Chunk { offset: 0, data: bytes[..bytes.len() / 2].to_vec().into() };
+        let (tx, rx) = mpsc::channel(4);
+        for kind in [upload_message::Kind::Header(header), upload_message::Kind::Chunk(chunk)] {
+            tx.send(v1::UploadMessage { kind: Some(kind) }).await.expect("a new queue");
+        }
+        let mut client = self.client.clone();
+        tokio::spawn(async move {
+            let _open = tx;
+            let _ = client.upload_update(ReceiverStream::new(rx)).await;
+        })
+    }
+
     /// Uploads whatever messages the test likes.
     ///
     /// # Errors

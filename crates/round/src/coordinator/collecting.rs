@@ -1,8 +1,6 @@
 //! Collecting: the cohort was asked; updates come in until everyone is in or out, or the deadline.
 
-use super::{
-    Context, Effect, Input, JobState, Phase, Refusal, Releasing, Step, Update, after_abort, burn, key,
-};
+use super::{Context, Effect, Input, JobState, Phase, Refusal, Releasing, Running, Step, Update, key};
 use crate::event::JobEvent;
 use crate::job::Job;
 use serde::{Deserialize, Serialize};
@@ -81,20 +79,21 @@ impl Collecting {
         let mut next = self.clone();
         let mut step = Step::stay(state);
         let round = self.round;
+        let mut back = vec![];
         match input {
             Input::Recovered => {
-                // Nobody could come back while the coordinator was away.
+                // Who was not there to be heard gets time to come back; who is connected is asked again.
                 let grace = ctx.job.spec().deadlines.reconnect.0.as_millis() as u64;
                 next.deadline_ms = next.deadline_ms.max(ctx.now_ms + grace);
                 next.members.values_mut().for_each(|m| m.away_since_ms = Some(ctx.now_ms));
             }
-            Input::Sessions => next.note_sessions(state, &mut step, ctx),
+            Input::Sessions => back = next.note_sessions(ctx),
             Input::Connected { client } => {
                 if let Some(member) = next.members.get_mut(&client) {
                     // Marks it as back, whether its leaving was noticed or not.
                     member.away_since_ms.get_or_insert(ctx.now_ms);
                 }
-                next.note_sessions(state, &mut step, ctx);
+                back = next.note_sessions(ctx);
             }
             Input::Tick => {}
             Input::Answer { client, key, answer } => {
@@ -130,7 +129,8 @@ impl Collecting {
                     }
                     open => {
                         let bytes = update.bytes;
-                        *open = Standing::Received(update);
+                        *open = Standing::Received(update.clone());
+                        step.accepted = Some((key, update));
                         step.events.push(JobEvent::Received { round, client, bytes });
                     }
                 }
@@ -146,7 +146,7 @@ impl Collecting {
             _ => return Ok(None),
         }
         next.time_out(&mut step, ctx);
-        Ok(next.settle(state, step, ctx))
+        Ok(next.settle(state, step, &back, ctx))
     }
 
     /// The member's standing, if the input is about this attempt and this cohort.
@@ -166,27 +166,21 @@ impl Collecting {
         }
     }
 
-    /// Who left gets time to come back; who came back is asked again (the same attempt: nothing is done twice).
-    fn note_sessions(&mut self, state: &JobState, step: &mut Step, ctx: &Context<'_>) {
-        let key = key(ctx.id, self.round, self.attempt);
+    /// Who left gets time to come back. Returns who came back.
+    fn note_sessions(&mut self, ctx: &Context<'_>) -> Vec<ClientId> {
+        let mut back = vec![];
         for (client, member) in &mut self.members {
-            let present = ctx.trainers.contains(client);
+            let present = ctx.is_connected(client);
             match (present, member.away_since_ms) {
                 (false, None) => member.away_since_ms = Some(ctx.now_ms),
                 (true, Some(_)) => {
                     member.away_since_ms = None;
-                    if member.standing.is_open() {
-                        step.effects.push(Effect::Offer {
-                            client: client.clone(),
-                            key: key.clone(),
-                            model: state.model,
-                            deadline_ms: self.deadline_ms,
-                        });
-                    }
+                    back.push(client.clone());
                 }
                 _ => {}
             }
         }
+        back
     }
 
     /// Takes out whoever was away for too long, and at the deadline everyone who has not delivered.
@@ -218,26 +212,21 @@ impl Collecting {
         }
     }
 
-    /// Goes on if everyone is in or out, or if enough can no longer be reached.
-    fn settle(self, state: &JobState, mut step: Step, ctx: &Context<'_>) -> Option<Step> {
-        let received: Vec<Update> = self.received().cloned().collect();
+    /// Goes on if everyone is in or out, or if enough can no longer be reached. Else those who came back are asked
+    /// again (the same attempt: nothing is done twice).
+    fn settle(self, state: &JobState, mut step: Step, back: &[ClientId], ctx: &Context<'_>) -> Option<Step> {
+        let received = self.received().count();
         let open = self.members.values().filter(|m| m.standing.is_open()).count();
         let needed = ctx.job.spec().cohort.min_clients() as usize;
-        if received.len() + open < needed {
-            let reason = format!(
-                "{} usable updates of {} clients asked, {needed} needed",
-                received.len(),
-                self.members.len()
-            );
-            let aborted = self.abort(state, &reason, ctx);
-            step.next = aborted.next;
-            step.ledger.extend(aborted.ledger);
-            step.events.extend(aborted.events);
-            step.effects.extend(aborted.effects);
+        if received + open < needed {
+            let reason =
+                format!("{received} usable updates of {} clients asked, {needed} needed", self.members.len());
+            step.absorb(self.attempt().abort(state, &reason, ctx));
             return Some(step);
         }
         if open == 0 {
             let key = key(ctx.id, self.round, self.attempt);
+            let received: Vec<Update> = self.received().cloned().collect();
             step.effects.push(Effect::Release { key, model: state.model, updates: received.clone() });
             step.next.phase = Phase::Releasing(Releasing {
                 round: self.round,
@@ -247,41 +236,28 @@ impl Collecting {
             });
             return Some(step);
         }
+        for client in back.iter().filter(|c| self.members[*c].standing.is_open()) {
+            step.effects.push(Effect::Offer {
+                client: client.clone(),
+                key: key(ctx.id, self.round, self.attempt),
+                model: state.model,
+                deadline_ms: self.deadline_ms,
+            });
+        }
         step.next.phase = Phase::Collecting(self);
         let changed = step.next != *state || !step.effects.is_empty() || !step.events.is_empty();
         changed.then_some(step)
     }
 
-    fn received(&self) -> impl Iterator<Item = &Update> {
+    pub(super) fn received(&self) -> impl Iterator<Item = &Update> {
         self.members.values().filter_map(|m| match &m.standing {
             Standing::Received(update) => Some(update),
             _ => None,
         })
     }
 
-    pub(super) fn abort(&self, state: &JobState, reason: &str, ctx: &Context<'_>) -> Step {
-        let mut step = self.give_up(state, reason, ctx);
-        after_abort(&mut step, self.round, self.attempt, reason, ctx);
-        step
-    }
-
-    /// Burns the attempt; what comes after it is the caller's.
-    pub(super) fn give_up(&self, state: &JobState, reason: &str, ctx: &Context<'_>) -> Step {
-        let mut step = Step::stay(state);
-        let key = key(ctx.id, self.round, self.attempt);
-        step.ledger.extend(burn(ctx, &key, reason));
-        for (client, member) in &self.members {
-            if member.standing.is_open() {
-                step.effects.push(Effect::Withdraw {
-                    client: client.clone(),
-                    key: key.clone(),
-                    reason: reason.to_owned(),
-                });
-            }
-        }
-        step.effects.push(Effect::Forget { key });
-        let (round, attempt) = (self.round, self.attempt);
-        step.events.push(JobEvent::Aborted { round, attempt, reason: reason.to_owned() });
-        step
+    pub(super) fn attempt(&self) -> Running {
+        let open = self.members.iter().filter(|(_, m)| m.standing.is_open());
+        Running { round: self.round, attempt: self.attempt, open: open.map(|(c, _)| c.clone()).collect() }
     }
 }

@@ -12,18 +12,23 @@
 //!                                                              Ended
 //! ```
 //!
+//! Evaluators measure released models beside it ([`Measuring`]); only the last measurement is waited for.
+//!
 //! The shell around it (the server's driver) keeps three rules: it persists [`Step::next`] with the step's ledger
 //! entries and events in one compare-and-swap transaction *before* it carries out an effect; it feeds inputs one
 //! at a time; and after a restart it feeds [`Input::Recovered`] first.
 
 mod closing;
 mod collecting;
+pub mod invariants;
+mod measuring;
 mod offering;
 mod publishing;
 mod releasing;
 
 pub use closing::Closing;
 pub use collecting::{Collecting, Member, Standing};
+pub use measuring::Measuring;
 pub use offering::Offering;
 pub use publishing::Publishing;
 pub use releasing::Releasing;
@@ -65,6 +70,9 @@ pub struct JobState {
     pub model: ModelRef,
     /// Rounds released so far.
     pub released: u32,
+    /// What evaluators were asked and have not answered.
+    #[serde(default)]
+    pub measuring: Measuring,
     /// What is going on.
     pub phase: Phase,
 }
@@ -93,7 +101,8 @@ pub enum Phase {
 /// What may happen to a job.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Input {
-    /// The coordinator restarted: nobody is connected, nothing is under way.
+    /// The coordinator (or this job's driver) restarted: nothing that was under way goes on, and what was told to
+    /// anybody may be lost.
     Recovered,
     /// Somebody connected or left; who is there is in the context.
     Sessions,
@@ -184,14 +193,22 @@ pub struct Context<'a> {
     pub job: &'a Job,
     /// The privacy ledger as it is durable now.
     pub ledger: &'a Ledger,
-    /// Trainers connected now.
+    /// Trainers connected now, sorted.
     pub trainers: &'a [ClientId],
-    /// Evaluators connected now.
+    /// Evaluators connected now, sorted.
     pub evaluators: &'a [ClientId],
+    /// Evaluators of the deployment, connected or not.
+    pub enrolled_evaluators: &'a [ClientId],
     /// The time.
     pub now_ms: u64,
     /// Randomness for drawing cohorts.
     pub rng: &'a mut dyn rand::CryptoRng,
+}
+
+impl Context<'_> {
+    fn is_connected(&self, trainer: &ClientId) -> bool {
+        self.trainers.binary_search(trainer).is_ok()
+    }
 }
 
 /// What a step decided: to be made durable, then carried out.
@@ -201,6 +218,8 @@ pub struct Step {
     pub next: JobState,
     /// Ledger entries that are new or changed.
     pub ledger: Vec<LedgerEntry>,
+    /// The update that counts from now on, if this step took one in.
+    pub accepted: Option<(AttemptKey, Update)>,
     /// What happened, in order.
     pub events: Vec<JobEvent>,
     /// What to do once all of the above is durable.
@@ -270,7 +289,8 @@ pub struct Refusal(pub String);
 impl JobState {
     /// A job that was just accepted.
     pub fn new(model: ModelRef, now_ms: u64) -> Self {
-        Self { model, released: 0, phase: Phase::Offering(Offering::first(now_ms)) }
+        let phase = Phase::Offering(Offering::first(now_ms));
+        Self { model, released: 0, measuring: Measuring::default(), phase }
     }
 
     /// The word used in listings.
@@ -310,6 +330,32 @@ impl JobState {
         }
     }
 
+    /// The length in bytes of the model with this digest, if `client` needs it now: to train from, or to measure.
+    /// Other models are not for it.
+    pub fn readable(&self, client: &ClientId, digest: &Digest) -> Option<u64> {
+        let mut models = self.measuring.models(client);
+        if let Phase::Collecting(p) = &self.phase
+            && p.members.get(client).is_some_and(|m| !matches!(m.standing, Standing::Out(_)))
+            && self.model.digest == *digest
+        {
+            return Some(self.model.bytes);
+        }
+        models.find(|m| m.digest == *digest).map(|m| m.bytes)
+    }
+
+    /// The blobs that a job which goes on like this needs.
+    pub fn blobs(&self) -> Vec<Digest> {
+        let mut blobs = vec![self.model.digest];
+        blobs.extend(self.measuring.all_models().map(|m| m.digest));
+        match &self.phase {
+            Phase::Collecting(p) => blobs.extend(p.received().map(|u| u.blob)),
+            Phase::Releasing(p) => blobs.extend(p.updates.iter().map(|u| u.blob)),
+            Phase::Publishing(p) => blobs.push(p.model.digest),
+            Phase::Offering(_) | Phase::Closing(_) | Phase::Ended { .. } => {}
+        }
+        blobs
+    }
+
     /// Whether nothing will happen any more.
     pub fn is_over(&self) -> bool {
         matches!(self.phase, Phase::Ended { .. })
@@ -331,8 +377,24 @@ impl JobState {
 /// # Errors
 /// [`Refusal`]: the input does not fit; nothing changes and its sender should know why.
 pub fn step(state: &JobState, input: Input, ctx: &mut Context<'_>) -> Result<Option<Step>, Refusal> {
+    // An evaluator that came back, and everybody after a restart, is asked again; measuring twice does no harm.
+    let again: Vec<Effect> = match &input {
+        Input::Connected { client } => state.measuring.offers(client).collect(),
+        Input::Recovered => ctx.evaluators.iter().flat_map(|e| state.measuring.offers(e)).collect(),
+        _ => vec![],
+    };
+    let step = phase_step(state, input, ctx)?;
+    if again.is_empty() {
+        return Ok(step);
+    }
+    let mut step = step.unwrap_or_else(|| Step::stay(state));
+    step.effects.extend(again);
+    Ok(Some(step))
+}
+
+fn phase_step(state: &JobState, input: Input, ctx: &mut Context<'_>) -> Result<Option<Step>, Refusal> {
     if let Input::Evaluation { evaluator, round, outcome } = input {
-        return Ok(closing::evaluation(state, evaluator, round, outcome));
+        return Ok(measuring::evaluation(state, evaluator, round, outcome));
     }
     if let Input::Cancel { by, reason } = input {
         return cancel(state, by, reason, ctx);
@@ -363,8 +425,8 @@ fn cancel(
         Phase::Ended { outcome } => {
             return Err(Refusal(format!("the job has ended already ({})", outcome.status())));
         }
-        Phase::Collecting(p) => p.give_up(state, &format!("cancelled: {reason}"), ctx),
-        Phase::Releasing(p) => p.give_up(state, &format!("cancelled: {reason}"), ctx),
+        Phase::Collecting(p) => p.attempt().give_up(state, &format!("cancelled: {reason}"), ctx),
+        Phase::Releasing(p) => p.attempt().give_up(state, &format!("cancelled: {reason}"), ctx),
         // The model is noised and durable: its release is a fact. Let it be published, then cancel again.
         Phase::Publishing(_) => return Err(Refusal("a model is being published: try again".into())),
         Phase::Offering(_) | Phase::Closing(_) => Step::stay(state),
@@ -375,11 +437,21 @@ fn cancel(
 
 impl Step {
     fn stay(state: &JobState) -> Self {
-        Self { next: state.clone(), ledger: vec![], events: vec![], effects: vec![] }
+        Self { next: state.clone(), ledger: vec![], accepted: None, events: vec![], effects: vec![] }
+    }
+
+    /// Goes on with what `later` decided.
+    fn absorb(&mut self, later: Step) {
+        self.next = later.next;
+        self.ledger.extend(later.ledger);
+        self.accepted = later.accepted.or(self.accepted.take());
+        self.events.extend(later.events);
+        self.effects.extend(later.effects);
     }
 
     fn end(&mut self, outcome: Outcome) {
         self.events.push(JobEvent::Ended { outcome: outcome.clone() });
+        self.next.measuring = Measuring::default();
         self.next.phase = Phase::Ended { outcome };
     }
 }
@@ -388,17 +460,44 @@ fn key(id: &JobId, round: Round, attempt: Attempt) -> AttemptKey {
     AttemptKey { job: id.clone(), round, attempt }
 }
 
-/// The ledger entry of an attempt, burnt; none if the attempt never reserved (no privacy is promised).
-fn burn(ctx: &Context<'_>, key: &AttemptKey, reason: &str) -> Option<LedgerEntry> {
-    ctx.ledger.burn(key, reason).ok()
+/// An attempt under way, as far as giving it up goes.
+struct Running {
+    round: Round,
+    attempt: Attempt,
+    /// Clients that may still work for it.
+    open: Vec<ClientId>,
 }
 
-/// After a burnt attempt: the next one, or the end of the job.
-fn after_abort(step: &mut Step, round: Round, attempt: Attempt, reason: &str, ctx: &Context<'_>) {
-    if attempt.0 >= ctx.job.spec().deadlines.max_attempts {
-        step.end(Outcome::Failed { reason: format!("round {round} failed {attempt} times; last: {reason}") });
-    } else {
-        step.next.phase = Phase::Offering(Offering::retry(round, attempt.next(), ctx.now_ms));
+impl Running {
+    /// Burns the attempt; what comes after it is the caller's.
+    fn give_up(&self, state: &JobState, reason: &str, ctx: &Context<'_>) -> Step {
+        let mut step = Step::stay(state);
+        let (round, attempt) = (self.round, self.attempt);
+        let key = key(ctx.id, round, attempt);
+        // An attempt that never reserved has nothing to burn.
+        step.ledger.extend(ctx.ledger.burn(&key, reason).ok());
+        step.effects.extend(self.open.iter().map(|client| Effect::Withdraw {
+            client: client.clone(),
+            key: key.clone(),
+            reason: reason.to_owned(),
+        }));
+        step.effects.push(Effect::Forget { key });
+        step.events.push(JobEvent::Aborted { round, attempt, reason: reason.to_owned() });
+        step
+    }
+
+    /// Burns the attempt and goes on with the next one, or ends the job.
+    fn abort(&self, state: &JobState, reason: &str, ctx: &Context<'_>) -> Step {
+        let mut step = self.give_up(state, reason, ctx);
+        let (round, attempt) = (self.round, self.attempt);
+        if attempt.0 >= ctx.job.spec().deadlines.max_attempts {
+            step.end(Outcome::Failed {
+                reason: format!("round {round} failed {attempt} times; last: {reason}"),
+            });
+        } else {
+            step.next.phase = Phase::Offering(Offering::retry(round, attempt.next(), ctx.now_ms));
+        }
+        step
     }
 }
 

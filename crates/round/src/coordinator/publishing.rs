@@ -1,6 +1,8 @@
 //! Publishing: the noised model is durable and committed in the ledger; from here on it is a fact.
 
-use super::{Closing, Context, Effect, Input, JobState, ModelRef, Offering, Phase, Refusal, Step, key};
+use super::{
+    Closing, Context, Effect, Input, JobState, ModelRef, Offering, Phase, Refusal, Step, key, measuring,
+};
 use crate::event::{JobEvent, Outcome};
 use serde::{Deserialize, Serialize};
 use undertone_core::id::{Attempt, Round};
@@ -35,7 +37,7 @@ impl Publishing {
                 step.effects.push(Effect::Publish { key: current, model: self.model });
                 Ok(Some(step))
             }
-            Input::Published { key } if key == current => self.published(state, ctx),
+            Input::Published { key } if key == current => Ok(Some(self.published(state, ctx))),
             Input::Answer { key, .. }
             | Input::Failure { key, .. }
             | Input::Update { key, .. }
@@ -44,11 +46,19 @@ impl Publishing {
         }
     }
 
-    fn published(&self, state: &JobState, ctx: &Context<'_>) -> Result<Option<Step>, Refusal> {
+    fn published(&self, state: &JobState, ctx: &Context<'_>) -> Step {
         let spec = ctx.job.spec();
         let current = key(ctx.id, self.round, self.attempt);
         let mut step = Step::stay(state);
-        let entry = ctx.ledger.publish(&current, self.model.digest).map_err(|e| Refusal(e.to_string()))?;
+        let entry = match ctx.ledger.publish(&current, self.model.digest) {
+            Ok(entry) => entry,
+            // As in releasing: a ledger that knows better ends the job.
+            Err(e) => {
+                step.end(Outcome::Failed { reason: e.to_string() });
+                step.effects.push(Effect::Forget { key: current });
+                return step;
+            }
+        };
         step.events.push(JobEvent::Released {
             round: self.round,
             attempt: self.attempt,
@@ -60,27 +70,21 @@ impl Publishing {
         step.ledger.push(entry);
         step.next.model = self.model;
         step.next.released = self.round.0;
-        let evaluators: &[_] =
-            if spec.evaluation.wants(self.round.0, spec.rounds) { ctx.evaluators } else { &[] };
-        for evaluator in evaluators {
-            step.effects.push(Effect::Evaluate {
-                evaluator: evaluator.clone(),
-                round: self.round,
-                model: self.model,
-            });
+        let is_last = self.round.0 >= spec.rounds;
+        if spec.evaluation.wants(self.round.0, spec.rounds) {
+            measuring::ask(&mut step, self.round, self.model, is_last, ctx);
         }
         step.effects.push(Effect::Forget { key: current });
-        if self.round.0 < spec.rounds {
+        if !is_last {
             step.next.phase = Phase::Offering(Offering::next(self.round.next(), ctx.now_ms));
-        } else if evaluators.is_empty() {
-            step.end(Outcome::Completed);
-        } else {
+        } else if step.next.measuring.awaits(self.round) {
             step.next.phase = Phase::Closing(Closing {
                 round: self.round,
                 deadline_ms: ctx.now_ms + spec.deadlines.evaluation.0.as_millis() as u64,
-                awaiting: evaluators.iter().cloned().collect(),
             });
+        } else {
+            step.end(Outcome::Completed);
         }
-        Ok(Some(step))
+        step
     }
 }

@@ -1,10 +1,9 @@
 //! Releasing: the updates are complete; sum, noise, new model.
 
 use super::{
-    Context, Effect, Input, JobState, ModelRef, Phase, Publishing, Refusal, Step, Update, after_abort, burn,
-    key,
+    Context, Effect, Input, JobState, ModelRef, Phase, Publishing, Refusal, Running, Step, Update, key,
 };
-use crate::event::JobEvent;
+use crate::event::Outcome;
 use serde::{Deserialize, Serialize};
 use undertone_core::id::{Attempt, Round};
 use undertone_privacy::contract::Unit;
@@ -34,7 +33,8 @@ impl Releasing {
             Input::Recovered if ctx.job.contract().unit() == Unit::Client => {
                 // Noise may have been drawn over these inputs before the restart. A second draw over the same
                 // inputs would be a second release: the attempt stays spent and a new one is paid for.
-                Ok(Some(self.abort(state, "the coordinator restarted while it drew noise", ctx)))
+                let reason = "the coordinator restarted while it drew noise";
+                Ok(Some(self.attempt().abort(state, reason, ctx)))
             }
             Input::Recovered => {
                 let mut step = Step::stay(state);
@@ -45,9 +45,9 @@ impl Releasing {
                 });
                 Ok(Some(step))
             }
-            Input::Released { key, model } if key == current => self.released(state, model, ctx),
+            Input::Released { key, model } if key == current => Ok(Some(self.released(state, model, ctx))),
             Input::ReleaseFailed { key, reason } if key == current => {
-                Ok(Some(self.abort(state, &reason, ctx)))
+                Ok(Some(self.attempt().abort(state, &reason, ctx)))
             }
             Input::Update { key, update } if key == current && self.updates.contains(&update) => Ok(None),
             Input::Answer { key, .. }
@@ -58,16 +58,18 @@ impl Releasing {
         }
     }
 
-    fn released(
-        &self,
-        state: &JobState,
-        model: ModelRef,
-        ctx: &Context<'_>,
-    ) -> Result<Option<Step>, Refusal> {
+    fn released(&self, state: &JobState, model: ModelRef, ctx: &Context<'_>) -> Step {
         let current = key(ctx.id, self.round, self.attempt);
         let mut step = Step::stay(state);
-        let entry = ctx.ledger.commit(&current, model.digest).map_err(|e| Refusal(e.to_string()))?;
-        step.ledger.push(entry);
+        match ctx.ledger.commit(&current, model.digest) {
+            Ok(entry) => step.ledger.push(entry),
+            // The ledger knows another end of this attempt: nobody may see the model, and no retry mends it.
+            Err(e) => {
+                step.end(Outcome::Failed { reason: e.to_string() });
+                step.effects.push(Effect::Forget { key: current });
+                return step;
+            }
+        }
         step.next.phase = Phase::Publishing(Publishing {
             round: self.round,
             attempt: self.attempt,
@@ -76,23 +78,10 @@ impl Releasing {
             model,
         });
         step.effects.push(Effect::Publish { key: current, model });
-        Ok(Some(step))
-    }
-
-    pub(super) fn abort(&self, state: &JobState, reason: &str, ctx: &Context<'_>) -> Step {
-        let mut step = self.give_up(state, reason, ctx);
-        after_abort(&mut step, self.round, self.attempt, reason, ctx);
         step
     }
 
-    /// Burns the attempt; what comes after it is the caller's.
-    pub(super) fn give_up(&self, state: &JobState, reason: &str, ctx: &Context<'_>) -> Step {
-        let mut step = Step::stay(state);
-        let key = key(ctx.id, self.round, self.attempt);
-        step.ledger.extend(burn(ctx, &key, reason));
-        step.effects.push(Effect::Forget { key });
-        let (round, attempt) = (self.round, self.attempt);
-        step.events.push(JobEvent::Aborted { round, attempt, reason: reason.to_owned() });
-        step
+    pub(super) fn attempt(&self) -> Running {
+        Running { round: self.round, attempt: self.attempt, open: vec![] }
     }
 }

@@ -60,6 +60,7 @@ struct World {
     ledger: Ledger,
     trainers: Vec<ClientId>,
     evaluators: Vec<ClientId>,
+    enrolled: Vec<ClientId>,
     now_ms: u64,
     rng: ChaCha20Rng,
     events: Vec<JobEvent>,
@@ -75,6 +76,7 @@ impl World {
             ledger: Ledger::default(),
             trainers: ["a", "b", "c"].map(name).to_vec(),
             evaluators: vec![],
+            enrolled: vec![],
             now_ms: 0,
             rng: ChaCha20Rng::seed_from_u64(7),
             events: vec![],
@@ -82,17 +84,21 @@ impl World {
         }
     }
 
+    /// Every step of every test is held against the invariants.
     fn feed(&mut self, input: Input) -> Result<(), Refusal> {
+        self.trainers.sort();
         let mut ctx = Context {
             id: &self.id,
             job: &self.job,
             ledger: &self.ledger,
             trainers: &self.trainers,
             evaluators: &self.evaluators,
+            enrolled_evaluators: &self.enrolled,
             now_ms: self.now_ms,
             rng: &mut self.rng,
         };
         if let Some(step) = step(&self.state, input, &mut ctx)? {
+            invariants::check(&self.state, &step, &ctx).unwrap();
             // What is durable can be read back.
             let json = serde_json::to_string(&step.next).unwrap();
             self.state = serde_json::from_str(&json).unwrap();
@@ -129,6 +135,25 @@ impl World {
         self.feed(Input::Published { key }).unwrap();
     }
 
+    /// One evaluator, connected.
+    fn enrol_evaluator(&mut self) {
+        self.evaluators = vec![name("e")];
+        self.enrolled = vec![name("e")];
+    }
+
+    /// A whole round.
+    fn round(&mut self, round: u32) {
+        self.feed(Input::Sessions).unwrap();
+        self.deliver(&["a", "b", "c"], round, 1);
+        self.release(round, 1);
+    }
+
+    fn measured(&mut self, round: u32) {
+        let metrics = Metrics { loss: 0.5, accuracy: 0.8, rows: 10 };
+        self.feed(Input::Evaluation { evaluator: name("e"), round: Round(round), outcome: Ok(metrics) })
+            .unwrap();
+    }
+
     fn outcome(&self) -> Option<&Outcome> {
         match &self.state.phase {
             Phase::Ended { outcome } => Some(outcome),
@@ -158,18 +183,14 @@ fn two_rounds_and_the_end() {
 fn the_last_model_waits_for_its_evaluators_but_not_for_ever() {
     for answers in [true, false] {
         let mut w = World::new(NONE);
-        w.evaluators = vec![name("e")];
+        w.enrol_evaluator();
         for round in 1..=2 {
-            w.feed(Input::Sessions).unwrap();
-            w.deliver(&["a", "b", "c"], round, 1);
-            w.release(round, 1);
+            w.round(round);
             assert!(w.effects.iter().any(|e| matches!(e, Effect::Evaluate { .. })));
         }
         assert_eq!(w.state.status(), "closing");
         if answers {
-            let metrics = Metrics { loss: 0.5, accuracy: 0.8, rows: 10 };
-            w.feed(Input::Evaluation { evaluator: name("e"), round: Round(2), outcome: Ok(metrics) })
-                .unwrap();
+            w.measured(2);
         } else {
             w.now_ms += 5_000;
             w.feed(Input::Tick).unwrap();
@@ -177,6 +198,122 @@ fn the_last_model_waits_for_its_evaluators_but_not_for_ever() {
         }
         assert_eq!(w.outcome(), Some(&Outcome::Completed));
     }
+}
+
+#[test]
+fn the_last_model_is_measured_by_an_evaluator_that_comes_back() {
+    let mut w = World::new(NONE);
+    w.enrol_evaluator();
+    w.evaluators.clear();
+    w.round(1);
+    assert!(w.state.measuring == Measuring::default(), "nobody was there to be asked");
+    w.round(2);
+    assert_eq!(w.state.status(), "closing", "it may come back in time");
+    w.feed(Input::Connected { client: name("e") }).unwrap();
+    assert!(matches!(&w.effects[..], [Effect::Evaluate { round: Round(2), .. }]), "{:?}", w.effects);
+    assert_eq!(w.state.readable(&name("e"), &model(2).digest), Some(9));
+    assert_eq!(w.state.readable(&name("a"), &model(2).digest), None, "nothing to train from any more");
+    w.measured(2);
+    assert_eq!(w.outcome(), Some(&Outcome::Completed));
+    assert_eq!(w.state.readable(&name("e"), &model(2).digest), None);
+}
+
+#[test]
+fn a_measurement_nobody_asked_for_or_a_second_one_is_not_listened_to() {
+    let mut w = World::new(NONE);
+    w.enrol_evaluator();
+    w.feed(Input::Sessions).unwrap();
+    w.measured(1);
+    w.deliver(&["a", "b", "c"], 1, 1);
+    w.release(1, 1);
+    for _ in 0..3 {
+        w.measured(1);
+        w.measured(2);
+    }
+    let strange = Input::Evaluation { evaluator: name("a"), round: Round(1), outcome: Err("x".into()) };
+    w.feed(strange).unwrap();
+    let told =
+        w.events.iter().filter(|e| matches!(e, JobEvent::Evaluated { .. } | JobEvent::NotEvaluated { .. }));
+    assert_eq!(told.count(), 1);
+}
+
+#[test]
+fn a_model_is_for_those_who_need_it() {
+    let mut w = World::new(NONE);
+    assert_eq!(w.state.readable(&name("a"), &model(0).digest), None, "nobody is asked yet");
+    w.feed(Input::Sessions).unwrap();
+    assert_eq!(w.state.readable(&name("a"), &model(0).digest), Some(9));
+    assert_eq!(w.state.readable(&name("z"), &model(0).digest), None, "it was not asked");
+    assert_eq!(w.state.readable(&name("a"), &model(1).digest), None);
+    w.feed(Input::Answer { client: name("a"), key: w.key(1, 1), answer: Err("no".into()) }).unwrap();
+    assert_eq!(w.state.readable(&name("a"), &model(0).digest), None, "it takes no part");
+}
+
+#[test]
+fn a_release_that_the_ledger_contradicts_ends_the_job() {
+    let mut w = World::new(NONE);
+    w.feed(Input::Sessions).unwrap();
+    w.deliver(&["a", "b", "c"], 1, 1);
+    let burnt = w.ledger.burn(&w.key(1, 1), "by a restored backup").unwrap();
+    w.ledger.apply(burnt).unwrap();
+    w.feed(Input::Released { key: w.key(1, 1), model: model(1) }).unwrap();
+    let Some(Outcome::Failed { reason }) = w.outcome() else { panic!("{:?}", w.state) };
+    assert!(reason.contains("burnt"), "{reason}");
+    assert_eq!(w.state.model, model(0));
+}
+
+/// The checks themselves: a step that breaks a promise is caught under its name.
+#[test]
+fn broken_steps_are_named() {
+    use invariants::{Broken, Invariant, check};
+    let mut w = World::new(&CENTRAL.replace("BUDGET", "6.0"));
+    w.feed(Input::Sessions).unwrap();
+    w.deliver(&["a", "b", "c"], 1, 1);
+    let key = w.key(1, 1);
+    let updates = match &w.effects[..] {
+        [Effect::Release { updates, .. }] => updates.clone(),
+        other => panic!("{other:?}"),
+    };
+    let entry = w.ledger.entries()[0].clone();
+    let breaks = |change: &dyn Fn(&mut Step)| {
+        let mut rng = w.rng.clone();
+        let ctx = Context {
+            id: &w.id,
+            job: &w.job,
+            ledger: &w.ledger,
+            trainers: &w.trainers,
+            evaluators: &[],
+            enrolled_evaluators: &[],
+            now_ms: 0,
+            rng: &mut rng,
+        };
+        let mut step = Step::stay(&w.state);
+        change(&mut step);
+        check(&w.state, &step, &ctx).err().map(|Broken(name)| name)
+    };
+    let offer = |attempt| Effect::Offer {
+        client: name("a"),
+        key: w.key(1, attempt),
+        model: model(0),
+        deadline_ms: 0,
+    };
+    let release = |updates: Vec<Update>| Effect::Release { key: key.clone(), model: model(0), updates };
+    assert_eq!(breaks(&|_| ()), None);
+    assert_eq!(breaks(&|s| s.effects.push(offer(1))), None);
+    assert_eq!(breaks(&|s| s.effects.push(offer(2))), Some(Invariant::BudgetBeforeOffers));
+    let dear = LedgerEntry { seq: 2, key: w.key(1, 2), epsilon_after: Some(6.1), ..entry.clone() };
+    assert_eq!(breaks(&|s| s.ledger.push(dear.clone())), Some(Invariant::WithinBudget));
+    let twice = [updates.clone(), updates[..1].to_vec()].concat();
+    assert_eq!(breaks(&|s| s.effects.push(release(twice.clone()))), Some(Invariant::CountsOnce));
+    let foreign = Update { blob: Digest::of(b"other"), ..updates[0].clone() };
+    assert_eq!(breaks(&|s| s.effects.push(release(vec![foreign.clone()]))), Some(Invariant::CountsOnce));
+    assert_eq!(breaks(&|s| s.effects.push(release(updates.clone()))), Some(Invariant::OneDraw));
+    let publish = Effect::Publish { key: key.clone(), model: model(1) };
+    assert_eq!(breaks(&|s| s.effects.push(publish.clone())), Some(Invariant::CommittedBeforePublished));
+    let cheaper = LedgerEntry { compositions: 0, ..entry.clone() };
+    assert_eq!(breaks(&|s| s.ledger.push(cheaper.clone())), Some(Invariant::LedgerOnlyGrows));
+    assert_eq!(breaks(&|s| s.next.model = model(1)), Some(Invariant::RoundsInOrder));
+    assert_eq!(breaks(&|s| s.next.released = 1), Some(Invariant::RoundsInOrder));
 }
 
 #[test]
@@ -379,7 +516,7 @@ fn time_that_the_coordinator_was_away_is_held_against_nobody() {
 }
 
 fn any_input() -> impl Strategy<Value = (u8, u8, u32, u32, u64)> {
-    (0u8..12, 0u8..4, 1u32..3, 1u32..3, 0u64..30_000)
+    (0u8..13, 0u8..4, 1u32..3, 1u32..3, 0u64..30_000)
 }
 
 proptest! {
@@ -390,7 +527,7 @@ proptest! {
     #[test]
     fn any_sequence_keeps_the_promises(inputs in prop::collection::vec(any_input(), 0..80), budget in 5.0f64..20.0) {
         let mut w = World::new(&CENTRAL.replace("BUDGET", &format!("{budget:.3}")));
-        w.evaluators = vec![name("e")];
+        w.enrol_evaluator();
         let clients = ["a", "b", "c", "z"];
         for (kind, who, round, attempt, wait) in inputs {
             let client = name(clients[usize::from(who)]);
@@ -409,6 +546,7 @@ proptest! {
                 8 => Input::Released { key, model: model(round as u8) },
                 9 => Input::Published { key },
                 10 => Input::Connected { client },
+                11 => Input::Evaluation { evaluator: name("e"), round: Round(round), outcome: Err("x".into()) },
                 _ => {
                     let back = w.trainers.iter().position(|c| *c == client);
                     match back {

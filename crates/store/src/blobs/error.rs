@@ -77,6 +77,11 @@ pub enum BlobError {
 }
 
 impl BlobError {
+    /// Whether trying again later may help: the place fails, not the blob.
+    pub fn may_pass(&self) -> bool {
+        matches!(self, Self::Full { .. } | Self::NotPermitted { .. } | Self::Failed { .. } | Self::Spoilt)
+    }
+
     /// What an error of the file system means.
     pub(crate) fn at(path: &Path, error: std::io::Error) -> Self {
         Self::named(path.display().to_string(), error)

@@ -109,6 +109,25 @@ impl FolderBlobs {
         self.sync(folder, || sync_folder(folder))
     }
 
+    /// Every `ab/cdef…` that is a digest; what else lies in the folder is not ours.
+    fn names(&self) -> Result<Vec<Digest>, BlobError> {
+        let mut names = Vec::new();
+        for folder in fs::read_dir(&self.root).map_err(|e| BlobError::at(&self.root, e))? {
+            let folder = folder.map_err(|e| BlobError::at(&self.root, e))?;
+            let Ok(front) = folder.file_name().into_string() else { continue };
+            if front.len() != 2 {
+                continue;
+            }
+            let path = folder.path();
+            for file in fs::read_dir(&path).map_err(|e| BlobError::at(&path, e))? {
+                let file = file.map_err(|e| BlobError::at(&path, e))?;
+                let Ok(back) = file.file_name().into_string() else { continue };
+                names.extend(format!("{front}{back}").parse::<Digest>().ok());
+            }
+        }
+        Ok(names)
+    }
+
     fn sync(&self, path: &Path, sync: impl FnOnce() -> io::Result<()>) -> Result<(), BlobError> {
         match self.durability {
             Durability::Disk => sync().map_err(|e| BlobError::at(path, e)),
@@ -158,6 +177,11 @@ impl Blobs for FolderBlobs {
             // Not synced: a blob that a power cut brings back costs space, no more.
             _ => Ok(()),
         }
+    }
+
+    async fn list(&self) -> Result<Vec<Digest>, BlobError> {
+        let blobs = self.clone();
+        blocking(&self.root, move || blobs.names()).await
     }
 }
 

@@ -80,6 +80,10 @@ impl Blobs for MemoryBlobs {
         self.kept.lock().remove(digest);
         Ok(())
     }
+
+    async fn list(&self) -> Result<Vec<Digest>, BlobError> {
+        Ok(self.kept.lock().keys().copied().collect())
+    }
 }
 
 #[async_trait]

@@ -89,6 +89,21 @@ pub(super) async fn deleting_is_for_good_and_for_once(blobs: &dyn Blobs) {
     assert_eq!(blobs.get(&digest, 9).await.unwrap(), b"gone");
 }
 
+pub(super) async fn a_list_names_what_is_there(blobs: &dyn Blobs) {
+    assert_eq!(blobs.list().await.unwrap(), []);
+    let mut kept = vec![];
+    for content in [&b"one"[..], b"two", b"three"] {
+        kept.push(blobs.put(content).await.unwrap().0);
+    }
+    let mut unfinished = blobs.writer().await.unwrap();
+    unfinished.write(b"four").await.unwrap();
+    blobs.delete(&kept.swap_remove(1)).await.unwrap();
+    kept.sort();
+    let mut listed = blobs.list().await.unwrap();
+    listed.sort();
+    assert_eq!(listed, kept);
+}
+
 pub(super) async fn equal_bytes_at_once_are_one_blob(blobs: Arc<dyn Blobs>) {
     let content = bytes(100_000);
     let digest = Digest::of(&content);

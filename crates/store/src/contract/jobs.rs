@@ -1,20 +1,20 @@
 //! Jobs and their steps.
 
 use super::{attempt, client_id, event, full_step, job, release, upload};
-use crate::records::{EvaluationRecord, EventRecord, JobRecord, LedgerRow, MAX_NUMBER, Transition};
+use crate::records::{EventRecord, JobRecord, LedgerRow, MAX_NUMBER, NewEvent, Transition};
 use crate::{CommitError, Store, StoreError};
 use std::sync::Arc;
 use undertone_core::digest::Digest;
-use undertone_core::id::{JobId, Round};
+use undertone_core::id::JobId;
 
 pub(super) async fn a_step_takes_all_its_effects_along(store: &dyn Store) {
     let first = job("a");
     let id = first.id.clone();
-    store.insert_job(first.clone()).await.unwrap();
+    store.insert_job(first.clone(), vec![]).await.unwrap();
     assert_eq!(store.job(&id).await.unwrap(), Some(first.clone()));
-    let again = store.insert_job(JobRecord { state: "{}".into(), ..first.clone() }).await;
+    let again = store.insert_job(JobRecord { state: "{}".into(), ..first.clone() }, vec![]).await;
     assert!(matches!(again, Err(StoreError::Exists { what: "job", .. })), "{again:?}");
-    let late = store.insert_job(JobRecord { version: 2, ..job("late") }).await;
+    let late = store.insert_job(JobRecord { version: 2, ..job("late") }, vec![]).await;
     assert!(matches!(late, Err(StoreError::OutOfRange { .. })), "{late:?}");
 
     assert_eq!(store.commit(full_step(&id, 1)).await.unwrap(), 2);
@@ -58,7 +58,7 @@ async fn everything(store: &dyn Store, id: &JobId) -> impl PartialEq + std::fmt:
 
 pub(super) async fn a_refused_step_leaves_nothing(store: &dyn Store) {
     let id = job("a").id;
-    store.insert_job(job("a")).await.unwrap();
+    store.insert_job(job("a"), vec![]).await.unwrap();
     store.commit(full_step(&id, 1)).await.unwrap();
     let before = everything(store, &id).await;
 
@@ -109,7 +109,7 @@ pub(super) async fn a_refused_step_leaves_nothing(store: &dyn Store) {
 
 pub(super) async fn a_row_that_comes_twice_counts_once(store: &dyn Store) {
     let id = job("a").id;
-    store.insert_job(job("a")).await.unwrap();
+    store.insert_job(job("a"), vec![]).await.unwrap();
     store.commit(full_step(&id, 1)).await.unwrap();
     let one = attempt(&id, 1);
     let mut later = release(&one, "model 1");
@@ -135,7 +135,7 @@ pub(super) async fn a_row_that_comes_twice_counts_once(store: &dyn Store) {
 pub(super) async fn jobs_do_not_mix(store: &dyn Store) {
     let (a, b) = (job("a"), JobRecord { created_unix_s: 10, ..job("b") });
     for job in [&a, &b] {
-        store.insert_job(job.clone()).await.unwrap();
+        store.insert_job(job.clone(), vec![]).await.unwrap();
     }
     assert_eq!(store.jobs().await.unwrap(), [b.clone(), a.clone()]);
     store.commit(full_step(&a.id, 1)).await.unwrap();
@@ -155,7 +155,7 @@ pub(super) async fn one_step_wins_each_version(store: Arc<dyn Store>) {
     const RACERS: usize = 8;
     const STEPS: u64 = 6;
     let id = job("a").id;
-    store.insert_job(job("a")).await.unwrap();
+    store.insert_job(job("a"), vec![]).await.unwrap();
     // Each racer tries every version once, until it sees that the version is taken.
     let racers: Vec<_> = (0..RACERS)
         .map(|racer| {
@@ -196,41 +196,56 @@ pub(super) async fn one_step_wins_each_version(store: Arc<dyn Store>) {
     }
 }
 
-pub(super) async fn an_evaluation_is_kept_once(store: &dyn Store) {
+pub(super) async fn a_job_begins_with_its_events(store: &dyn Store) {
     let id = job("a").id;
-    store.insert_job(job("a")).await.unwrap();
-    let measured = |round, evaluator: &str, document: &str| EvaluationRecord {
-        job: id.clone(),
-        round: Round(round),
-        evaluator: client_id(evaluator),
-        model: Digest::of(b"model"),
-        document: document.into(),
-        unix_ms: 7_000,
-    };
-    for (evaluation, new) in [
-        (measured(2, "a", "{}"), true),
-        (measured(1, "b", "{}"), true),
-        (measured(1, "a", "{}"), true),
-        (measured(1, "a", "{}"), false),
-        (measured(1, "a", "other"), false),
-    ] {
-        assert_eq!(store.record_evaluation(evaluation.clone()).await.unwrap(), new, "{evaluation:?}");
+    store.insert_job(job("a"), vec![event("first"), event("second")]).await.unwrap();
+    let refused = store.insert_job(job("a"), vec![event("third")]).await;
+    assert!(matches!(refused, Err(StoreError::Exists { .. })), "{refused:?}");
+    store.commit(full_step(&id, 1)).await.unwrap();
+    let events = store.events(&id, 0, 9).await.unwrap();
+    let seen: Vec<_> = events.iter().map(|e| (e.seq, e.document.as_str())).collect();
+    let expected = ["first", "second", "step 1"].map(|what| event(what).document);
+    assert_eq!(seen, [(1, &*expected[0]), (2, &*expected[1]), (3, &*expected[2])]);
+    let late = NewEvent { unix_ms: MAX_NUMBER + 1, ..event("late") };
+    let refused = store.insert_job(job("b"), vec![late]).await;
+    assert!(matches!(refused, Err(StoreError::OutOfRange { .. })), "{refused:?}");
+    assert_eq!(store.job(&job("b").id).await.unwrap(), None);
+}
+
+pub(super) async fn ended_jobs_are_told_from_open_ones(store: &dyn Store) {
+    for name in ["a", "b"] {
+        store.insert_job(job(name), vec![]).await.unwrap();
     }
-    assert_eq!(
-        store.evaluations(&id).await.unwrap(),
-        [measured(1, "a", "{}"), measured(1, "b", "{}"), measured(2, "a", "{}")]
-    );
-    let unknown = JobId::new("unknown").expect("a valid name");
-    assert_eq!(store.evaluations(&unknown).await.unwrap(), []);
-    let refused = store.record_evaluation(EvaluationRecord { job: unknown, ..measured(1, "a", "{}") }).await;
-    assert!(matches!(refused, Err(StoreError::Missing { what: "job", .. })), "{refused:?}");
+    let (a, b) = (job("a").id, job("b").id);
+    let end = Transition { ended: true, ..Transition::new(a.clone(), 1, "completed", "{}") };
+    store.commit(end).await.unwrap();
+    let open: Vec<_> = store.open_jobs().await.unwrap().into_iter().map(|j| j.id).collect();
+    assert_eq!(open, [b]);
+    assert!(store.job(&a).await.unwrap().unwrap().ended);
+    assert_eq!(store.jobs().await.unwrap().len(), 2);
+}
+
+pub(super) async fn released_models_are_of_all_jobs(store: &dyn Store) {
+    let (a, b) = (job("a").id, job("b").id);
+    for id in [&a, &b] {
+        store.insert_job(job(id.as_str()), vec![]).await.unwrap();
+    }
+    store.commit(full_step(&a, 1)).await.unwrap();
+    store.commit(full_step(&b, 1)).await.unwrap();
+    store.commit(full_step(&b, 2)).await.unwrap();
+    let mut models = store.released_models().await.unwrap();
+    models.sort();
+    models.dedup();
+    let mut expected = [Digest::of(b"model 1"), Digest::of(b"model 2")];
+    expected.sort();
+    assert_eq!(models, expected);
 }
 
 pub(super) async fn texts_come_back_as_they_were(store: &dyn Store) {
     let id = job("a").id;
     let odd = "quote ' \" ; -- \u{1F3E5} end\n";
     let large = "x".repeat(5 << 20);
-    store.insert_job(JobRecord { document: odd.into(), ..job("a") }).await.unwrap();
+    store.insert_job(JobRecord { document: odd.into(), ..job("a") }, vec![]).await.unwrap();
     store.commit(Transition::new(id.clone(), 1, odd, large.clone())).await.unwrap();
     let back = store.job(&id).await.unwrap().unwrap();
     assert_eq!((back.document.as_str(), back.status.as_str()), (odd, odd));

@@ -2,29 +2,29 @@
 
 use super::connection::{Sql, int, number, parsed};
 use crate::error::{CommitError, StoreError};
-use crate::records::{
-    EvaluationRecord, EventRecord, JobRecord, LedgerRow, ReleaseRecord, Transition, UploadRecord,
-};
+use crate::records::{EventRecord, JobRecord, LedgerRow, NewEvent, ReleaseRecord, Transition, UploadRecord};
 use crate::rules;
 use sqlx::query;
 use sqlx::sqlite::SqliteRow;
+use undertone_core::digest::Digest;
 use undertone_core::id::{Attempt, AttemptKey, JobId, Round};
 
-pub(super) async fn insert(sql: &mut Sql<'_>, job: JobRecord) -> Result<(), StoreError> {
+pub(super) async fn insert(sql: &mut Sql<'_>, job: JobRecord, events: &[NewEvent]) -> Result<(), StoreError> {
     let insert = query(
-        "INSERT INTO jobs (id, document, document_digest, version, status, state, created_unix_s)
-         VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING",
+        "INSERT INTO jobs (id, document, document_digest, version, status, ended, state, created_unix_s)
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING",
     )
     .bind(job.id.as_str())
     .bind(&job.document)
     .bind(job.document_digest.to_string())
     .bind(int(job.version))
     .bind(&job.status)
+    .bind(job.ended)
     .bind(&job.state)
     .bind(int(job.created_unix_s));
     match sql.execute(insert).await? {
         0 => Err(StoreError::Exists { what: "job", id: job.id.into() }),
-        _ => Ok(()),
+        _ => append_events(sql, &job.id, events).await,
     }
 }
 
@@ -36,18 +36,23 @@ pub(super) async fn jobs(sql: &mut Sql<'_>) -> Result<Vec<JobRecord>, StoreError
     sql.all(query("SELECT * FROM jobs ORDER BY created_unix_s, id"), job_row).await
 }
 
+pub(super) async fn open_jobs(sql: &mut Sql<'_>) -> Result<Vec<JobRecord>, StoreError> {
+    sql.all(query("SELECT * FROM jobs WHERE ended = 0 ORDER BY created_unix_s, id"), job_row).await
+}
+
 /// Makes a step. The transaction is begun for writing, so that nothing moves between the reads and the writes.
 pub(super) async fn step(sql: &mut Sql<'_>, step: Transition) -> Result<u64, CommitError> {
     let found = query("SELECT version FROM jobs WHERE id = ?").bind(step.job.as_str());
     let found = sql.first(found, |row| number(row, "version")).await?;
     let version = rules::next_version(&step, found)?;
-    let update = query("UPDATE jobs SET version = ?, status = ?, state = ? WHERE id = ?")
+    let update = query("UPDATE jobs SET version = ?, status = ?, ended = ?, state = ? WHERE id = ?")
         .bind(int(version))
         .bind(&step.status)
+        .bind(step.ended)
         .bind(&step.state)
         .bind(step.job.as_str());
     sql.execute(update).await?;
-    append_events(sql, &step).await?;
+    append_events(sql, &step.job, &step.events).await?;
     for row in &step.ledger {
         let upsert = query(
             "INSERT INTO ledger (job, seq, document) VALUES (?, ?, ?)
@@ -64,16 +69,15 @@ pub(super) async fn step(sql: &mut Sql<'_>, step: Transition) -> Result<u64, Com
     Ok(version)
 }
 
-async fn append_events(sql: &mut Sql<'_>, step: &Transition) -> Result<(), StoreError> {
-    if step.events.is_empty() {
+async fn append_events(sql: &mut Sql<'_>, job: &JobId, events: &[NewEvent]) -> Result<(), StoreError> {
+    if events.is_empty() {
         return Ok(());
     }
-    let last =
-        query("SELECT coalesce(max(seq), 0) AS last FROM events WHERE job = ?").bind(step.job.as_str());
+    let last = query("SELECT coalesce(max(seq), 0) AS last FROM events WHERE job = ?").bind(job.as_str());
     let last: u64 = sql.first(last, |row| number(row, "last")).await?.unwrap_or(0);
-    for (seq, event) in (last + 1..).zip(&step.events) {
+    for (seq, event) in (last + 1..).zip(events) {
         let insert = query("INSERT INTO events (job, seq, unix_ms, document) VALUES (?, ?, ?, ?)")
-            .bind(step.job.as_str())
+            .bind(job.as_str())
             .bind(int(seq))
             .bind(int(event.unix_ms))
             .bind(&event.document);
@@ -128,27 +132,6 @@ async fn add_release(sql: &mut Sql<'_>, release: &ReleaseRecord) -> Result<(), C
     stored.map_or(Ok(()), |stored| rules::check_release(&stored, release))
 }
 
-pub(super) async fn record_evaluation(
-    sql: &mut Sql<'_>,
-    evaluation: EvaluationRecord,
-) -> Result<bool, StoreError> {
-    let job = query("SELECT id FROM jobs WHERE id = ?").bind(evaluation.job.as_str());
-    if sql.first(job, |row| parsed::<JobId>(row, "id")).await?.is_none() {
-        return Err(StoreError::Missing { what: "job", id: evaluation.job.into() });
-    }
-    let insert = query(
-        "INSERT INTO evaluations (job, round, evaluator, model, document, unix_ms) VALUES (?, ?, ?, ?, ?, ?)
-         ON CONFLICT (job, round, evaluator) DO NOTHING",
-    )
-    .bind(evaluation.job.as_str())
-    .bind(evaluation.round.0)
-    .bind(evaluation.evaluator.as_str())
-    .bind(evaluation.model.to_string())
-    .bind(&evaluation.document)
-    .bind(int(evaluation.unix_ms));
-    Ok(sql.execute(insert).await? > 0)
-}
-
 pub(super) async fn events(
     sql: &mut Sql<'_>,
     job: &JobId,
@@ -176,10 +159,8 @@ pub(super) async fn releases(sql: &mut Sql<'_>, job: &JobId) -> Result<Vec<Relea
     sql.all(select, release_row).await
 }
 
-pub(super) async fn evaluations(sql: &mut Sql<'_>, job: &JobId) -> Result<Vec<EvaluationRecord>, StoreError> {
-    let select =
-        query("SELECT * FROM evaluations WHERE job = ? ORDER BY round, evaluator").bind(job.as_str());
-    sql.all(select, evaluation_row).await
+pub(super) async fn released_models(sql: &mut Sql<'_>) -> Result<Vec<Digest>, StoreError> {
+    sql.all(query("SELECT DISTINCT model FROM releases"), |row| parsed(row, "model")).await
 }
 
 fn job_row(row: &SqliteRow) -> sqlx::Result<JobRecord> {
@@ -189,6 +170,7 @@ fn job_row(row: &SqliteRow) -> sqlx::Result<JobRecord> {
         document_digest: parsed(row, "document_digest")?,
         version: number(row, "version")?,
         status: parsed(row, "status")?,
+        ended: number::<i64>(row, "ended")? != 0,
         state: parsed(row, "state")?,
         created_unix_s: number(row, "created_unix_s")?,
     })
@@ -224,16 +206,5 @@ fn release_row(row: &SqliteRow) -> sqlx::Result<ReleaseRecord> {
         bytes: number(row, "bytes")?,
         unix_ms: number(row, "unix_ms")?,
         document: parsed(row, "document")?,
-    })
-}
-
-fn evaluation_row(row: &SqliteRow) -> sqlx::Result<EvaluationRecord> {
-    Ok(EvaluationRecord {
-        job: parsed(row, "job")?,
-        round: Round(number(row, "round")?),
-        evaluator: parsed(row, "evaluator")?,
-        model: parsed(row, "model")?,
-        document: parsed(row, "document")?,
-        unix_ms: number(row, "unix_ms")?,
     })
 }

@@ -10,7 +10,10 @@ use crate::error::StoreError;
 use undertone_core::digest::Digest;
 
 /// All migrations; the first has number 1.
-pub(super) const MIGRATIONS: &[&str] = &[include_str!("../../migrations/sqlite/0001_start.sql")];
+pub(super) const MIGRATIONS: &[&str] = &[
+    include_str!("../../migrations/sqlite/0001_start.sql"),
+    include_str!("../../migrations/sqlite/0002_ended.sql"),
+];
 
 const VERSIONS: &str = "CREATE TABLE schema_versions (
     number INTEGER NOT NULL PRIMARY KEY,

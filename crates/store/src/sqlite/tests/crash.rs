@@ -21,7 +21,7 @@ async fn a_log_torn_anywhere_leaves_whole_steps() {
     let live = TempDir::new().unwrap();
     let store = open(&live).await;
     let id = job("a").id;
-    store.insert_job(job("a")).await.unwrap();
+    store.insert_job(job("a"), vec![]).await.unwrap();
     let wal = |folder: &TempDir| folder.path().join("state.db-wal");
     // Where the log ends after each step: all that is acknowledged lies before it.
     let mut ends = Vec::new();
@@ -56,7 +56,7 @@ async fn a_caller_that_goes_away_leaves_a_whole_step_or_none() {
     let folder = TempDir::new().unwrap();
     let store = open(&folder).await;
     let id = job("a").id;
-    store.insert_job(job("a")).await.unwrap();
+    store.insert_job(job("a"), vec![]).await.unwrap();
     let (mut dropped, mut version) = (0, 1);
     for n in 0..120 {
         let mut step = full_step(&id, version);

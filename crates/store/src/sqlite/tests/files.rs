@@ -14,7 +14,13 @@ use undertone_core::digest::Digest;
 #[test]
 fn merged_migrations_are_frozen() {
     let digests: Vec<_> = MIGRATIONS.iter().map(|text| Digest::of(text.as_bytes()).to_string()).collect();
-    assert_eq!(digests, ["01464825ec07b3d2d59c8f91d4f4080b1603b50bbcaae0b8aaa8c1bc835cb124"]);
+    assert_eq!(
+        digests,
+        [
+            "01464825ec07b3d2d59c8f91d4f4080b1603b50bbcaae0b8aaa8c1bc835cb124",
+            "688cc7d1226807816b359d77e726ab113f4a14411e1b38b92cd99d6c00a35fe7",
+        ]
+    );
 }
 
 #[tokio::test]
@@ -23,7 +29,7 @@ async fn reopened_it_knows_everything() {
     let store = open(&folder).await;
     store.create_token(token("t", 1)).await.unwrap();
     let client = store.enrol(secret("t"), 1_500, joins("a", "a")).await.unwrap();
-    store.insert_job(job("a")).await.unwrap();
+    store.insert_job(job("a"), vec![]).await.unwrap();
     store.commit(full_step(&job("a").id, 1)).await.unwrap();
     let before = (store.jobs().await.unwrap(), store.list_tokens().await.unwrap());
     store.close().await;
@@ -42,7 +48,7 @@ async fn nobody_else_may_read_it() {
     let folder = TempDir::new().unwrap();
     let mode = |name: &str| std::fs::metadata(folder.path().join(name)).unwrap().permissions().mode() & 0o777;
     let store = open(&folder).await;
-    store.insert_job(job("a")).await.unwrap();
+    store.insert_job(job("a"), vec![]).await.unwrap();
     for name in ["state.db", "state.db-wal", "state.db-shm"] {
         assert_eq!(mode(name), 0o600, "{name}");
     }
@@ -58,7 +64,7 @@ async fn two_programs_may_write_at_once() {
     let folder = TempDir::new().unwrap();
     let stores = [Arc::new(open(&folder).await), Arc::new(open(&folder).await)];
     let id = job("a").id;
-    stores[0].insert_job(job("a")).await.unwrap();
+    stores[0].insert_job(job("a"), vec![]).await.unwrap();
     let programs = stores.clone().map(|store| {
         tokio::spawn(async move {
             let id = job("a").id;
@@ -87,7 +93,7 @@ async fn a_full_disk_is_told_and_got_over() {
     let folder = TempDir::new().unwrap();
     let store = open(&folder).await;
     let id = job("a").id;
-    store.insert_job(job("a")).await.unwrap();
+    store.insert_job(job("a"), vec![]).await.unwrap();
     // SQLite's own way to be full. The limit is the connection's, so the next connection is free of it again,
     // as after space was freed.
     let mut write = store.writer.begin().await.unwrap();
@@ -115,8 +121,33 @@ async fn a_write_that_is_not_permitted_is_told() {
     let mut write = store.writer.begin().await.unwrap();
     let outcome = write.sql().execute(sqlx::query("PRAGMA query_only = ON")).await;
     write.finish(outcome).await.unwrap();
-    let refused = store.insert_job(job("a")).await;
+    let refused = store.insert_job(job("a"), vec![]).await;
     assert!(matches!(&refused, Err(StoreError::NotWritable { .. })), "{refused:?}");
+}
+
+#[tokio::test]
+async fn a_file_of_the_first_schema_is_brought_up_to_date() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("state.db");
+    let options = SqliteConnectOptions::new().filename(&path).create_if_missing(true);
+    let writer = Writer::new(options, "old");
+    let mut write = writer.begin().await.unwrap();
+    let outcome = schema::apply(&mut write.sql(), "old", &MIGRATIONS[..1]).await;
+    write.finish(outcome).await.unwrap();
+    for (id, status) in [("a", "completed"), ("b", "collecting"), ("c", "budget-spent")] {
+        let mut write = writer.begin().await.unwrap();
+        let insert = sqlx::query("INSERT INTO jobs VALUES (?, '{}', ?, 1, ?, '{}', 7)");
+        let digest = Digest::of(b"{}").to_string();
+        let outcome = write.sql().execute(insert.bind(id).bind(digest).bind(status)).await;
+        write.finish(outcome).await.unwrap();
+    }
+    writer.close().await;
+
+    let store = open(&folder).await;
+    let open: Vec<_> = store.open_jobs().await.unwrap().into_iter().map(|j| j.id.to_string()).collect();
+    assert_eq!(open, ["b"]);
+    assert_eq!(store.jobs().await.unwrap().len(), 3);
+    store.insert_job(job("d"), vec![]).await.unwrap();
 }
 
 /// Opens `path` and expects an error.
@@ -152,7 +183,7 @@ async fn what_is_no_store_is_refused() {
 async fn a_value_that_no_store_wrote_is_told() {
     let folder = TempDir::new().unwrap();
     let store = open(&folder).await;
-    store.insert_job(job("a")).await.unwrap();
+    store.insert_job(job("a"), vec![]).await.unwrap();
     let mut write = store.writer.begin().await.unwrap();
     let outcome = write.sql().execute(sqlx::query("UPDATE jobs SET document_digest = 'abc'")).await;
     write.finish(outcome).await.unwrap();
@@ -183,7 +214,7 @@ async fn schemas_only_go_forward_and_by_one_way() {
     write.finish(outcome).await.expect("applied already");
 
     let mut write = store.writer.begin().await.unwrap();
-    let outcome = schema::apply(&mut write.sql(), "here", &[MIGRATIONS[0], "SELECT 1"]).await;
+    let outcome = schema::apply(&mut write.sql(), "here", &[MIGRATIONS[0], "SELECT 1", "SELECT 2"]).await;
     let error = write.finish(outcome).await.unwrap_err();
     assert!(matches!(error, StoreError::OtherSchema { number: 2, .. }), "{error:?}");
     store.close().await;

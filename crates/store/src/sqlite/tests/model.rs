@@ -2,12 +2,10 @@
 
 use super::open;
 use crate::contract::{attempt, client_id, event, full_step, job, joins, release, secret, token, upload};
-use crate::records::{EvaluationRecord, LedgerRow, TokenRecord, Transition};
+use crate::records::{LedgerRow, TokenRecord, Transition};
 use crate::{MemoryStore, Store};
 use proptest::prelude::*;
 use tempfile::TempDir;
-use undertone_core::digest::Digest;
-use undertone_core::id::Round;
 
 /// Small ranges, so that operations meet.
 #[derive(Debug, Clone)]
@@ -18,12 +16,11 @@ enum Operation {
     Touch { client: u8, now: u64 },
     InsertJob { job: u8 },
     Commit { job: u8, behind: u64, events: u8, seq: u64, round: u32, client: u8, blob: u8, model: Option<u8> },
-    Evaluate { job: u8, round: u32, client: u8, document: u8 },
     Restart,
 }
 
 fn operation() -> impl Strategy<Value = Operation> {
-    use Operation::{Commit, CreateToken, DeleteToken, Enrol, Evaluate, InsertJob, Restart, Touch};
+    use Operation::{Commit, CreateToken, DeleteToken, Enrol, InsertJob, Restart, Touch};
     let few = || 0..3_u8;
     prop_oneof![
         2 => (few(), 0..3_u32, any::<bool>()).prop_map(|(token, uses, named)| CreateToken { token, uses, named }),
@@ -37,8 +34,6 @@ fn operation() -> impl Strategy<Value = Operation> {
                 Commit { job, behind, events, seq, round, client, blob, model }
             }
         ),
-        1 => (few(), 1..3_u32, few(), few())
-            .prop_map(|(job, round, client, document)| Evaluate { job, round, client, document }),
         1 => Just(Restart),
     ]
 }
@@ -60,7 +55,7 @@ async fn apply(store: &dyn Store, operation: &Operation) -> String {
         Operation::Touch { client, now } => {
             format!("{:?}", store.touch_client(&client_id(&name(client)), *now).await)
         }
-        Operation::InsertJob { job: n } => format!("{:?}", store.insert_job(job(&name(n))).await),
+        Operation::InsertJob { job: n } => format!("{:?}", store.insert_job(job(&name(n)), vec![]).await),
         Operation::Commit { job: n, behind, events, seq, round, client, blob, model } => {
             let id = job(&name(n)).id;
             let version = store.job(&id).await.unwrap().map_or(1, |j| j.version);
@@ -70,20 +65,10 @@ async fn apply(store: &dyn Store, operation: &Operation) -> String {
                 ledger: vec![LedgerRow { seq: *seq, document: format!("at {version}") }],
                 uploads: vec![upload(&key, &name(client), &name(blob))],
                 release: model.map(|m| release(&key, &name(&m))),
+                ended: *events == 2,
                 ..full_step(&id, version.saturating_sub(*behind))
             };
             format!("{:?}", store.commit(step).await)
-        }
-        Operation::Evaluate { job: n, round, client, document } => {
-            let evaluation = EvaluationRecord {
-                job: job(&name(n)).id,
-                round: Round(*round),
-                evaluator: client_id(&name(client)),
-                model: Digest::of(b"model"),
-                document: name(document),
-                unix_ms: 1,
-            };
-            format!("{:?}", store.record_evaluation(evaluation).await)
         }
         Operation::Restart => String::new(),
     }
@@ -92,10 +77,10 @@ async fn apply(store: &dyn Store, operation: &Operation) -> String {
 /// Everything that can be read.
 async fn everything(store: &dyn Store) -> String {
     let mut all = format!("{:?}\n{:?}\n", store.list_tokens().await, store.clients().await);
+    all += &format!("{:?}\n", store.open_jobs().await);
     for job in store.jobs().await.unwrap() {
         all += &format!("{job:?}\n{:?}\n", store.events(&job.id, 0, u32::MAX).await);
         all += &format!("{:?}\n{:?}\n", store.ledger(&job.id).await, store.releases(&job.id).await);
-        all += &format!("{:?}\n", store.evaluations(&job.id).await);
         for round in 1..3 {
             all += &format!("{:?}\n", store.uploads(&attempt(&job.id, round)).await);
         }

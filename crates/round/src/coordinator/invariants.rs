@@ -1,0 +1,137 @@
+//! What no step may break, as predicates with names. Tests check every step they make; the daemon checks every step
+//! before it is saved, and stops a job rather than break one.
+//!
+//! | name | design |
+//! |---|---|
+//! | [`BudgetBeforeOffers`](Invariant::BudgetBeforeOffers), [`WithinBudget`](Invariant::WithinBudget) | budget before noise |
+//! | [`CountsOnce`](Invariant::CountsOnce) | every accepted update counts exactly once |
+//! | [`OneDraw`](Invariant::OneDraw), [`CommittedBeforePublished`](Invariant::CommittedBeforePublished) | noise before release; never two draws |
+//! | [`LedgerOnlyGrows`](Invariant::LedgerOnlyGrows) | what is reserved stays spent |
+//! | [`RoundsInOrder`](Invariant::RoundsInOrder), [`EndIsFinal`](Invariant::EndIsFinal) | one release a round, none after the end |
+
+use super::{Context, Effect, JobState, Phase, Standing, Step, Update};
+use std::collections::BTreeSet;
+use undertone_core::id::AttemptKey;
+use undertone_privacy::contract::Unit;
+use undertone_privacy::ledger::{EntryState, LedgerEntry};
+
+/// The names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Invariant {
+    /// No client is asked in an attempt that has no reserved ledger entry.
+    BudgetBeforeOffers,
+    /// No ledger entry brings ε above the budget.
+    WithinBudget,
+    /// What is summed are updates that count, one of each client.
+    CountsOnce,
+    /// Where the coordinator draws noise, it does so once over the updates of an attempt.
+    OneDraw,
+    /// What is published is what the ledger committed to.
+    CommittedBeforePublished,
+    /// Ledger entries are added or move forward; none is rewritten.
+    LedgerOnlyGrows,
+    /// The model changes with the release of the next round and at no other time.
+    RoundsInOrder,
+    /// An ended job stays as it is.
+    EndIsFinal,
+}
+
+/// A step that must not be made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "a step of the job would break the invariant {0:?}: this is a bug; the job stands still so that nothing is lost"
+)]
+pub struct Broken(pub Invariant);
+
+/// Checks a step before it is made durable.
+///
+/// # Errors
+/// [`Broken`] with the first invariant that does not hold.
+pub fn check(before: &JobState, step: &Step, ctx: &Context<'_>) -> Result<(), Broken> {
+    let checks: [(Invariant, bool); 8] = [
+        (Invariant::BudgetBeforeOffers, budget_before_offers(step, ctx)),
+        (Invariant::WithinBudget, within_budget(step, ctx)),
+        (Invariant::CountsOnce, counts_once(before, step)),
+        (Invariant::OneDraw, one_draw(before, step, ctx)),
+        (Invariant::CommittedBeforePublished, committed_before_published(step, ctx)),
+        (Invariant::LedgerOnlyGrows, ledger_only_grows(step, ctx)),
+        (Invariant::RoundsInOrder, rounds_in_order(before, step)),
+        (Invariant::EndIsFinal, !before.is_over() || step.next == *before),
+    ];
+    checks.into_iter().find(|(_, holds)| !holds).map_or(Ok(()), |(name, _)| Err(Broken(name)))
+}
+
+/// The entry of an attempt as it will be after the step.
+fn entry<'a>(step: &'a Step, ctx: &'a Context<'_>, key: &AttemptKey) -> Option<&'a LedgerEntry> {
+    step.ledger.iter().rev().find(|e| e.key == *key).or_else(|| ctx.ledger.entry(key))
+}
+
+fn budget_before_offers(step: &Step, ctx: &Context<'_>) -> bool {
+    // A cohort is asked in one attempt: one look is enough for all its offers.
+    let mut asked: Option<&AttemptKey> = None;
+    step.effects.iter().all(|effect| match effect {
+        Effect::Offer { key, .. } if asked == Some(key) => true,
+        Effect::Offer { key, .. } => {
+            asked = Some(key);
+            entry(step, ctx, key).is_some_and(|e| e.state == EntryState::Reserved)
+        }
+        _ => true,
+    })
+}
+
+fn within_budget(step: &Step, ctx: &Context<'_>) -> bool {
+    let Some(budget) = ctx.job.contract().budget_epsilon() else { return true };
+    step.ledger.iter().all(|e| e.epsilon_after.is_some_and(|epsilon| epsilon <= budget))
+}
+
+fn counts_once(before: &JobState, step: &Step) -> bool {
+    let released = step.effects.iter().find_map(|e| match e {
+        Effect::Release { updates, .. } => Some(updates),
+        _ => None,
+    });
+    let Some(updates) = released else { return true };
+    let counted = |update: &Update| match &before.phase {
+        Phase::Collecting(p) => {
+            let kept = p.members.get(&update.client).map(|m| &m.standing);
+            kept.is_some_and(|s| matches!(s, Standing::Received(u) if u == update))
+                || step.accepted.as_ref().is_some_and(|(_, u)| u == update)
+        }
+        Phase::Releasing(p) => p.updates.contains(update),
+        _ => false,
+    };
+    let clients: BTreeSet<_> = updates.iter().map(|u| &u.client).collect();
+    clients.len() == updates.len() && updates.iter().all(counted)
+}
+
+fn one_draw(before: &JobState, step: &Step, ctx: &Context<'_>) -> bool {
+    let draws = step.effects.iter().any(|e| matches!(e, Effect::Release { .. }));
+    !(draws && ctx.job.contract().unit() == Unit::Client && matches!(before.phase, Phase::Releasing(_)))
+}
+
+fn committed_before_published(step: &Step, ctx: &Context<'_>) -> bool {
+    step.effects.iter().all(|effect| match effect {
+        Effect::Publish { key, model } => entry(step, ctx, key).is_some_and(|e| match e.state {
+            EntryState::Committed { output } | EntryState::Published { output } => output == model.digest,
+            _ => false,
+        }),
+        _ => true,
+    })
+}
+
+fn ledger_only_grows(step: &Step, ctx: &Context<'_>) -> bool {
+    step.ledger.is_empty() || {
+        let mut ledger = ctx.ledger.clone();
+        step.ledger.iter().all(|e| ledger.apply(e.clone()).is_ok())
+    }
+}
+
+fn rounds_in_order(before: &JobState, step: &Step) -> bool {
+    if step.next.released == before.released {
+        return step.next.model == before.model;
+    }
+    let published = step.ledger.iter().any(|e| {
+        e.key.round.0 == step.next.released
+            && e.state == EntryState::Published { output: step.next.model.digest }
+    });
+    step.next.released == before.released + 1 && published
+}

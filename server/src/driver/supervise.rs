@@ -1,0 +1,164 @@
+//! Keeping a driver alive: it is begun again from what is durable when it broke or its picture is stale.
+
+use super::{Command, Driver, FIRST_PAUSE, Handle, LoadedJob, QUEUE, Snapshot, Stop, load};
+use crate::coordinator::Shared;
+use bytes::Bytes;
+use rand::SeedableRng as _;
+use rand_chacha::ChaCha20Rng;
+use std::sync::{Arc, Mutex};
+use tokio::sync::{Mutex as AsyncMutex, mpsc, watch};
+use undertone::{ApiError, Fault};
+use undertone_core::id::JobId;
+use undertone_round::job::Job;
+
+/// A job under supervision.
+struct Supervised {
+    id: JobId,
+    job: Arc<Job>,
+    document: Bytes,
+    shared: Arc<Shared>,
+    own: mpsc::WeakSender<Command>,
+    /// Outlives a driver that breaks.
+    inputs: Arc<AsyncMutex<mpsc::Receiver<Command>>>,
+    snapshot: watch::Sender<Snapshot>,
+}
+
+/// Starts a job's driver.
+pub(crate) fn start(loaded: LoadedJob, shared: Arc<Shared>, recovered: bool) -> Handle {
+    let (inputs, receiver) = mpsc::channel(QUEUE);
+    let job = loaded.job.clone();
+    let document = Bytes::from(job.spec().to_document());
+    let created_unix_s = loaded.created_unix_s;
+    let first = Snapshot {
+        state: Arc::new(loaded.state.clone()),
+        epsilon: loaded.ledger.spent(job.contract()),
+        attempts: loaded.ledger.entries().len() as u32,
+        halted: None,
+    };
+    let (snapshot, watcher) = watch::channel(first);
+    let supervised = Supervised {
+        id: loaded.id.clone(),
+        job: job.clone(),
+        document: document.clone(),
+        shared,
+        own: inputs.downgrade(),
+        inputs: Arc::new(AsyncMutex::new(receiver)),
+        snapshot,
+    };
+    let task = tokio::spawn(supervised.run(loaded, recovered));
+    let task = Arc::new(Mutex::new(Some(task)));
+    Handle { job, document, created_unix_s, inputs, snapshot: watcher, task }
+}
+
+impl Supervised {
+    #[tracing::instrument(name = "job", skip_all, fields(job = %self.id))]
+    async fn run(self, mut loaded: LoadedJob, mut recovered: bool) {
+        let mut pause = FIRST_PAUSE;
+        let halted = loop {
+            let begun = tokio::time::Instant::now();
+            match self.drive(loaded, recovered).await {
+                Stop::Done => break None,
+                Stop::Halt(reason) => break Some(reason),
+                Stop::Stale(reason) => {
+                    tracing::error!(
+                        reason,
+                        "the job's driver stopped; it is begun again from what is stored"
+                    );
+                }
+            }
+            if begun.elapsed() > super::LAST_PAUSE {
+                pause = FIRST_PAUSE;
+            }
+            recovered = true;
+            loaded = match self.reload(&mut pause).await {
+                Ok(loaded) => loaded,
+                Err(stop) => break stop,
+            };
+        };
+        if let Some(reason) = halted {
+            tracing::error!(reason, "the job stands still until its operator mends this");
+            self.snapshot.send_modify(|s| s.halted = Some(reason));
+        }
+        self.answer_late_inputs().await;
+        if self.snapshot.borrow().state.is_over() {
+            self.shared.forget_job(&self.id);
+        }
+    }
+
+    /// Runs a driver in a task of its own, so that its panic ends it alone.
+    async fn drive(&self, loaded: LoadedJob, recovered: bool) -> Stop {
+        let mut seed = [0u8; 32];
+        if let Err(e) = getrandom::fill(&mut seed) {
+            return Stop::Stale(format!("the operating system gave no randomness: {e}"));
+        }
+        let mut driver = Driver {
+            id: self.id.clone(),
+            job: self.job.clone(),
+            document: self.document.clone(),
+            state: Arc::new(loaded.state),
+            version: loaded.version,
+            ledger: loaded.ledger,
+            shared: self.shared.clone(),
+            rng: ChaCha20Rng::from_seed(seed),
+            own: self.own.clone(),
+            snapshot: self.snapshot.clone(),
+        };
+        // Before the first look at who is there: no session can slip between.
+        let mut changes = self.shared.sessions.subscribe();
+        let inputs = self.inputs.clone();
+        let work = async move { driver.run(&mut *inputs.lock().await, &mut changes, recovered).await };
+        let task = tokio::spawn(tracing::Instrument::in_current_span(work));
+        task.await.unwrap_or_else(|e| Stop::Stale(format!("it broke: {e}")))
+    }
+
+    /// Reads the job again, however long the store takes. `Err`: stop, with the reason if it is not a shutdown.
+    async fn reload(&self, pause: &mut std::time::Duration) -> Result<LoadedJob, Option<String>> {
+        loop {
+            self.shared.wait_or_stop(pause).await.map_err(|()| None)?;
+            let record = match self.shared.store.job(&self.id).await {
+                Ok(Some(record)) => record,
+                Ok(None) => return Err(Some("it is gone from the store".into())),
+                Err(e) => {
+                    tracing::error!(error = %e, "cannot read the job; trying again");
+                    continue;
+                }
+            };
+            match load(&*self.shared.store, record).await {
+                Ok(loaded) => return Ok(loaded),
+                Err(super::JobRecordError::Store(e)) => {
+                    tracing::error!(error = %e, "cannot read the job; trying again");
+                }
+                Err(e) => return Err(Some(e.to_string())),
+            }
+        }
+    }
+
+    /// Late inputs are answered, not left hanging.
+    async fn answer_late_inputs(&self) {
+        let mut inputs = self.inputs.lock().await;
+        let stands_still = {
+            let snapshot = self.snapshot.borrow();
+            !snapshot.state.is_over() && snapshot.halted.is_some()
+        };
+        if !stands_still {
+            inputs.close();
+        }
+        loop {
+            let command = tokio::select! {
+                command = inputs.recv() => command,
+                () = self.shared.stopping(), if stands_still => None,
+            };
+            let Some(command) = command else { return };
+            let Some(reply) = command.reply else { continue };
+            let snapshot = self.snapshot.borrow().clone();
+            let refusal = match &snapshot.halted {
+                _ if snapshot.state.is_over() => {
+                    ApiError::new(Fault::NotNow, format!("the job has ended ({})", snapshot.state.status()))
+                }
+                Some(reason) => ApiError::new(Fault::NotNow, format!("the job stands still: {reason}")),
+                None => ApiError::new(Fault::Unavailable, "the coordinator is shutting down"),
+            };
+            let _ = reply.send(Err(refusal));
+        }
+    }
+}

@@ -1,0 +1,24 @@
+//! Sweeping at a start: blobs that a crash left and that nothing refers to.
+
+use std::collections::HashSet;
+use undertone_core::digest::Digest;
+use undertone_store::{Blobs, Store};
+
+/// Deletes every blob but the released models and those that open jobs `need`. Only while nothing else writes: one
+/// coordinator holds a folder, and this runs before it takes calls.
+pub(crate) async fn sweep(
+    store: &dyn Store,
+    blobs: &dyn Blobs,
+    need: impl IntoIterator<Item = Digest>,
+) -> Result<usize, String> {
+    let mut kept: HashSet<Digest> = need.into_iter().collect();
+    kept.extend(store.released_models().await.map_err(|e| e.to_string())?);
+    let mut swept = 0;
+    for digest in blobs.list().await.map_err(|e| e.to_string())? {
+        if !kept.contains(&digest) {
+            blobs.delete(&digest).await.map_err(|e| e.to_string())?;
+            swept += 1;
+        }
+    }
+    Ok(swept)
+}

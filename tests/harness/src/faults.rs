@@ -1,0 +1,206 @@
+//! Storage that fails when a test says so, around a real one.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use tokio::io::AsyncRead;
+use undertone_core::digest::Digest;
+use undertone_core::id::{AttemptKey, ClientId, JobId};
+use undertone_store::{
+    BlobError, BlobWriter, Blobs, ClientRecord, CommitError, EnrolError, EnrolRequest, EventRecord,
+    JobRecord, LedgerRow, MemoryBlobs, MemoryStore, NewEvent, ReleaseRecord, Store, StoreError, TokenRecord,
+    Transition, UploadRecord,
+};
+
+/// A store and blobs in memory that outlive coordinators, and the switches of their faults.
+///
+/// ```no_run
+/// # use undertone_harness::{Deployment, FaultyStorage};
+/// # async fn test() {
+/// let storage = FaultyStorage::new();
+/// let mut deployment = Deployment::start_on(&storage).await;
+/// storage.fail_steps(true); // the disk is full: jobs stand still
+/// storage.fail_steps(false); // and go on
+/// # }
+/// ```
+#[derive(Debug, Clone)]
+pub struct FaultyStorage {
+    store: Arc<MemoryStore>,
+    blobs: Arc<MemoryBlobs>,
+    faults: Arc<Faults>,
+}
+
+#[derive(Debug, Default)]
+struct Faults {
+    steps: AtomicBool,
+    answers: AtomicU32,
+    blob_writes: AtomicBool,
+    blob_reads: AtomicBool,
+    hits: AtomicU32,
+}
+
+impl Default for FaultyStorage {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl FaultyStorage {
+    /// Empty, and sound for now.
+    pub fn new() -> Self {
+        Self {
+            store: Arc::new(MemoryStore::new()),
+            blobs: Arc::new(MemoryBlobs::new()),
+            faults: Arc::default(),
+        }
+    }
+
+    /// From now on no step of a job can be saved (or can again).
+    pub fn fail_steps(&self, on: bool) {
+        self.faults.steps.store(on, Ordering::SeqCst);
+    }
+
+    /// The next `n` steps are saved and reported as failed.
+    pub fn lose_answers(&self, n: u32) {
+        self.faults.answers.store(n, Ordering::SeqCst);
+    }
+
+    /// From now on no blob can be written (or can again).
+    pub fn fail_blob_writes(&self, on: bool) {
+        self.faults.blob_writes.store(on, Ordering::SeqCst);
+    }
+
+    /// From now on no blob can be read (or can again).
+    pub fn fail_blob_reads(&self, on: bool) {
+        self.faults.blob_reads.store(on, Ordering::SeqCst);
+    }
+
+    /// How many calls were failed so far.
+    pub fn hits(&self) -> u32 {
+        self.faults.hits.load(Ordering::SeqCst)
+    }
+
+    /// The store without its faults.
+    pub fn store(&self) -> &MemoryStore {
+        &self.store
+    }
+
+    /// The blobs without their faults.
+    pub fn blobs(&self) -> &MemoryBlobs {
+        &self.blobs
+    }
+}
+
+impl Faults {
+    fn hit(&self, switch: &AtomicBool) -> bool {
+        let on = switch.load(Ordering::SeqCst);
+        if on {
+            self.hits.fetch_add(1, Ordering::SeqCst);
+        }
+        on
+    }
+}
+
+fn disk() -> std::io::Error {
+    std::io::Error::from(std::io::ErrorKind::StorageFull)
+}
+
+#[async_trait::async_trait]
+impl Store for FaultyStorage {
+    async fn create_token(&self, token: TokenRecord) -> Result<(), StoreError> {
+        self.store.create_token(token).await
+    }
+    async fn list_tokens(&self) -> Result<Vec<TokenRecord>, StoreError> {
+        self.store.list_tokens().await
+    }
+    async fn delete_token(&self, id: &str) -> Result<bool, StoreError> {
+        self.store.delete_token(id).await
+    }
+    async fn enrol(
+        &self,
+        secret: Digest,
+        now: u64,
+        request: EnrolRequest,
+    ) -> Result<ClientRecord, EnrolError> {
+        self.store.enrol(secret, now, request).await
+    }
+    async fn client(&self, id: &ClientId) -> Result<Option<ClientRecord>, StoreError> {
+        self.store.client(id).await
+    }
+    async fn clients(&self) -> Result<Vec<ClientRecord>, StoreError> {
+        self.store.clients().await
+    }
+    async fn touch_client(&self, id: &ClientId, now_unix_s: u64) -> Result<bool, StoreError> {
+        self.store.touch_client(id, now_unix_s).await
+    }
+    async fn insert_job(&self, job: JobRecord, events: Vec<NewEvent>) -> Result<(), StoreError> {
+        self.store.insert_job(job, events).await
+    }
+    async fn job(&self, id: &JobId) -> Result<Option<JobRecord>, StoreError> {
+        self.store.job(id).await
+    }
+    async fn jobs(&self) -> Result<Vec<JobRecord>, StoreError> {
+        self.store.jobs().await
+    }
+    async fn open_jobs(&self) -> Result<Vec<JobRecord>, StoreError> {
+        self.store.open_jobs().await
+    }
+    async fn commit(&self, transition: Transition) -> Result<u64, CommitError> {
+        let full = || CommitError::Store(StoreError::Full { at: "the test".into() });
+        if self.faults.hit(&self.faults.steps) {
+            return Err(full());
+        }
+        let version = self.store.commit(transition).await?;
+        let lost = self.faults.answers.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1));
+        if lost.is_ok() {
+            self.faults.hits.fetch_add(1, Ordering::SeqCst);
+            return Err(full());
+        }
+        Ok(version)
+    }
+    async fn events(&self, job: &JobId, after_seq: u64, limit: u32) -> Result<Vec<EventRecord>, StoreError> {
+        self.store.events(job, after_seq, limit).await
+    }
+    async fn ledger(&self, job: &JobId) -> Result<Vec<LedgerRow>, StoreError> {
+        self.store.ledger(job).await
+    }
+    async fn uploads(&self, key: &AttemptKey) -> Result<Vec<UploadRecord>, StoreError> {
+        self.store.uploads(key).await
+    }
+    async fn releases(&self, job: &JobId) -> Result<Vec<ReleaseRecord>, StoreError> {
+        self.store.releases(job).await
+    }
+    async fn released_models(&self) -> Result<Vec<Digest>, StoreError> {
+        self.store.released_models().await
+    }
+    /// The state outlives the coordinator, as a disk does.
+    async fn close(&self) {}
+}
+
+#[async_trait::async_trait]
+impl Blobs for FaultyStorage {
+    async fn writer(&self) -> Result<Box<dyn BlobWriter>, BlobError> {
+        if self.faults.hit(&self.faults.blob_writes) {
+            return Err(BlobError::from(disk()));
+        }
+        self.blobs.writer().await
+    }
+    async fn open(
+        &self,
+        digest: &Digest,
+        offset: u64,
+    ) -> Result<Box<dyn AsyncRead + Send + Unpin>, BlobError> {
+        if self.faults.hit(&self.faults.blob_reads) {
+            return Err(BlobError::from(disk()));
+        }
+        self.blobs.open(digest, offset).await
+    }
+    async fn len(&self, digest: &Digest) -> Result<u64, BlobError> {
+        self.blobs.len(digest).await
+    }
+    async fn delete(&self, digest: &Digest) -> Result<(), BlobError> {
+        self.blobs.delete(digest).await
+    }
+    async fn list(&self) -> Result<Vec<Digest>, BlobError> {
+        self.blobs.list().await
+    }
+}
