@@ -18,6 +18,7 @@ fn job(id: &str, status: &str) -> v1::JobSummary {
         created_unix_s: 1_700_000_000,
         epsilon_spent: Some(1.25),
         epsilon_budget: Some(10.0),
+        problem: String::new(),
         delta: Some(1e-3),
     }
 }

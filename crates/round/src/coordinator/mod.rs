@@ -399,6 +399,15 @@ fn phase_step(state: &JobState, input: Input, ctx: &mut Context<'_>) -> Result<O
     if let Input::Cancel { by, reason } = input {
         return cancel(state, by, reason, ctx);
     }
+    // Nobody is asked in these phases: whatever speaks of an attempt speaks of one that is over.
+    if let Phase::Offering(_) | Phase::Closing(_) = &state.phase
+        && let Input::Answer { key, .. }
+        | Input::Failure { key, .. }
+        | Input::Update { key, .. }
+        | Input::BadUpdate { key, .. } = &input
+    {
+        return Err(Refusal(format!("{key} is over, or was never asked")));
+    }
     match &state.phase {
         Phase::Offering(p) => Ok(p.step(state, &input, ctx)),
         Phase::Collecting(p) => p.step(state, input, ctx),

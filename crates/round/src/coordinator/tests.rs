@@ -332,6 +332,21 @@ fn an_update_counts_once_and_another_is_refused() {
 }
 
 #[test]
+fn between_rounds_no_update_is_acknowledged() {
+    let mut w = World::new(NONE);
+    w.enrol_evaluator();
+    let early = w.update("a", 1, 1);
+    assert!(w.feed(early).unwrap_err().0.contains("never asked"));
+    w.round(1);
+    assert_eq!(w.state.status(), "waiting");
+    let late = w.update("a", 1, 1);
+    assert!(w.feed(late.clone()).unwrap_err().0.contains("is over"));
+    w.round(2);
+    assert_eq!(w.state.status(), "closing");
+    assert!(w.feed(late).unwrap_err().0.contains("is over"));
+}
+
+#[test]
 fn the_round_goes_on_without_a_client_that_declines_fails_or_leaves() {
     let mut w = World::new(NONE);
     w.feed(Input::Sessions).unwrap();

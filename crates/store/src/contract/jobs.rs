@@ -1,6 +1,6 @@
 //! Jobs and their steps.
 
-use super::{attempt, client_id, event, full_step, job, release, upload};
+use super::{attempt, event, full_step, job, release, upload};
 use crate::records::{EventRecord, JobRecord, LedgerRow, MAX_NUMBER, NewEvent, Transition};
 use crate::{CommitError, Store, StoreError};
 use std::sync::Arc;
