@@ -69,6 +69,9 @@ enum Command {
     /// Invite participants with join tokens
     #[command(subcommand)]
     Token(command::token::Command),
+    /// See, check and export the privacy ledger
+    #[command(subcommand)]
+    Ledger(command::ledger::Command),
     /// Run a whole deployment on this machine, with real processes and real data
     Demo(demo::Arguments),
     /// Runs a program that dies with the process `parent` (the demo starts its processes this way)
@@ -88,6 +91,7 @@ async fn main() -> ExitCode {
         Command::Model(command) => command.run(&operator).await,
         Command::Client(command) => command.run(&operator).await,
         Command::Token(command) => command.run(&operator).await,
+        Command::Ledger(command) => command.run(&operator).await,
         Command::Demo(arguments) => arguments.run(screen).await,
         Command::RunBelow(command) => Err(command.run()),
     };

@@ -137,30 +137,7 @@ impl Submission {
         let sampling =
             contract.sampling_rate().map(|q| format!(", sampling rate {}", given(q))).unwrap_or_default();
         lines.push(format!("noise multiplier {}, clip norm {}{sampling}", figure(noise), given(clip)));
-        if planned > budget {
-            lines.push(format!(
-                "note: the budget ends the job after {} of {rounds} rounds",
-                self.affordable()
-            ));
-        }
         lines
-    }
-
-    /// Rounds that the budget covers if no attempt fails.
-    fn affordable(&self) -> u32 {
-        let contract = self.job.contract();
-        let fits = |n: u32| contract.epsilon_after(n) <= contract.budget_epsilon();
-        // ε grows with every attempt: halve the interval in which the last affordable one lies.
-        let (mut low, mut high) = (0, self.job.spec().rounds);
-        while low < high {
-            let middle = low + (high - low).div_ceil(2);
-            if fits(middle) {
-                low = middle;
-            } else {
-                high = middle - 1;
-            }
-        }
-        low
     }
 
     /// What was submitted, for programs.
@@ -250,13 +227,8 @@ columns = [{ name = "x", kind = "number", range = [0, 1] }]
     #[test]
     fn a_budget_that_is_too_small_is_noticed() {
         let tight = JOB.replace("target_epsilon = 5.0", "noise_multiplier = 0.8");
-        let submission = read(&tight).unwrap();
-        let n = submission.affordable();
-        let contract = submission.job.contract();
-        assert!(contract.epsilon_after(n).unwrap() <= 10.0 && contract.epsilon_after(n + 1).unwrap() > 10.0);
-        assert!(n < 20);
-        let said = submission.describe("x", Paint::default()).pop().unwrap();
-        assert!(said.contains(&format!("after {n} of 20 rounds")), "{said}");
+        let e = read(&tight).unwrap_err().to_string();
+        assert!(e.contains("[privacy] 20 rounds") && e.contains("rounds would fit"), "{e}");
     }
 
     #[test]

@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::process::Command;
 
-const COMMANDS: [&str; 17] = [
+const COMMANDS: [&str; 21] = [
     "",
     "job",
     "job submit",
@@ -20,6 +20,10 @@ const COMMANDS: [&str; 17] = [
     "token create",
     "token list",
     "token revoke",
+    "ledger",
+    "ledger show",
+    "ledger verify",
+    "ledger export",
     "demo",
     "nonsense",
 ];

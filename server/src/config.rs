@@ -5,9 +5,10 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use undertone_core::config::{ConfigError, parse_toml};
 use undertone_core::duration::Span;
+use undertone_privacy::ledger::population::Budgets;
 
 /// The coordinator's configuration. Relative paths are relative to the file's folder.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ServerConfig {
     /// The deployment's name, for people.
@@ -25,6 +26,9 @@ pub struct ServerConfig {
     /// Bounds.
     #[serde(default)]
     pub limits: Limits,
+    /// What all jobs together may spend of the population's privacy; nothing here: each job has its own budget alone.
+    #[serde(default)]
+    pub budget: Budgets,
 }
 
 fn default_pki() -> PathBuf {
@@ -112,6 +116,9 @@ impl ServerConfig {
                 problem: "a limit of zero would stop everything".into(),
             });
         }
+        if let Err(problem) = config.budget.check() {
+            return Err(ConfigError { place: shown, problem });
+        }
         config.pki = folder.join(&config.pki);
         config.storage.folder = folder.join(&config.storage.folder);
         Ok(config)
@@ -132,7 +139,19 @@ mod tests {
         assert!(e.contains("line 2") && e.contains("did you mean \"listen\"?"), "{e}");
         write("name = \"x\"\nlisten = \"127.0.0.1:1\"\npublic_url = \"http://localhost:1\"\n");
         assert!(ServerConfig::load(&folder).unwrap_err().to_string().contains("https://"));
-        write("name = \"x\"\nlisten = \"127.0.0.1:1\"\npublic_url = \"https://localhost:1\"\n");
+        let good = "name = \"x\"\nlisten = \"127.0.0.1:1\"\npublic_url = \"https://localhost:1\"\n";
+        for (budget, words) in [
+            ("epsilon = 0.0\ndelta = 1e-6", "[budget.record] epsilon"),
+            ("epsilon = 8.0\ndelta = 1.0", "[budget.record] delta"),
+            ("epsilon = 8.0", "delta"),
+        ] {
+            write(&format!("{good}[budget.record]\n{budget}\n"));
+            let e = ServerConfig::load(&folder).unwrap_err().to_string();
+            assert!(e.contains(words), "{e}");
+        }
+        write(&format!("{good}[budget.record]\nepsilon = 8.0\ndelta = 1e-6\n"));
+        assert_eq!(ServerConfig::load(&folder).unwrap().budget.record.unwrap().epsilon, 8.0);
+        write(good);
         assert_eq!(ServerConfig::load(&folder).unwrap().pki, folder.join("pki"));
         std::fs::remove_dir_all(&folder).unwrap();
         assert!(ServerConfig::load(&folder).unwrap_err().to_string().contains("undertone-server init"));

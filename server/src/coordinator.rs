@@ -2,8 +2,9 @@
 
 use crate::clock::{unix_ms, unix_s};
 use crate::config::ServerConfig;
-use crate::driver::{self, Handle, LAST_PAUSE, LoadedJob};
+use crate::driver::{self, Handle, LAST_PAUSE, LoadedJob, record};
 use crate::identity::Authority;
+use crate::ledger::PopulationLedger;
 use crate::sessions::Sessions;
 use crate::sweep::sweep;
 use std::collections::{BTreeMap, HashSet};
@@ -25,12 +26,15 @@ pub struct Shared {
     pub(crate) authority: Authority,
     pub(crate) store: Arc<dyn Store>,
     pub(crate) blobs: Arc<dyn Blobs>,
+    pub(crate) ledger: PopulationLedger,
     pub(crate) sessions: Sessions,
     pub(crate) upload_slots: Semaphore,
     /// Jobs that have not ended. Ended ones are read from the store when somebody asks.
     running: RwLock<BTreeMap<JobId, Handle>>,
     /// Open jobs that this version cannot read, and why.
     unreadable: RwLock<BTreeMap<JobId, String>>,
+    /// What jobs that go on are waiting for just now, when it is a fault.
+    waiting_for: RwLock<BTreeMap<JobId, String>>,
     evaluators: RwLock<Arc<Vec<ClientId>>>,
     uploading: Arc<Mutex<HashSet<ClientId>>>,
     stop: watch::Sender<bool>,
@@ -57,8 +61,23 @@ impl Shared {
         }
     }
 
+    /// Notes what a job waits for, for its operator to see; `None`: for nothing any more.
+    pub(crate) fn note_fault(&self, id: &JobId, fault: Option<String>) {
+        let mut waiting_for = self.waiting_for.write().expect("no panic while locked");
+        match fault {
+            Some(fault) => drop(waiting_for.insert(id.clone(), fault)),
+            None => drop(waiting_for.remove(id)),
+        }
+    }
+
+    /// What a job waits for, if it is a fault.
+    pub(crate) fn fault(&self, id: &JobId) -> Option<String> {
+        self.waiting_for.read().expect("no panic while locked").get(id).cloned()
+    }
+
     /// Lets go of a job that has ended.
     pub(crate) fn forget_job(&self, id: &JobId) {
+        self.note_fault(id, None);
         self.running.write().expect("no panic while locked").remove(id);
     }
 
@@ -119,11 +138,14 @@ impl Coordinator {
     ) -> Result<Self, String> {
         let clients = store.clients().await.map_err(|e| e.to_string())?;
         let evaluators = clients.into_iter().filter(|c| c.role == ClientRole::Evaluator).map(|c| c.id);
+        let ledger = PopulationLedger::open(&*store, config.budget).await?;
         let shared = Arc::new(Shared {
+            ledger,
             sessions: Sessions::new(config.limits.sessions),
             upload_slots: Semaphore::new(config.limits.uploads_in_flight),
             running: RwLock::default(),
             unreadable: RwLock::default(),
+            waiting_for: RwLock::default(),
             evaluators: RwLock::new(Arc::new(evaluators.collect())),
             uploading: Arc::default(),
             stop: watch::channel(false).0,
@@ -140,17 +162,20 @@ impl Coordinator {
     async fn take_up(&self) -> Result<(), String> {
         let store = &*self.shared.store;
         let mut loaded = vec![];
-        for record in store.open_jobs().await.map_err(|e| e.to_string())? {
+        let records = store.open_jobs().await.map_err(|e| e.to_string())?;
+        let mut chain = self.shared.ledger.lock().await;
+        chain.close_others(&|id| records.iter().any(|r| r.id == *id));
+        for record in records {
             let id = record.id.clone();
-            match driver::load(store, record).await {
+            match driver::load(chain.job(&id), record).await {
                 Ok(job) => loaded.push(job),
-                Err(driver::JobRecordError::Store(e)) => return Err(e.to_string()),
                 Err(e) => {
                     tracing::error!(job = %id, error = %e, "a job stands still; the others go on");
                     self.shared.unreadable.write().expect("no panic while locked").insert(id, e.to_string());
                 }
             }
         }
+        drop(chain);
         // What an unreadable job needs is unknown: then nothing is swept.
         if self.unreadable().is_empty() {
             let need = loaded.iter().flat_map(|job| job.state.blobs());
@@ -193,6 +218,18 @@ impl Coordinator {
             .await
             .map_err(|e| internal(&e))?
             .map_err(|e| ApiError::new(Fault::BadRequest, e.to_string()))?;
+        let (contract, totals) = (job.contract(), self.shared.ledger.totals());
+        match totals.attempts_left(contract.unit(), contract.loss(), contract.charge()) {
+            Some(fits) if fits < u64::from(job.spec().rounds) => {
+                let text = format!(
+                    "the privacy budget of the population has room for {fits} rounds of this job, which plans {}: plan \
+                     fewer, add noise, or see `undertone ledger show`",
+                    job.spec().rounds
+                );
+                return Err(ApiError::new(Fault::NotNow, text));
+            }
+            _ => {}
+        }
         let open = self.running().len();
         if open >= self.shared.config.limits.open_jobs {
             return Err(ApiError::new(
@@ -238,6 +275,10 @@ impl Coordinator {
         match self.job(id) {
             Some(handle) => Ok(handle),
             None => {
+                // A participant keeps what it has: the job may go on once a person has looked.
+                if let Some(reason) = self.unreadable().get(id) {
+                    return Err(ApiError::new(Fault::Unavailable, format!("the job stands still: {reason}")));
+                }
                 let record = self.record(id).await?;
                 let text = format!("the job has ended ({})", record.status);
                 Err(ApiError::new(Fault::NotNow, text))
@@ -245,11 +286,17 @@ impl Coordinator {
         }
     }
 
+    /// Ends a job that cannot be read: it will not be tried again, and what it needed is no longer kept for it.
+    pub(crate) async fn bury(&self, id: &JobId, by: String, reason: String) -> Result<(), ApiError> {
+        let record = self.record(id).await?;
+        let step = record::ending(&record, by, reason);
+        self.shared.store.commit(step).await.map_err(|e| ApiError::new(Fault::Unavailable, e.to_string()))?;
+        self.shared.unreadable.write().expect("no panic while locked").remove(id);
+        Ok(())
+    }
+
     /// A job as it is stored.
     pub(crate) async fn record(&self, id: &JobId) -> Result<JobRecord, ApiError> {
-        if let Some(reason) = self.unreadable().get(id) {
-            return Err(ApiError::new(Fault::NotNow, reason));
-        }
         let record = self.shared.store.job(id).await.map_err(|e| {
             tracing::error!(error = %e, "cannot look up a job");
             ApiError::new(Fault::Unavailable, format!("the coordinator cannot look up the job now: {e}"))

@@ -6,6 +6,7 @@ use std::io::Write as _;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use time::OffsetDateTime;
+use undertone_privacy::ledger::population::Budgets;
 
 /// What a new deployment is made from.
 #[derive(Debug, Clone)]
@@ -101,14 +102,30 @@ pub fn init(options: &InitOptions) -> Result<ServerConfig, InitError> {
         pki: "pki".into(),
         storage: Storage::default(),
         limits: Limits::default(),
+        budget: Budgets::default(),
     };
     let text = toml::to_string(&config).expect("the configuration is plain data");
-    let text =
-        format!("# The coordinator's configuration; `undertone-server run --help` explains it.\n{text}");
+    let text = format!(
+        "# The coordinator's configuration; `undertone-server run --help` explains it.\n{}\n{BUDGET_HINT}",
+        // Empty tables say nothing.
+        text.replace("\n[budget]\n", "")
+    );
     // Last: a folder with a server.toml is a whole deployment.
     write(&folder.join("server.toml"), &text, 0o644)?;
     Ok(ServerConfig { pki, storage: Storage { folder: folder.join("state"), ..config.storage }, ..config })
 }
+
+/// How a budget for all jobs together is written.
+const BUDGET_HINT: &str = "\
+# What all jobs together may spend; without it each job has its own budget alone. `undertone ledger show` tells what is
+# spent. Jobs that promise nothing at a level with a budget are refused.
+# [budget.record]
+# epsilon = 10.0
+# delta = 1e-6
+# [budget.client]
+# epsilon = 10.0
+# delta = 1e-6
+";
 
 /// For the owner only: keys, state and the operator's profile are nobody else's.
 fn private_folder(path: &Path) -> std::io::Result<()> {

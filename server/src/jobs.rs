@@ -1,11 +1,10 @@
 //! Jobs as operators see them: those that go on from their drivers, ended ones from the store.
 
 use crate::coordinator::Coordinator;
-use crate::driver::{self, Handle, JobRecordError};
+use crate::driver::Handle;
 use undertone::v1;
 use undertone::{ApiError, Fault};
 use undertone_core::id::JobId;
-use undertone_privacy::ledger::LedgerEntry;
 use undertone_privacy::resolve::ResolvedContract;
 use undertone_round::coordinator::JobState;
 use undertone_round::job::{Job, JobSpec};
@@ -18,7 +17,7 @@ pub(crate) async fn summaries(coordinator: &Coordinator) -> Result<Vec<v1::JobSu
     let mut summaries = Vec::with_capacity(records.len());
     for record in records {
         let summary = match coordinator.job(&record.id) {
-            Some(handle) => Ok(running(&record.id, &handle)),
+            Some(handle) => Ok(running(coordinator, &record.id, &handle)),
             // It ended while we looked.
             None if !record.ended => match store.job(&record.id).await {
                 Ok(again) => stored(coordinator, again.as_ref().unwrap_or(&record)).await,
@@ -45,18 +44,22 @@ pub(crate) async fn detail(coordinator: &Coordinator, id: &JobId) -> Result<v1::
     if let Some(handle) = coordinator.job(id) {
         let snapshot = handle.snapshot();
         return Ok(v1::JobDetail {
-            summary: Some(running(id, &handle)),
+            summary: Some(running(coordinator, id, &handle)),
             job_document: handle.document.clone(),
             privacy: statement(handle.job.contract(), snapshot.epsilon, snapshot.attempts).to_string(),
             state: serde_json::to_string(&*snapshot.state).expect("plain data"),
         });
     }
     let record = coordinator.record(id).await?;
+    if let Some(reason) = coordinator.unreadable().get(id) {
+        return Err(ApiError::new(Fault::NotNow, reason));
+    }
     let unreadable = |e: &dyn std::fmt::Display| {
         ApiError::new(Fault::NotNow, format!("the stored job {id} makes no sense to this version: {e}"))
     };
     let summary = stored(coordinator, &record).await.map_err(|e| unreadable(&e))?;
-    let attempts = entries(coordinator, id).await.map_err(|e| unreadable(&e))?.len() as u32;
+    let spent = coordinator.shared.ledger.lock().await.spent_by(id);
+    let attempts = spent.map_or(0, |s| s.attempts);
     let document = record.document.clone();
     let job = tokio::task::spawn_blocking(move || Job::from_document(document.as_bytes())).await;
     let job = job.map_err(|e| unreadable(&e))?.map_err(|e| unreadable(&e))?;
@@ -68,7 +71,8 @@ pub(crate) async fn detail(coordinator: &Coordinator, id: &JobId) -> Result<v1::
     })
 }
 
-fn running(id: &JobId, handle: &Handle) -> v1::JobSummary {
+fn running(coordinator: &Coordinator, id: &JobId, handle: &Handle) -> v1::JobSummary {
+    let fault = coordinator.shared.fault(id);
     let snapshot = handle.snapshot();
     let contract = handle.job.contract();
     v1::JobSummary {
@@ -80,7 +84,7 @@ fn running(id: &JobId, handle: &Handle) -> v1::JobSummary {
         epsilon_spent: snapshot.epsilon,
         epsilon_budget: contract.budget_epsilon(),
         delta: contract.delta(),
-        problem: snapshot.halted.unwrap_or_default(),
+        problem: snapshot.halted.or(fault).unwrap_or_default(),
     }
 }
 
@@ -91,7 +95,7 @@ async fn stored(coordinator: &Coordinator, record: &JobRecord) -> Result<v1::Job
     }
     let spec = JobSpec::from_document(record.document.as_bytes()).map_err(|e| e.to_string())?;
     let state: JobState = serde_json::from_str(&record.state).map_err(|e| e.to_string())?;
-    let entries = entries(coordinator, &record.id).await.map_err(|e| e.to_string())?;
+    let spent = coordinator.shared.ledger.lock().await.spent_by(&record.id);
     let nothing_spent = spec.privacy.delta().map(|_| 0.0);
     Ok(v1::JobSummary {
         job: record.id.to_string(),
@@ -99,15 +103,11 @@ async fn stored(coordinator: &Coordinator, record: &JobRecord) -> Result<v1::Job
         rounds_released: state.released,
         rounds_planned: spec.rounds,
         created_unix_s: record.created_unix_s,
-        epsilon_spent: entries.last().map_or(nothing_spent, |e| e.epsilon_after),
+        epsilon_spent: spent.map_or(nothing_spent, |s| s.epsilon),
         epsilon_budget: spec.privacy.budget_epsilon(),
         delta: spec.privacy.delta(),
         problem: String::new(),
     })
-}
-
-async fn entries(coordinator: &Coordinator, id: &JobId) -> Result<Vec<LedgerEntry>, JobRecordError> {
-    driver::ledger_entries(&*coordinator.shared.store, id).await
 }
 
 /// The privacy statement of a job so far.

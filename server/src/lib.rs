@@ -7,10 +7,12 @@
 mod clock;
 pub mod config;
 pub mod coordinator;
+mod crash;
 mod driver;
 pub mod identity;
 pub mod init;
 mod jobs;
+mod ledger;
 mod release;
 pub mod serve;
 mod services;

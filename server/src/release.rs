@@ -18,7 +18,7 @@ use undertone_store::BlobError;
 /// Largest model file that is read into memory.
 const MAX_MODEL_BYTES: u64 = 12 << 30;
 
-/// Makes the model of an attempt. `None`: the daemon shuts down. Everything that waiting does not mend is a sentence
+/// Makes the model of an attempt. `None`: the daemon shuts down, or nobody `wanted` it any more. Everything that waiting does not mend is a sentence
 /// for the job's log.
 pub(crate) async fn release(
     job: Arc<Job>,
@@ -26,7 +26,9 @@ pub(crate) async fn release(
     model: ModelRef,
     updates: Vec<Update>,
     shared: &Arc<Shared>,
+    wanted: &(dyn Fn() -> bool + Send + Sync),
 ) -> Result<Option<ModelRef>, String> {
+    let id = entry.key.job.clone();
     let mut pause = FIRST_PAUSE;
     let (sum, file) = loop {
         match blocking_read(&job, &entry, model, &updates, shared).await {
@@ -34,12 +36,16 @@ pub(crate) async fn release(
             Err(Unreadable::ForGood(reason)) => return Err(reason),
             Err(Unreadable::Now(reason)) => {
                 tracing::error!(reason, "cannot release yet; trying again");
-                if shared.wait_or_stop(&mut pause).await.is_err() {
+                shared.note_fault(&id, Some(reason));
+                if shared.wait_or_stop(&mut pause).await.is_err() || !wanted() {
                     return Ok(None);
                 }
             }
         }
     };
+    if pause != FIRST_PAUSE {
+        shared.note_fault(&id, None);
+    }
     let bytes = tokio::task::spawn_blocking(move || draw(&job, &entry, sum, &file))
         .await
         .map_err(|e| format!("the release broke: {e}"))??;
@@ -47,10 +53,16 @@ pub(crate) async fn release(
     let mut pause = FIRST_PAUSE;
     loop {
         match shared.blobs.put(&bytes).await {
-            Ok((digest, bytes)) => return Ok(Some(ModelRef { digest, bytes })),
+            Ok((digest, bytes)) => {
+                if pause != FIRST_PAUSE {
+                    shared.note_fault(&id, None);
+                }
+                return Ok(Some(ModelRef { digest, bytes }));
+            }
             Err(e) => {
                 tracing::error!(error = %e, "cannot store the new model yet; trying again");
-                if shared.wait_or_stop(&mut pause).await.is_err() {
+                shared.note_fault(&id, Some(format!("the new model cannot be stored: {e}")));
+                if shared.wait_or_stop(&mut pause).await.is_err() || !wanted() {
                     return Ok(None);
                 }
             }

@@ -37,9 +37,9 @@ pub(crate) enum Rejected {
     Invalid(String),
 }
 
-/// Each spooled update starts with whose it is, so that two clients' equal bytes are two blobs.
-fn header(key: &AttemptKey, client: &ClientId) -> Vec<u8> {
-    let text = format!("undertone update v1\n{key}\n{client}\n");
+/// Each spooled update starts with whose it is and how much it counts, so that two updates are never one blob.
+fn header(key: &AttemptKey, client: &ClientId, weight: u32) -> Vec<u8> {
+    let text = format!("undertone update v1\n{key}\n{client}\n{weight}\n");
     let mut bytes = (text.len() as u32).to_le_bytes().to_vec();
     bytes.extend(text.as_bytes());
     bytes
@@ -55,7 +55,7 @@ pub(crate) async fn receive(
 ) -> Result<Update, Rejected> {
     let transfer = |fault, text: String| Rejected::Transfer(ApiError::new(fault, text));
     let mut writer = blobs.writer().await.map_err(storage)?;
-    writer.write(&header(&claim.key, &claim.client)).await.map_err(storage)?;
+    writer.write(&header(&claim.key, &claim.client, claim.weight)).await.map_err(storage)?;
     let mut check = StreamCheck::new();
     let expected = job.update_bytes();
     loop {
@@ -123,7 +123,7 @@ pub(crate) async fn read(
     // From the first byte to the last: only a whole read verifies the blob's digest, and a rotten file must not enter
     // a sum.
     let mut reader = blobs.open(&update.blob, 0).await?;
-    let mut head = vec![0u8; header(key, &update.client).len()];
+    let mut head = vec![0u8; header(key, &update.client, update.weight).len()];
     fill(&mut reader, &mut head).await?;
     let mut units = Vec::with_capacity(update.bytes as usize / 4);
     let mut buffer = vec![0u8; 256 << 10];

@@ -16,8 +16,10 @@ pub(crate) async fn sweep(
     let mut swept = 0;
     for digest in blobs.list().await.map_err(|e| e.to_string())? {
         if !kept.contains(&digest) {
-            blobs.delete(&digest).await.map_err(|e| e.to_string())?;
-            swept += 1;
+            match blobs.delete(&digest).await {
+                Ok(()) => swept += 1,
+                Err(e) => tracing::warn!(error = %e, "cannot delete a blob that nothing refers to"),
+            }
         }
     }
     Ok(swept)

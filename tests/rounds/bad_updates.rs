@@ -180,6 +180,28 @@ async fn uploads_for_other_attempts_jobs_or_people_are_refused() {
     assert_eq!(*d.operator().await.watch_to_end(&id).await.outcome(), Outcome::Completed);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn the_same_bytes_with_another_weight_do_not_harm_the_update_that_counts() {
+    let text = one_round().replace("[cohort]", "[aggregation]\nweights = \"declared_rows\"\n\n[cohort]");
+    let mut d = Deployment::start().await;
+    d.trainer("honest", FnTrainer::slow(Duration::from_secs(1))).await;
+    let mut bad = d.raw("bad", ClientRole::Trainer).await;
+    bad.hello(1, 1).await.unwrap();
+    d.wait_connected(2).await;
+    let id = d.operator().await.submit(&text).await.unwrap();
+    let attempt = bad.offer().await.attempt.unwrap();
+    bad.upload(&attempt, &[3 << 16, 3 << 16], 100).await.unwrap();
+    for weight in [1, 2, 99] {
+        let e = bad.upload(&attempt, &[3 << 16, 3 << 16], weight).await.unwrap_err();
+        assert_eq!(e.code(), Code::FailedPrecondition, "{e}");
+    }
+    let mut operator = d.operator().await;
+    let events = operator.watch_to_end(&id).await;
+    assert_eq!(*events.outcome(), Outcome::Completed, "{}", events.text());
+    assert!(!events.text().contains("aborted"), "{}", events.text());
+    assert_eq!(operator.model(&id).await, [2.0, 2.0], "100 times 3 and 100 times 1");
+}
+
 /// The client had accepted and then said that it cannot deliver.
 const LOST: &str = "\"kind\":\"lost\",\"round\":1,\"client\":\"bad\"";
 

@@ -2,7 +2,7 @@
 
 use crate::job;
 use undertone_core::id::ClientRole;
-use undertone_core::trainer::LocalUpdate;
+use undertone_core::trainer::{LocalUpdate, TrainerError};
 use undertone_harness::{Deployment, Events, FnTrainer, SAMPLE_JOB};
 use undertone_round::event::{JobEvent, Outcome};
 use undertone_round::job::JobSpec;
@@ -11,18 +11,43 @@ const CENTRAL: &str = "unit = \"client\"\ntrust = \"central\"\nclip_norm = 0.5\n
 const RECORD: &str = "unit = \"record\"\ntrust = \"local\"\nclip_norm = 1.0\nsampling_rate = 0.5\nnoise_multiplier = 2.0\ndelta = 1e-3\nbudget_epsilon = 10.0";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_central_contract_clips_noises_and_ends_when_the_budget_is_spent() {
+async fn a_plan_beyond_its_budget_is_refused_with_the_rounds_that_fit() {
+    let d = Deployment::start().await;
+    let job = job("unit = \"none\"", CENTRAL);
+    let e = d.operator().await.submit(&job).await.unwrap_err();
+    // One round at z = 1 costs between 4 and 5; two would pass 6.
+    assert_eq!(e.fault, undertone::Fault::BadRequest);
+    assert!(e.to_string().contains("1 rounds would fit"), "{e}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_budget_that_failed_attempts_have_spent_ends_the_job_and_is_no_error() {
+    let mut d = Deployment::start().await;
+    for name in ["a", "b"] {
+        d.trainer(name, FnTrainer::failing(TrainerError::Broken("no torch".into()))).await;
+    }
+    d.wait_connected(2).await;
+    let mut operator = d.operator().await;
+    let text = job("unit = \"none\"", CENTRAL).replace("rounds = 2", "rounds = 1");
+    let id = operator.submit(&text).await.unwrap();
+    let events = operator.watch_to_end(&id).await;
+    let Outcome::BudgetSpent { reason } = events.outcome() else { panic!("{}", events.text()) };
+    assert!(reason.contains("the budget of 6"), "{reason}");
+    assert_eq!(operator.privacy(&id).await["attempts"], 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_central_contract_clips_and_noises() {
     let mut d = Deployment::start().await;
     for name in ["a", "b"] {
         d.trainer(name, FnTrainer::constant(10.0)).await;
     }
     d.wait_connected(2).await;
     let mut operator = d.operator().await;
-    let id = operator.submit(&job("unit = \"none\"", CENTRAL)).await.unwrap();
+    let text = job("unit = \"none\"", CENTRAL).replace("rounds = 2", "rounds = 1");
+    let id = operator.submit(&text).await.unwrap();
     let events = operator.watch_to_end(&id).await;
-    // One round at z = 1 costs about 4.9; the second would pass 6.
-    assert!(matches!(events.outcome(), Outcome::BudgetSpent { .. }), "{}", events.text());
-    assert_eq!(events.released(), 1);
+    assert_eq!(*events.outcome(), Outcome::Completed, "{}", events.text());
     let privacy = operator.privacy(&id).await;
     let epsilon = privacy["epsilon"].as_f64().unwrap();
     assert!((4.0..=6.0).contains(&epsilon), "{privacy}");

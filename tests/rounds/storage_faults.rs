@@ -99,16 +99,33 @@ async fn a_disk_that_fails_while_a_model_is_released_costs_no_attempt() {
     let storage = FaultyStorage::new();
     let mut run = almost_done(&storage).await;
     run.stick(&storage).await;
-    // Read again, and now the new model cannot be written: the noise is drawn and must not be drawn again.
-    let before = storage.hits();
-    storage.fail_blob_writes(true);
+    // Read again, and now the new model cannot be kept: the noise is drawn and must not be drawn again.
+    storage.fail_blob_commits(true);
     storage.fail_blob_reads(false);
-    met(&storage, before).await;
-    storage.fail_blob_writes(false);
+    for _ in 0..600 {
+        if storage.refused().len() >= 2 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let waiting = run.operator.detail(&run.job).await.summary.unwrap();
+    assert!(waiting.problem.contains("the new model cannot be stored"), "{}", waiting.problem);
+    storage.fail_blob_commits(false);
     let events = run.operator.watch_to_end(&run.job).await;
     assert_eq!(*events.outcome(), Outcome::Completed, "{}", events.text());
     assert!(!events.text().contains("aborted"), "{}", events.text());
     assert_eq!(run.operator.privacy(&run.job).await["attempts"], 1, "one draw, one charge");
+    let released = storage.store().released_models().await.unwrap();
+    let tried = storage.refused();
+    assert!(
+        tried.len() >= 2 && tried.iter().all(|d| *d == released[0]),
+        "every try wrote the same noise: {tried:?}"
+    );
+    assert_eq!(
+        run.operator.detail(&run.job).await.summary.unwrap().problem,
+        "",
+        "it waits for nothing any more"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -175,10 +192,16 @@ async fn a_job_that_makes_no_sense_stands_still_and_keeps_no_other_from_going_on
     let listed = jobs.iter().find(|j| j.job == broken).unwrap();
     assert_eq!(listed.status, "unreadable");
     assert!(listed.problem.contains("makes no sense to this version"), "{}", listed.problem);
-    let e = operator.client.get_job(v1::GetJobRequest { job: broken }).await.unwrap_err();
+    let e = operator.client.get_job(v1::GetJobRequest { job: broken.clone() }).await.unwrap_err();
     assert!(e.message().contains("makes no sense"), "{e}");
     // What the broken job needs is not known, so nothing was swept.
     assert!(storage.blobs().len(&orphan).await.is_ok());
+    // Once its operator ends it, the way is free.
+    let cancel = v1::CancelJobRequest { job: broken, reason: "of an unknown version".into() };
+    operator.client.cancel_job(cancel).await.unwrap();
+    drop(operator);
+    d.restart_on(&storage).await;
+    assert!(storage.blobs().len(&orphan).await.is_err());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -198,4 +221,87 @@ async fn what_a_crash_left_in_the_blobs_is_swept_at_the_next_start() {
     expected.sort();
     assert_eq!(left, expected, "the released models and nothing else");
     assert_eq!(d.operator().await.model(&id).await, [2.0, 2.0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_driver_that_panics_is_begun_again() {
+    let storage = FaultyStorage::new();
+    let (_d, mut operator) = deployment(&storage).await;
+    storage.panic_at_steps(2);
+    let id = operator.submit(&job("rounds = 2", "rounds = 2")).await.unwrap();
+    let events = operator.watch_to_end(&id).await;
+    assert_eq!(*events.outcome(), Outcome::Completed, "{}", events.text());
+    assert_eq!((storage.hits(), operator.model(&id).await), (2, vec![2.0, 2.0]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_step_of_somebody_else_that_ends_the_job_is_seen() {
+    let storage = FaultyStorage::new();
+    let (_d, mut operator) = deployment(&storage).await;
+    storage.fail_steps(true);
+    let id = operator.submit(&job("rounds = 2", "rounds = 2")).await.unwrap();
+    met(&storage, 0).await;
+    let record = storage.store().job(&JobId::new(id.clone()).unwrap()).await.unwrap().unwrap();
+    let mut state: serde_json::Value = serde_json::from_str(&record.state).unwrap();
+    let end = serde_json::json!({ "phase": "ended", "outcome": { "outcome": "completed" } });
+    state["phase"] = end;
+    let step = Transition {
+        ended: true,
+        ..Transition::new(record.id.clone(), record.version, "completed", state.to_string())
+    };
+    storage.store().commit(step).await.unwrap();
+    storage.fail_steps(false);
+    operator.watch_to_end(&id).await;
+    for _ in 0..100 {
+        if operator.detail(&id).await.summary.unwrap().status == "completed" {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("the job is never seen to have ended");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ledger_that_does_not_add_up_stops_spending_until_a_person_looks() {
+    let storage = FaultyStorage::new();
+    let (mut d, mut operator) = deployment(&storage).await;
+    storage.fail_steps(true);
+    let id = operator.submit(&job("rounds = 2", "rounds = 2")).await.unwrap();
+    met(&storage, 0).await;
+    // Somebody writes a line that no ledger would.
+    let forged = undertone_store::LedgerRow { seq: 1, document: "{\"seq\":1}".into() };
+    let record = storage.store().job(&JobId::new(id.clone()).unwrap()).await.unwrap().unwrap();
+    let step = Transition {
+        ledger: vec![forged],
+        ..Transition::new(record.id, record.version, record.status, record.state)
+    };
+    storage.store().commit(step).await.unwrap();
+    storage.fail_steps(false);
+    // Whoever watches is told, instead of waiting for ever.
+    let request = v1::WatchJobRequest { job: id.clone(), after: 0 };
+    let mut watch = operator.client.watch_job(request).await.unwrap().into_inner();
+    let told = loop {
+        match watch.message().await {
+            Ok(Some(_)) => continue,
+            Ok(None) => panic!("the watch ended without a word"),
+            Err(e) => break e,
+        }
+    };
+    assert!(told.message().contains("stands still") && told.message().contains("line 1"), "{told}");
+    let summary = operator.detail(&id).await.summary.unwrap();
+    assert_eq!(summary.status, "halted");
+    assert!(summary.problem.contains("line 1 of the privacy ledger"), "{}", summary.problem);
+    // It can be ended; and the daemon does not start on such a ledger.
+    let cancel = v1::CancelJobRequest { job: id.clone(), reason: "looked into it".into() };
+    operator.client.cancel_job(cancel).await.unwrap();
+    assert_eq!(operator.detail(&id).await.summary.unwrap().status, "cancelled");
+    drop(operator);
+    d.stop().await;
+    let e = undertone_server::Server::start_with(
+        d.config().clone(),
+        std::sync::Arc::new(storage.clone()),
+        std::sync::Arc::new(storage.clone()),
+    );
+    let e = e.await.err().expect("it does not start").to_string();
+    assert!(e.contains("line 1 of the privacy ledger"), "{e}");
 }

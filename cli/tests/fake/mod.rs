@@ -146,6 +146,7 @@ type Messages<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 impl Operator for Service {
     type WatchJobStream = Messages<v1::JobEvent>;
     type DownloadReleaseStream = Messages<v1::ReleaseMessage>;
+    type ReadLedgerStream = Messages<v1::LedgerLine>;
 
     async fn submit_job(&self, r: Request<v1::SubmitJobRequest>) -> Answer<v1::SubmitJobResponse> {
         let document = r.into_inner().job_document;
@@ -235,6 +236,14 @@ impl Operator for Service {
 
     async fn list_tokens(&self, _: Request<v1::ListTokensRequest>) -> Answer<v1::ListTokensResponse> {
         Ok(Response::new(v1::ListTokensResponse { tokens: Vec::new() }))
+    }
+
+    async fn get_ledger(&self, _: Request<v1::GetLedgerRequest>) -> Answer<v1::LedgerSummary> {
+        Err(Status::unimplemented("the ledger is tested on a real coordinator"))
+    }
+
+    async fn read_ledger(&self, _: Request<v1::ReadLedgerRequest>) -> Answer<Self::ReadLedgerStream> {
+        Err(Status::unimplemented("the ledger is tested on a real coordinator"))
     }
 
     async fn revoke_token(&self, r: Request<v1::RevokeTokenRequest>) -> Answer<v1::RevokeTokenResponse> {

@@ -1,12 +1,19 @@
 //! The rules of the privacy ledger; the store makes them durable.
 //!
-//! Reserved (durable before any client is asked) → committed (the noised bytes durable first) → published, or burnt.
+//! Reserved (durable before any client is asked) → sampled (the cohort is drawn) → committed (the noised bytes durable
+//! first) → published, or burnt.
 //! **Everything reserved counts as spent, for ever**: a crash, a retry or a burnt attempt gives nothing back. A
 //! transition is a function from an entry to the next version of it; nothing here removes or reorders entries.
 
+pub mod chain;
+pub mod population;
+
+use crate::contract::Unit;
+use crate::rdp::RdpCurve;
 use crate::resolve::ResolvedContract;
+use population::{PopulationSpentUp, Totals};
 use serde::{Deserialize, Serialize};
-use undertone_core::digest::Digest;
+use undertone_core::digest::{Digest, Digester};
 use undertone_core::id::AttemptKey;
 use undertone_core::limits::clip_text;
 
@@ -14,8 +21,13 @@ use undertone_core::limits::clip_text;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "is", rename_all = "lowercase", deny_unknown_fields)]
 pub enum EntryState {
-    /// Clients may be asked, and one release may be made.
+    /// The charge counts. Nobody is asked yet.
     Reserved,
+    /// The cohort is drawn: these clients may be asked, and one release may be made.
+    Sampled {
+        /// Digest of the cohort's names, in order.
+        cohort: Digest,
+    },
     /// The result is durable: every retry publishes these bytes.
     Committed {
         /// Digest of the bytes.
@@ -43,6 +55,11 @@ pub struct LedgerEntry {
     pub key: AttemptKey,
     /// Digest of the [`ResolvedContract`] that it is charged under.
     pub contract: Digest,
+    /// Who is protected.
+    pub unit: Unit,
+    /// What one composition loses, in numbers that anyone can recompute ε from. Absent where no privacy is promised.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss: Option<Loss>,
     /// Compositions charged.
     pub compositions: u32,
     /// What became of it.
@@ -50,6 +67,30 @@ pub struct LedgerEntry {
     /// ε spent with this entry and all before it. Absent where no privacy is promised.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub epsilon_after: Option<f64>,
+}
+
+/// How one composition of a mechanism loses privacy.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "mechanism", rename_all = "lowercase", deny_unknown_fields)]
+pub enum Loss {
+    /// Gaussian noise on a Poisson sample, or on everything at `sampling_rate` 1; add/remove adjacency.
+    Gaussian {
+        /// Standard deviation of the noise in sensitivities.
+        noise_multiplier: f64,
+        /// The probability with which a unit is in the sample.
+        sampling_rate: f64,
+    },
+}
+
+impl Loss {
+    /// Its Rényi curve. A loss that the accountant refuses (no contract has one) counts as unbounded.
+    fn curve(&self) -> RdpCurve {
+        match *self {
+            Self::Gaussian { noise_multiplier, sampling_rate } => {
+                RdpCurve::new(noise_multiplier, sampling_rate).unwrap_or_else(|_| RdpCurve::unbounded())
+            }
+        }
+    }
 }
 
 /// The budget does not allow another attempt: the job is over, which is not a failure.
@@ -73,6 +114,9 @@ pub enum ReserveError {
     /// See [`BudgetSpent`].
     #[error(transparent)]
     BudgetSpent(#[from] BudgetSpent),
+    /// The budget that all jobs over the same population share.
+    #[error(transparent)]
+    PopulationSpent(#[from] PopulationSpentUp),
     /// The attempt has an entry: it may be resumed, not charged (or drawn) twice.
     #[error("{0} is in the ledger already")]
     AlreadyReserved(AttemptKey),
@@ -166,7 +210,12 @@ impl Ledger {
     ///
     /// # Errors
     /// [`ReserveError`].
-    pub fn reserve(&self, key: AttemptKey, contract: &ResolvedContract) -> Result<LedgerEntry, ReserveError> {
+    pub fn reserve(
+        &self,
+        key: AttemptKey,
+        contract: &ResolvedContract,
+        population: &Totals,
+    ) -> Result<LedgerEntry, ReserveError> {
         let wanted = contract.digest();
         if let Some(other) = self.entries.iter().find(|e| e.contract != wanted) {
             return Err(ReserveError::OtherContract { found: other.contract, wanted });
@@ -182,14 +231,18 @@ impl Ledger {
             let epsilon_spent = contract.epsilon_of(before).unwrap_or_default();
             return Err(BudgetSpent { epsilon_spent, epsilon_would_be, budget }.into());
         }
-        Ok(LedgerEntry {
+        let entry = LedgerEntry {
             seq: self.entries.len() as u64 + 1,
             key,
             contract: wanted,
+            unit: contract.unit(),
+            loss: contract.loss(),
             compositions: contract.charge(),
             state: EntryState::Reserved,
             epsilon_after,
-        })
+        };
+        population.admit(&entry)?;
+        Ok(entry)
     }
 
     /// The entry once its result is durable.
@@ -273,7 +326,7 @@ impl Ledger {
 
 /// The state after asking for `to`; the one it has if it is there already.
 fn next_state(key: &AttemptKey, from: &EntryState, to: EntryState) -> Result<EntryState, TransitionError> {
-    use EntryState::{Burnt, Committed, Published, Reserved};
+    use EntryState::{Burnt, Committed, Published, Reserved, Sampled};
     match (from, &to) {
         (
             Committed { output: kept } | Published { output: kept },
@@ -281,13 +334,52 @@ fn next_state(key: &AttemptKey, from: &EntryState, to: EntryState) -> Result<Ent
         ) if kept != output => {
             Err(TransitionError::OtherOutput { key: key.clone(), kept: *kept, other: *output })
         }
-        (Reserved, Committed { .. } | Burnt { .. }) | (Committed { .. }, Published { .. } | Burnt { .. }) => {
-            Ok(to)
-        }
+        (Sampled { cohort: kept }, Sampled { cohort }) if kept == cohort => Ok(to),
+        (Reserved, Sampled { .. } | Burnt { .. })
+        | (Sampled { .. }, Committed { .. } | Burnt { .. })
+        | (Committed { .. }, Published { .. } | Burnt { .. }) => Ok(to),
         (Committed { .. }, Committed { .. })
         | (Published { .. }, Committed { .. } | Published { .. })
         | (Burnt { .. }, Burnt { .. }) => Ok(from.clone()),
         _ => Err(TransitionError::Illegal { key: key.clone(), from: from.word(), to: to.word() }),
+    }
+}
+
+impl LedgerEntry {
+    /// The entry once its cohort is drawn: `cohort` is the digest of the clients' names.
+    ///
+    /// # Errors
+    /// [`TransitionError`] if it is further than that.
+    pub fn sampled(&self, cohort: Digest) -> Result<Self, TransitionError> {
+        let state = next_state(&self.key, &self.state, EntryState::Sampled { cohort })?;
+        Ok(Self { state, ..self.clone() })
+    }
+
+    fn digest_into(&self, d: &mut Digester) {
+        d.field(&self.seq.to_le_bytes());
+        d.field(self.key.job.as_str().as_bytes());
+        d.field(&self.key.round.0.to_le_bytes());
+        d.field(&self.key.attempt.0.to_le_bytes());
+        d.field(self.contract.as_bytes());
+        d.field(self.unit.as_str().as_bytes());
+        match self.loss {
+            None => d.field(b""),
+            Some(Loss::Gaussian { noise_multiplier, sampling_rate }) => {
+                d.field(b"gaussian");
+                d.field(&noise_multiplier.to_bits().to_le_bytes());
+                d.field(&sampling_rate.to_bits().to_le_bytes());
+            }
+        }
+        d.field(&self.compositions.to_le_bytes());
+        d.field(self.state.word().as_bytes());
+        match &self.state {
+            EntryState::Reserved => d.field(b""),
+            EntryState::Sampled { cohort: digest }
+            | EntryState::Committed { output: digest }
+            | EntryState::Published { output: digest } => d.field(digest.as_bytes()),
+            EntryState::Burnt { reason } => d.field(reason.as_bytes()),
+        }
+        d.field(&self.epsilon_after.map_or([0xff; 8], |e| e.to_bits().to_le_bytes()));
     }
 }
 
@@ -296,6 +388,7 @@ impl EntryState {
     pub fn word(&self) -> &'static str {
         match self {
             Self::Reserved => "reserved",
+            Self::Sampled { .. } => "sampled",
             Self::Committed { .. } => "committed",
             Self::Published { .. } => "published",
             Self::Burnt { .. } => "burnt",

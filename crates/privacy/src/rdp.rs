@@ -97,12 +97,33 @@ impl RdpCurve {
             return 0.0;
         }
         let steps = steps as f64;
-        let log_delta = libm::log(delta);
-        let convert = |&(alpha, rdp): &(f64, f64)| {
-            steps * rdp + libm::log1p(-1.0 / alpha) - (log_delta + libm::log(alpha)) / (alpha - 1.0)
-        };
+        let convert = |&(alpha, rdp): &(f64, f64)| convert(alpha, steps * rdp, delta);
         self.points.iter().map(convert).fold(f64::INFINITY, f64::min).max(0.0)
     }
+
+    /// No bound at any order.
+    pub(crate) fn unbounded() -> Self {
+        Self { points: Self::common_orders().map(|order| (order, f64::INFINITY)).collect() }
+    }
+
+    /// RDP of one step at one of the [common orders](Self::common_orders).
+    ///
+    /// # Panics
+    /// At any other order.
+    pub(crate) fn at(&self, order: f64) -> f64 {
+        let found = self.points.iter().find(|(alpha, _)| *alpha == order);
+        found.expect("one of the common orders").1
+    }
+
+    /// The orders that every curve has.
+    pub(crate) fn common_orders() -> impl Iterator<Item = f64> {
+        fractional_orders().chain(integer_orders().map(f64::from))
+    }
+}
+
+/// The ε that a Rényi loss of `rdp` at order `alpha` is at `delta` (Canonne, Kamath and Steinke 2020, Prop. 12).
+pub(crate) fn convert(alpha: f64, rdp: f64, delta: f64) -> f64 {
+    rdp + libm::log1p(-1.0 / alpha) - (libm::log(delta) + libm::log(alpha)) / (alpha - 1.0)
 }
 
 /// 1.1, 1.2, … 10.9 without the integers: these matter when ε is large.

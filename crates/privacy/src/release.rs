@@ -1,8 +1,8 @@
 //! From the sum to what may be released: the only way to a [`Releasable`].
 //!
 //! Which way a sum takes is decided by the contract's [`Terms`]; each way asks for the evidence of its own kind, so
-//! that another contract's way does not compile. All need the attempt's ledger entry in the state *reserved*:
-//! budget before noise, and no second draw once a result is committed.
+//! that another contract's way does not compile. All need the attempt's ledger entry in the state *sampled*:
+//! budget and cohort before noise, and no second draw once a result is committed.
 
 use crate::discrete_gaussian::{DiscreteGaussian, NoiseError};
 use crate::ledger::{EntryState, LedgerEntry};
@@ -17,7 +17,9 @@ use undertone_core::id::AttemptKey;
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum ReleaseError {
     /// The ledger does not allow it.
-    #[error("{key} is {state} in the privacy ledger: only a reserved attempt may be released, once")]
+    #[error(
+        "{key} is {state} in the privacy ledger: only an attempt whose cohort is drawn and that has no result yet may be released"
+    )]
     NotReserved {
         /// The attempt.
         key: AttemptKey,
@@ -157,7 +159,7 @@ fn check_entry(entry: &LedgerEntry, contract: &ResolvedContract) -> Result<(), R
         return Err(ReleaseError::OtherContract(entry.key.clone()));
     }
     match entry.state {
-        EntryState::Reserved => Ok(()),
+        EntryState::Sampled { .. } => Ok(()),
         _ => Err(ReleaseError::NotReserved { key: entry.key.clone(), state: entry.state.word() }),
     }
 }

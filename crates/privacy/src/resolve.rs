@@ -4,6 +4,7 @@
 
 use crate::calibrate::least_noise;
 use crate::contract::{Noise, PrivacyContract, Trust, Unit};
+use crate::ledger::Loss;
 use crate::rdp::{ACCOUNTANT, AccountantError, RdpCurve};
 use serde::{Deserialize, Serialize};
 use undertone_core::digest::{Digest, Digester};
@@ -39,6 +40,21 @@ pub enum ContractError {
         target: f64,
         /// Rounds times steps.
         compositions: u64,
+    },
+    /// The plan needs more than the budget.
+    #[error(
+        "{rounds} rounds at this noise spend ε = {epsilon:.2}, more than budget_epsilon = {budget}: {fits} rounds would fit; \
+         plan fewer, add noise, or give target_epsilon instead of noise_multiplier"
+    )]
+    OverBudget {
+        /// Rounds planned.
+        rounds: u32,
+        /// What they would spend.
+        epsilon: f64,
+        /// The budget.
+        budget: f64,
+        /// Rounds that fit.
+        fits: u32,
     },
     /// The accountant refuses.
     #[error(transparent)]
@@ -105,7 +121,9 @@ impl PrivacyContract {
             }
         };
         let digest = digest(self, schedule.rounds, charge, promise.as_ref());
-        Ok(ResolvedContract { contract: *self, schedule, promise, digest })
+        let resolved = ResolvedContract { contract: *self, schedule, promise, digest };
+        resolved.check_budget()?;
+        Ok(resolved)
     }
 }
 
@@ -150,6 +168,14 @@ impl ResolvedContract {
         self.promise.as_ref().map_or(0, |p| p.charge)
     }
 
+    /// What one composition loses. `None` where nothing is promised.
+    pub fn loss(&self) -> Option<Loss> {
+        self.promise.as_ref().map(|p| Loss::Gaussian {
+            noise_multiplier: p.noise_multiplier,
+            sampling_rate: self.contract.sampling_rate().unwrap_or(1.0),
+        })
+    }
+
     /// Standard deviation of the noise in multiples of the clip norm, given or computed.
     pub fn noise_multiplier(&self) -> Option<f64> {
         self.promise.as_ref().map(|p| p.noise_multiplier)
@@ -164,6 +190,28 @@ impl ResolvedContract {
     /// ε after so many compositions.
     pub(crate) fn epsilon_of(&self, compositions: u64) -> Option<f64> {
         self.promise.as_ref().map(|p| p.curve.epsilon(compositions, p.delta))
+    }
+
+    /// A plan that cannot be carried out is refused before anybody is asked. Retries may still spend a budget early.
+    fn check_budget(&self) -> Result<(), ContractError> {
+        let rounds = self.schedule.rounds;
+        match (self.epsilon_after(rounds), self.budget_epsilon()) {
+            (Some(epsilon), Some(budget)) if epsilon > budget => {
+                Err(ContractError::OverBudget { rounds, epsilon, budget, fits: self.rounds_that_fit() })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// How many rounds of those planned the budget has room for.
+    fn rounds_that_fit(&self) -> u32 {
+        let fits = |rounds| self.epsilon_after(rounds) <= self.budget_epsilon();
+        let (mut low, mut high) = (0, self.schedule.rounds);
+        while low < high {
+            let middle = low + (high - low).div_ceil(2);
+            if fits(middle) { low = middle } else { high = middle - 1 }
+        }
+        low
     }
 
     /// The ε that the job may never exceed.
@@ -293,9 +341,23 @@ mod tests {
         let noise = contract.resolve(PLAN).unwrap().noise_multiplier().unwrap();
         assert_ne!(record(Noise::Multiplier(noise)).resolve(PLAN).unwrap().digest(), digest(20, 2));
         // Local steps mean nothing at client level.
-        let client = PrivacyContract::client_central(1.0, Noise::Multiplier(1.0), 1e-5, 9.0).unwrap();
+        let client = PrivacyContract::client_central(1.0, Noise::Multiplier(1.0), 1e-5, 90.0).unwrap();
         let digest = |local_steps| client.resolve(Schedule { rounds: 3, local_steps }).unwrap().digest();
         assert_eq!(digest(0), digest(9));
+    }
+
+    #[test]
+    fn a_plan_beyond_its_budget_is_refused_with_what_would_fit() {
+        let contract = PrivacyContract::client_central(1.0, Noise::Multiplier(2.0), 1e-5, 6.0).unwrap();
+        let plan = |rounds| contract.resolve(Schedule { rounds, local_steps: 1 });
+        let ContractError::OverBudget { fits, epsilon, .. } = plan(100).unwrap_err() else { panic!() };
+        assert!(fits > 0 && epsilon > 6.0);
+        assert!(plan(fits).unwrap().epsilon_after(fits).unwrap() <= 6.0);
+        let e = plan(fits + 1).unwrap_err().to_string();
+        assert!(e.contains(&format!("{fits} rounds would fit")), "{e}");
+        let dear = PrivacyContract::client_central(1.0, Noise::Multiplier(0.5), 1e-5, 1.0).unwrap();
+        let e = dear.resolve(Schedule { rounds: 1, local_steps: 1 }).unwrap_err().to_string();
+        assert!(e.contains("0 rounds would fit"), "{e}");
     }
 
     #[test]

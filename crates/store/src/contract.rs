@@ -37,6 +37,7 @@ pub async fn store_contract(make: impl AsyncFn() -> Arc<dyn Store>) {
     jobs::one_step_wins_each_version(make().await).await;
     jobs::a_job_begins_with_its_events(&*make().await).await;
     jobs::ended_jobs_are_told_from_open_ones(&*make().await).await;
+    jobs::a_line_of_the_ledger_is_written_once(&*make().await).await;
     jobs::released_models_are_of_all_jobs(&*make().await).await;
     jobs::texts_come_back_as_they_were(&*make().await).await;
     let store = make().await;

@@ -156,6 +156,16 @@ pub enum EnrolError {
     /// Neither side gave a name.
     #[error("the join token fixes no name and the client gave none: give one")]
     NameMissing,
+    /// Another line came into the privacy ledger since the step was decided. Read it again and decide again.
+    #[error(
+        "the privacy ledger goes on at line {expected}, the step was decided for line {offered}: read it again"
+    )]
+    LedgerMoved {
+        /// The line that the step would add.
+        offered: u64,
+        /// The line that comes next.
+        expected: u64,
+    },
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -200,6 +210,16 @@ pub enum CommitError {
         job: JobId,
         /// The round.
         round: Round,
+    },
+    /// Another line came into the privacy ledger since the step was decided. Read it again and decide again.
+    #[error(
+        "the privacy ledger goes on at line {expected}, the step was decided for line {offered}: read it again"
+    )]
+    LedgerMoved {
+        /// The line that the step would add.
+        offered: u64,
+        /// The line that comes next.
+        expected: u64,
     },
     /// The store failed.
     #[error(transparent)]

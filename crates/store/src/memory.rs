@@ -25,26 +25,20 @@ struct State {
     tokens: BTreeMap<String, TokenRecord>,
     clients: BTreeMap<ClientId, ClientRecord>,
     jobs: BTreeMap<JobId, Job>,
+    ledger: Vec<LedgerRow>,
 }
 
 #[derive(Debug)]
 struct Job {
     record: JobRecord,
     events: Vec<EventRecord>,
-    ledger: BTreeMap<u64, LedgerRow>,
     uploads: BTreeMap<(AttemptKey, ClientId), UploadRecord>,
     releases: BTreeMap<Round, ReleaseRecord>,
 }
 
 impl Job {
     fn new(record: JobRecord) -> Self {
-        Self {
-            record,
-            events: Vec::new(),
-            ledger: BTreeMap::new(),
-            uploads: BTreeMap::new(),
-            releases: BTreeMap::new(),
-        }
+        Self { record, events: Vec::new(), uploads: BTreeMap::new(), releases: BTreeMap::new() }
     }
 
     fn append(&mut self, events: Vec<NewEvent>) {
@@ -113,6 +107,7 @@ impl State {
         let job = self.jobs.get_mut(&step.job);
         let version = rules::next_version(&step, job.as_ref().map(|j| j.record.version))?;
         let job = job.ok_or_else(|| CommitError::UnknownJob(step.job.clone()))?;
+        rules::check_ledger(&step.ledger, self.ledger.last().map_or(0, |row| row.seq))?;
         let mut uploads = BTreeMap::new();
         for upload in step.uploads {
             let key = (upload.key.clone(), upload.client.clone());
@@ -121,16 +116,18 @@ impl State {
                 None => drop(uploads.insert(key, upload)),
             }
         }
-        if let Some(release) = step.release {
-            match job.releases.get(&release.round) {
-                Some(stored) => rules::check_release(stored, &release)?,
-                None => drop(job.releases.insert(release.round, release)),
-            }
+        if let Some(release) = &step.release
+            && let Some(stored) = job.releases.get(&release.round)
+        {
+            rules::check_release(stored, release)?;
         }
         // Nothing fails from here on.
+        self.ledger.extend(step.ledger);
+        if let Some(release) = step.release {
+            job.releases.entry(release.round).or_insert(release);
+        }
         job.uploads.append(&mut uploads);
         job.append(step.events);
-        job.ledger.extend(step.ledger.into_iter().map(|row| (row.seq, row)));
         job.record.version = version;
         job.record.status = step.status;
         job.record.ended = step.ended;
@@ -227,8 +224,9 @@ impl Store for MemoryStore {
         self.of_job(job, |j| j.events.iter().filter(wanted).take(limit as usize).cloned().collect())
     }
 
-    async fn ledger(&self, job: &JobId) -> Result<Vec<LedgerRow>, StoreError> {
-        self.of_job(job, |j| j.ledger.values().cloned().collect())
+    async fn ledger(&self, after_seq: u64, limit: u32) -> Result<Vec<LedgerRow>, StoreError> {
+        let wanted = |row: &&LedgerRow| row.seq > after_seq;
+        self.with(|state| Ok(state.ledger.iter().filter(wanted).take(limit as usize).cloned().collect()))
     }
 
     async fn uploads(&self, key: &AttemptKey) -> Result<Vec<UploadRecord>, StoreError> {

@@ -104,7 +104,7 @@ pub struct Transition {
     pub state: String,
     /// What happened, in order; each gets the job's next number.
     pub events: Vec<NewEvent>,
-    /// Ledger rows, new or replaced by `seq`.
+    /// New ledger rows, which follow those that are there.
     pub ledger: Vec<LedgerRow>,
     /// Updates accepted. A row that is there already counts once.
     pub uploads: Vec<UploadRecord>,

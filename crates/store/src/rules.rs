@@ -2,7 +2,8 @@
 
 use crate::error::{CommitError, EnrolError, StoreError};
 use crate::records::{
-    ClientRecord, EnrolRequest, JobRecord, NewEvent, ReleaseRecord, TokenRecord, Transition, UploadRecord,
+    ClientRecord, EnrolRequest, JobRecord, LedgerRow, NewEvent, ReleaseRecord, TokenRecord, Transition,
+    UploadRecord,
 };
 
 /// What to do with a client that wants to join.
@@ -81,6 +82,14 @@ pub(crate) fn check_transition(step: &Transition) -> Result<(), CommitError> {
         StoreError::check_number(what, value)?;
     }
     Ok(())
+}
+
+/// Whether new ledger rows follow the last one that is there.
+pub(crate) fn check_ledger(rows: &[LedgerRow], last: u64) -> Result<(), CommitError> {
+    match rows.iter().zip(last + 1..).find(|(row, expected)| row.seq != *expected) {
+        Some((row, expected)) => Err(CommitError::LedgerMoved { offered: row.seq, expected }),
+        None => Ok(()),
+    }
 }
 
 /// The version after a step, if the job still is where the step was decided.

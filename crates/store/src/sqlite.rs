@@ -142,8 +142,8 @@ impl Store for SqliteStore {
         jobs::events(&mut self.reader.get().await?.sql(), job, after_seq, limit).await
     }
 
-    async fn ledger(&self, job: &JobId) -> Result<Vec<LedgerRow>, StoreError> {
-        jobs::ledger(&mut self.reader.get().await?.sql(), job).await
+    async fn ledger(&self, after_seq: u64, limit: u32) -> Result<Vec<LedgerRow>, StoreError> {
+        jobs::ledger(&mut self.reader.get().await?.sql(), after_seq, limit).await
     }
 
     async fn uploads(&self, key: &AttemptKey) -> Result<Vec<UploadRecord>, StoreError> {

@@ -72,14 +72,14 @@ pub trait Store: Send + Sync + Debug {
     /// new version.
     ///
     /// # Errors
-    /// [`CommitError::Conflict`] if another step came first.
+    /// [`CommitError::Conflict`] if another step came first, [`CommitError::LedgerMoved`] if another line did.
     async fn commit(&self, transition: Transition) -> Result<u64, CommitError>;
 
     /// The events of a job after `after_seq` (0 for all), in order, at most `limit`. None for an unknown job.
     async fn events(&self, job: &JobId, after_seq: u64, limit: u32) -> Result<Vec<EventRecord>, StoreError>;
 
-    /// The ledger of a job, by `seq`.
-    async fn ledger(&self, job: &JobId) -> Result<Vec<LedgerRow>, StoreError>;
+    /// The lines of the population's privacy ledger after `after_seq` (0 for all), in order, at most `limit`.
+    async fn ledger(&self, after_seq: u64, limit: u32) -> Result<Vec<LedgerRow>, StoreError>;
 
     /// The updates accepted into an attempt, by client.
     async fn uploads(&self, key: &AttemptKey) -> Result<Vec<UploadRecord>, StoreError>;

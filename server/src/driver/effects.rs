@@ -3,6 +3,7 @@
 use super::{Command, Driver};
 use crate::clock::unix_ms;
 use crate::release::release;
+use std::sync::atomic::Ordering;
 use undertone::v1::{self, server_message::Kind};
 use undertone_core::id::AttemptKey;
 use undertone_round::coordinator::{Effect, Input, ModelRef, Update};
@@ -47,19 +48,24 @@ impl Driver {
             return self.feed_self(Input::ReleaseFailed { key, reason });
         };
         let (job, shared, own) = (self.job.clone(), self.shared.clone(), self.own.clone());
-        let work = async move { release(job, entry, model, updates, &shared).await };
+        let (watch, about) = (self.snapshot.subscribe(), key.clone());
+        let wanted = move || watch.borrow().state.is_releasing(&about);
+        let work = async move { release(job, entry, model, updates, &shared, &wanted).await };
         let work = tokio::spawn(tracing::Instrument::in_current_span(work));
+        let under_way = self.releasing.clone();
+        under_way.store(true, Ordering::SeqCst);
         tokio::spawn(tracing::Instrument::in_current_span(async move {
             let input = match work.await {
-                Ok(Ok(Some(model))) => Input::Released { key, model },
-                // Shutting down: the next start takes it up.
-                Ok(Ok(None)) => return,
-                Ok(Err(reason)) => Input::ReleaseFailed { key, reason },
-                Err(e) => Input::ReleaseFailed { key, reason: format!("the release broke: {e}") },
+                Ok(Ok(Some(model))) => Some(Input::Released { key, model }),
+                // Shutting down, or the job was cancelled meanwhile.
+                Ok(Ok(None)) => None,
+                Ok(Err(reason)) => Some(Input::ReleaseFailed { key, reason }),
+                Err(e) => Some(Input::ReleaseFailed { key, reason: format!("the release broke: {e}") }),
             };
-            if let Some(own) = own.upgrade() {
+            if let (Some(input), Some(own)) = (input, own.upgrade()) {
                 let _ = own.send(Command { input, reply: None }).await;
             }
+            under_way.store(false, Ordering::SeqCst);
         }));
     }
 

@@ -6,17 +6,19 @@
 //! another one was here, is begun again from what is durable ([`supervise`]).
 
 mod effects;
-mod record;
+pub(crate) mod record;
 mod supervise;
 
-pub(crate) use record::{JobRecordError, LoadedJob, ledger_entries, load};
+pub(crate) use record::{LoadedJob, load};
 pub(crate) use supervise::start;
 
 use crate::clock::unix_ms;
 use crate::coordinator::Shared;
+use crate::crash::crash_point;
 use crate::sessions::Change;
 use bytes::Bytes;
 use rand_chacha::ChaCha20Rng;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
@@ -24,9 +26,11 @@ use tokio::task::JoinHandle;
 use undertone::{ApiError, Fault};
 use undertone_core::id::JobId;
 use undertone_privacy::ledger::Ledger;
+use undertone_privacy::ledger::chain::{Chain, Line};
+use undertone_privacy::ledger::population::Totals;
 use undertone_round::coordinator::{Context, Input, JobState, Step, invariants, step};
 use undertone_round::job::Job;
-use undertone_store::CommitError;
+use undertone_store::{CommitError, StoreError};
 
 /// Inputs that wait for a busy driver.
 const QUEUE: usize = 256;
@@ -122,6 +126,8 @@ struct Driver {
     rng: ChaCha20Rng,
     own: mpsc::WeakSender<Command>,
     snapshot: watch::Sender<Snapshot>,
+    /// A release of this job is under way.
+    releasing: Arc<AtomicBool>,
 }
 
 /// Why a driver takes no further step.
@@ -173,15 +179,25 @@ impl Driver {
                 },
                 change = changes.recv() => match change {
                     Ok(Change::Opened(client)) => (Input::Connected { client }, None),
-                    Ok(Change::Closed) | Err(broadcast::error::RecvError::Lagged(_)) => (Input::Sessions, None),
+                    Ok(Change::Closed) => (Input::Sessions, None),
+                    Err(broadcast::error::RecvError::Lagged(_)) => (Input::Missed, None),
                     Err(broadcast::error::RecvError::Closed) => return Ok(()),
                 },
                 () = sleep => (Input::Tick, None),
-                () = self.shared.stopping() => return Ok(()),
+                () = self.may_stop() => return Ok(()),
             };
             self.handle(input, reply).await?;
         }
         Ok(())
+    }
+
+    /// Resolves at a shutdown, once no release is under way: one that is given up half-way may have drawn noise, and
+    /// would be charged without a model. (A release that waits for a disk gives up by itself.)
+    async fn may_stop(&self) {
+        self.shared.stopping().await;
+        while self.releasing.load(Ordering::SeqCst) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     /// One input: step, check, save, carry out, answer.
@@ -190,18 +206,16 @@ impl Driver {
         input: Input,
         reply: Option<oneshot::Sender<Result<(), ApiError>>>,
     ) -> Result<(), Stop> {
-        let (taken, answer) = match self.decide(input) {
+        let (taken, answer) = match self.advance(input).await {
+            Ok(Ok(())) => (Ok(()), Ok(())),
             Ok(Err(refusal)) => (Ok(()), Err(ApiError::new(Fault::NotNow, refusal))),
-            Ok(Ok(None)) => (Ok(()), Ok(())),
-            Ok(Ok(Some(step))) => match self.take(step).await {
-                Ok(()) => (Ok(()), Ok(())),
-                Err(stop) => {
-                    let text = "the coordinator cannot take this now: try again later";
-                    (Err(stop), Err(ApiError::new(Fault::Unavailable, text)))
-                }
-            },
             Err(stop) => {
-                let text = "the job stands still; its operator finds the reason in the listing of jobs";
+                let text = match &stop {
+                    Stop::Halt(_) => {
+                        "the job stands still; its operator finds the reason in `undertone job show`"
+                    }
+                    Stop::Stale(_) | Stop::Done => "the coordinator cannot take this now: try again later",
+                };
                 (Err(stop), Err(ApiError::new(Fault::Unavailable, text)))
             }
         };
@@ -213,14 +227,37 @@ impl Driver {
         taken
     }
 
+    /// The inner error is a refusal for the input's sender.
+    async fn advance(&mut self, input: Input) -> Result<Result<(), String>, Stop> {
+        let totals = self.shared.ledger.totals();
+        let decided = self.decide(input.clone(), &totals)?;
+        let step = match decided {
+            Ok(Some(step)) => step,
+            Ok(None) => return Ok(Ok(())),
+            Err(refusal) => return Ok(Err(refusal)),
+        };
+        if step.ledger.is_empty() {
+            return self.take(step, None).await.map(Ok);
+        }
+        // A step that spends is decided on what all jobs have spent by now, and nobody spends until it is saved.
+        let shared = self.shared.clone();
+        let mut chain = shared.ledger.lock().await;
+        match self.decide(input, &chain.totals().clone())? {
+            Ok(Some(step)) => self.take(step, Some(&mut chain)).await.map(Ok),
+            Ok(None) => Ok(Ok(())),
+            Err(refusal) => Ok(Err(refusal)),
+        }
+    }
+
     /// What the machine decides. The inner error is a refusal for the input's sender.
-    fn decide(&mut self, input: Input) -> Result<Result<Option<Step>, String>, Stop> {
+    fn decide(&mut self, input: Input, population: &Totals) -> Result<Result<Option<Step>, String>, Stop> {
         let roster = self.shared.sessions.roster();
         let enrolled = self.shared.enrolled_evaluators();
         let mut context = Context {
             id: &self.id,
             job: &self.job,
             ledger: &self.ledger,
+            population,
             trainers: &roster.trainers,
             evaluators: &roster.evaluators,
             enrolled_evaluators: &enrolled,
@@ -234,28 +271,13 @@ impl Driver {
         Ok(decided.map_err(|refusal| refusal.to_string()))
     }
 
-    async fn take(&mut self, step: Step) -> Result<(), Stop> {
-        let mut pause = FIRST_PAUSE;
-        loop {
-            match self.shared.store.commit(record::transition(&self.id, self.version, &step)).await {
-                Ok(version) => {
-                    self.version = version;
-                    break;
-                }
-                Err(CommitError::Store(e)) => {
-                    tracing::error!(error = %e, "cannot save the job's next step; trying again");
-                    self.shared.wait_or_stop(&mut pause).await.map_err(|()| Stop::Done)?;
-                }
-                // A save whose answer was lost and that was tried again finds its own step.
-                Err(CommitError::Conflict { found, .. })
-                    if found == self.version + 1 && self.is_saved(&step).await? =>
-                {
-                    self.version = found;
-                    break;
-                }
-                Err(e) => return Err(Stop::Stale(e.to_string())),
-            }
-        }
+    /// Makes a step durable, with its lines in the population's ledger, then carries it out.
+    async fn take(&mut self, step: Step, chain: Option<&mut Chain>) -> Result<(), Stop> {
+        let lines = match &chain {
+            Some(chain) => chain.lines_for(&step.ledger, unix_ms()).map_err(|e| Stop::Halt(e.to_string()))?,
+            None => vec![],
+        };
+        self.save(&step, &lines, chain).await?;
         // Durable. Now it may be known.
         for entry in step.ledger {
             self.ledger.apply(entry).map_err(|e| Stop::Halt(e.to_string()))?;
@@ -268,6 +290,56 @@ impl Driver {
         self.snapshot.send_replace(self.look());
         for effect in step.effects {
             self.carry_out(effect).await;
+        }
+        Ok(())
+    }
+
+    async fn save(&mut self, step: &Step, lines: &[Line], chain: Option<&mut Chain>) -> Result<(), Stop> {
+        crash_point("before", lines);
+        let mut pause = FIRST_PAUSE;
+        loop {
+            match self.shared.store.commit(record::transition(&self.id, self.version, step, lines)).await {
+                Ok(version) => {
+                    self.version = version;
+                    break;
+                }
+                // Another try would end the same way.
+                Err(CommitError::Store(e @ (StoreError::OutOfRange { .. } | StoreError::Damaged { .. }))) => {
+                    return Err(Stop::Halt(e.to_string()));
+                }
+                Err(CommitError::Store(e)) => {
+                    tracing::error!(error = %e, "cannot save the job's next step; trying again");
+                    self.shared.note_fault(&self.id, Some(format!("its next step cannot be saved: {e}")));
+                    self.shared.wait_or_stop(&mut pause).await.map_err(|()| Stop::Done)?;
+                }
+                // A save whose answer was lost and that was tried again finds its own step.
+                Err(CommitError::Conflict { found, .. })
+                    if found == self.version + 1 && self.is_saved(step).await? =>
+                {
+                    self.version = found;
+                    break;
+                }
+                Err(
+                    e @ (CommitError::UnknownJob(_)
+                    | CommitError::OtherJob { .. }
+                    | CommitError::UploadDiffers { .. }
+                    | CommitError::ReleaseDiffers { .. }),
+                ) => return Err(Stop::Halt(e.to_string())),
+                Err(e @ (CommitError::Conflict { .. } | CommitError::LedgerMoved { .. })) => {
+                    if let Some(chain) = chain {
+                        let caught_up = self.shared.ledger.catch_up(chain, &*self.shared.store).await;
+                        caught_up.map_err(Stop::Halt)?;
+                    }
+                    return Err(Stop::Stale(e.to_string()));
+                }
+            }
+        }
+        if pause != FIRST_PAUSE {
+            self.shared.note_fault(&self.id, None);
+        }
+        crash_point("after", lines);
+        if let Some(chain) = chain {
+            self.shared.ledger.apply(chain, lines.to_vec()).map_err(Stop::Halt)?;
         }
         Ok(())
     }
@@ -288,7 +360,7 @@ impl Driver {
         loop {
             match self.shared.store.job(&self.id).await {
                 Ok(record) => {
-                    let wanted = record::transition(&self.id, self.version, step).state;
+                    let wanted = record::transition(&self.id, self.version, step, &[]).state;
                     return Ok(record.is_some_and(|r| r.state == wanted));
                 }
                 Err(e) => {

@@ -3,13 +3,12 @@
 use crate::clock::unix_ms;
 use std::sync::Arc;
 use undertone_core::id::{AttemptKey, JobId};
-use undertone_privacy::ledger::{Ledger, LedgerEntry};
+use undertone_privacy::ledger::Ledger;
+use undertone_privacy::ledger::chain::Line;
 use undertone_round::coordinator::{JobState, Step, Update};
-use undertone_round::event::JobEvent;
+use undertone_round::event::{JobEvent, Outcome};
 use undertone_round::job::Job;
-use undertone_store::{
-    JobRecord, LedgerRow, NewEvent, ReleaseRecord, Store, StoreError, Transition, UploadRecord,
-};
+use undertone_store::{JobRecord, NewEvent, ReleaseRecord, Transition, UploadRecord};
 
 /// A job read back from the store.
 pub(crate) struct LoadedJob {
@@ -21,36 +20,20 @@ pub(crate) struct LoadedJob {
     pub(crate) created_unix_s: u64,
 }
 
-/// Why a stored job cannot be read.
+/// A stored job that cannot be read.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum JobRecordError {
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    #[error("the stored job {0} makes no sense to this version: {1}")]
-    Unreadable(JobId, String),
-}
+#[error("the stored job {0} makes no sense to this version: {1}")]
+pub(crate) struct UnreadableJob(JobId, String);
 
-/// The ledger of a job as it is stored.
-pub(crate) async fn ledger_entries(
-    store: &dyn Store,
-    id: &JobId,
-) -> Result<Vec<LedgerEntry>, JobRecordError> {
-    let rows = store.ledger(id).await?;
-    let entries = rows.iter().map(|row| serde_json::from_str(&row.document)).collect::<Result<_, _>>();
-    entries.map_err(|e| JobRecordError::Unreadable(id.clone(), e.to_string()))
-}
-
-/// Reads a job and its ledger.
-pub(crate) async fn load(store: &dyn Store, record: JobRecord) -> Result<LoadedJob, JobRecordError> {
+/// Reads a job back; its part of the ledger comes from the population's chain.
+pub(crate) async fn load(ledger: Ledger, record: JobRecord) -> Result<LoadedJob, UnreadableJob> {
     let id = record.id.clone();
-    let unreadable = |e: String| JobRecordError::Unreadable(id.clone(), e);
+    let unreadable = |e: String| UnreadableJob(id.clone(), e);
     // Resolving a contract is work for a core, not for an async thread.
     let document = record.document;
     let job = tokio::task::spawn_blocking(move || Job::from_document(document.as_bytes())).await;
     let job = job.map_err(|e| unreadable(e.to_string()))?.map_err(|e| unreadable(e.to_string()))?;
     let state = serde_json::from_str(&record.state).map_err(|e| unreadable(e.to_string()))?;
-    let entries = ledger_entries(store, &record.id).await?;
-    let ledger = Ledger::from_entries(entries).map_err(|e| unreadable(e.to_string()))?;
     Ok(LoadedJob {
         id: record.id,
         job: Arc::new(job),
@@ -61,8 +44,21 @@ pub(crate) async fn load(store: &dyn Store, record: JobRecord) -> Result<LoadedJ
     })
 }
 
+/// Ends a job whose machine cannot go on, by an operator's word: the state stays as it is, for whoever looks into it.
+pub(crate) fn ending(record: &JobRecord, by: String, reason: String) -> Transition {
+    let outcome = Outcome::Cancelled { by, reason };
+    Transition {
+        ended: true,
+        events: vec![NewEvent {
+            unix_ms: unix_ms(),
+            document: json(&JobEvent::Ended { outcome: outcome.clone() }),
+        }],
+        ..Transition::new(record.id.clone(), record.version, outcome.status(), record.state.clone())
+    }
+}
+
 /// What a step changes, as one transaction.
-pub(super) fn transition(id: &JobId, version: u64, step: &Step) -> Transition {
+pub(super) fn transition(id: &JobId, version: u64, step: &Step, lines: &[Line]) -> Transition {
     let now = unix_ms();
     Transition {
         job: id.clone(),
@@ -71,7 +67,7 @@ pub(super) fn transition(id: &JobId, version: u64, step: &Step) -> Transition {
         ended: step.next.is_over(),
         state: json(&step.next),
         events: step.events.iter().map(|e| NewEvent { unix_ms: now, document: json(e) }).collect(),
-        ledger: step.ledger.iter().map(|e| LedgerRow { seq: e.seq, document: json(e) }).collect(),
+        ledger: lines.iter().map(crate::ledger::row).collect(),
         uploads: step.accepted.iter().map(|(key, update)| upload(key, update)).collect(),
         release: step.events.iter().find_map(|e| release(id, e, &step.next, now)),
     }

@@ -9,7 +9,12 @@ use std::sync::{Arc, Mutex};
 use tokio::sync::{Mutex as AsyncMutex, mpsc, watch};
 use undertone::{ApiError, Fault};
 use undertone_core::id::JobId;
+use undertone_round::coordinator::{Input, JobState, Phase};
+use undertone_round::event::Outcome;
 use undertone_round::job::Job;
+
+/// How often a driver is begun again at the same step before a person must look.
+const MOST_IN_VAIN: u32 = 6;
 
 /// A job under supervision.
 struct Supervised {
@@ -54,8 +59,8 @@ impl Supervised {
     #[tracing::instrument(name = "job", skip_all, fields(job = %self.id))]
     async fn run(self, mut loaded: LoadedJob, mut recovered: bool) {
         let mut pause = FIRST_PAUSE;
+        let (mut version, mut in_vain) = (loaded.version, 0);
         let halted = loop {
-            let begun = tokio::time::Instant::now();
             match self.drive(loaded, recovered).await {
                 Stop::Done => break None,
                 Stop::Halt(reason) => break Some(reason),
@@ -66,14 +71,19 @@ impl Supervised {
                     );
                 }
             }
-            if begun.elapsed() > super::LAST_PAUSE {
-                pause = FIRST_PAUSE;
-            }
             recovered = true;
             loaded = match self.reload(&mut pause).await {
                 Ok(loaded) => loaded,
                 Err(stop) => break stop,
             };
+            if loaded.version > version {
+                (version, in_vain, pause) = (loaded.version, 0, FIRST_PAUSE);
+            } else {
+                in_vain += 1;
+            }
+            if in_vain == MOST_IN_VAIN {
+                break Some(format!("its driver stopped {in_vain} times at the same step; the log says why"));
+            }
         };
         if let Some(reason) = halted {
             tracing::error!(reason, "the job stands still until its operator mends this");
@@ -81,6 +91,7 @@ impl Supervised {
         }
         self.answer_late_inputs().await;
         if self.snapshot.borrow().state.is_over() {
+            self.shared.ledger.close(&self.id).await;
             self.shared.forget_job(&self.id);
         }
     }
@@ -102,7 +113,10 @@ impl Supervised {
             rng: ChaCha20Rng::from_seed(seed),
             own: self.own.clone(),
             snapshot: self.snapshot.clone(),
+            releasing: Arc::default(),
         };
+        // What was reloaded is what others should see.
+        self.snapshot.send_replace(driver.look());
         // Before the first look at who is there: no session can slip between.
         let mut changes = self.shared.sessions.subscribe();
         let inputs = self.inputs.clone();
@@ -123,42 +137,71 @@ impl Supervised {
                     continue;
                 }
             };
-            match load(&*self.shared.store, record).await {
-                Ok(loaded) => return Ok(loaded),
-                Err(super::JobRecordError::Store(e)) => {
-                    tracing::error!(error = %e, "cannot read the job; trying again");
-                }
-                Err(e) => return Err(Some(e.to_string())),
+            // Read under the lock: what the job spent is what the chain says now.
+            let mut chain = self.shared.ledger.lock().await;
+            if let Err(e) = self.shared.ledger.catch_up(&mut chain, &*self.shared.store).await {
+                tracing::error!(error = %e, "cannot read the privacy ledger; trying again");
+                continue;
             }
+            let ledger = chain.job(&self.id);
+            drop(chain);
+            return load(ledger, record).await.map_err(|e| Some(e.to_string()));
         }
     }
 
-    /// Late inputs are answered, not left hanging.
+    /// Late inputs are answered, not left hanging. A job that stands still may yet be cancelled.
     async fn answer_late_inputs(&self) {
         let mut inputs = self.inputs.lock().await;
-        let stands_still = {
+        let stands_still = || {
             let snapshot = self.snapshot.borrow();
             !snapshot.state.is_over() && snapshot.halted.is_some()
         };
-        if !stands_still {
+        if !stands_still() {
             inputs.close();
         }
         loop {
             let command = tokio::select! {
                 command = inputs.recv() => command,
-                () = self.shared.stopping(), if stands_still => None,
+                () = self.shared.stopping(), if stands_still() => None,
             };
             let Some(command) = command else { return };
-            let Some(reply) = command.reply else { continue };
-            let snapshot = self.snapshot.borrow().clone();
-            let refusal = match &snapshot.halted {
-                _ if snapshot.state.is_over() => {
-                    ApiError::new(Fault::NotNow, format!("the job has ended ({})", snapshot.state.status()))
-                }
-                Some(reason) => ApiError::new(Fault::NotNow, format!("the job stands still: {reason}")),
-                None => ApiError::new(Fault::Unavailable, "the coordinator is shutting down"),
-            };
-            let _ = reply.send(Err(refusal));
+            let answer = self.answer_late(command.input).await;
+            if let Some(reply) = command.reply {
+                let _ = reply.send(answer);
+            }
+            if !stands_still() {
+                inputs.close();
+            }
         }
+    }
+
+    async fn answer_late(&self, input: Input) -> Result<(), ApiError> {
+        let snapshot = self.snapshot.borrow().clone();
+        match (&snapshot.halted, input) {
+            _ if snapshot.state.is_over() => {
+                Err(ApiError::new(Fault::NotNow, format!("the job has ended ({})", snapshot.state.status())))
+            }
+            (Some(_), Input::Cancel { by, reason }) => self.end(by, reason).await,
+            // Not for ever: participants keep what they have.
+            (Some(reason), _) => {
+                Err(ApiError::new(Fault::Unavailable, format!("the job stands still: {reason}")))
+            }
+            (None, _) => Err(ApiError::new(Fault::Unavailable, "the coordinator is shutting down")),
+        }
+    }
+
+    /// Ends a job that stands still. What it reserved stays spent.
+    async fn end(&self, by: String, reason: String) -> Result<(), ApiError> {
+        let unavailable = |e: &dyn std::fmt::Display| ApiError::new(Fault::Unavailable, e.to_string());
+        let record = self.shared.store.job(&self.id).await.map_err(|e| unavailable(&e))?;
+        let record = record.ok_or_else(|| ApiError::new(Fault::NotFound, "it is gone from the store"))?;
+        let step = super::record::ending(&record, by.clone(), reason.clone());
+        self.shared.store.commit(step).await.map_err(|e| unavailable(&e))?;
+        let outcome = Outcome::Cancelled { by, reason };
+        self.snapshot.send_modify(|s| {
+            s.state = Arc::new(JobState { phase: Phase::Ended { outcome }, ..(*s.state).clone() });
+            s.halted = None;
+        });
+        Ok(())
     }
 }

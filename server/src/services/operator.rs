@@ -17,6 +17,8 @@ use undertone::{ApiError, Fault, InvalidMessage, client_role, role_message};
 use undertone_core::digest::Digest;
 use undertone_core::id::{ClientId, JobId};
 use undertone_core::limits::{MAX_JOB_DOCUMENT_BYTES, clip_text};
+use undertone_privacy::contract::Unit;
+use undertone_privacy::ledger::chain::ClosedJob;
 use undertone_round::coordinator::Input;
 use undertone_store::{StoreError, TokenRecord};
 
@@ -34,6 +36,7 @@ type Reply<T> = Result<Response<T>, Status>;
 #[tonic::async_trait]
 impl Operator for OperatorService {
     type WatchJobStream = ReceiverStream<Result<v1::JobEvent, Status>>;
+    type ReadLedgerStream = ReceiverStream<Result<v1::LedgerLine, Status>>;
     type DownloadReleaseStream = ReceiverStream<Result<v1::ReleaseMessage, Status>>;
 
     async fn submit_job(&self, request: Request<v1::SubmitJobRequest>) -> Reply<v1::SubmitJobResponse> {
@@ -86,8 +89,12 @@ impl Operator for OperatorService {
     async fn cancel_job(&self, request: Request<v1::CancelJobRequest>) -> Reply<v1::CancelJobResponse> {
         let by = require_operator(&request)?.to_string();
         let m = request.into_inner();
-        let handle = self.0.running_job(&parsed(&m.job)?).await?;
-        handle.feed(Input::Cancel { by, reason: clip_text(&m.reason).to_owned() }).await?;
+        let (id, reason) = (parsed(&m.job)?, clip_text(&m.reason).to_owned());
+        if self.0.unreadable().contains_key(&id) {
+            self.0.bury(&id, by, reason).await?;
+        } else {
+            self.0.running_job(&id).await?.feed(Input::Cancel { by, reason }).await?;
+        }
         Ok(Response::new(v1::CancelJobResponse {}))
     }
 
@@ -172,6 +179,57 @@ impl Operator for OperatorService {
         }
         tracing::info!(token = %id, %by, "join token revoked");
         Ok(Response::new(v1::RevokeTokenResponse {}))
+    }
+
+    async fn get_ledger(&self, request: Request<v1::GetLedgerRequest>) -> Reply<v1::LedgerSummary> {
+        require_operator(&request)?;
+        let chain = self.0.shared.ledger.lock().await;
+        let totals = chain.totals();
+        let json = |value: serde_json::Result<String>| value.expect("plain data");
+        let job = |(id, job): (&JobId, ClosedJob)| v1::LedgerJob {
+            job: id.to_string(),
+            attempts: job.attempts,
+            epsilon: job.epsilon,
+        };
+        Ok(Response::new(v1::LedgerSummary {
+            lines: chain.len(),
+            head: chain.head().as_bytes().to_vec().into(),
+            spent: json(serde_json::to_string(&totals.spent())),
+            budgets: json(serde_json::to_string(&totals.budgets())),
+            record_used: totals.used(Unit::Record),
+            client_used: totals.used(Unit::Client),
+            jobs: chain.jobs().map(job).collect(),
+        }))
+    }
+
+    async fn read_ledger(&self, request: Request<v1::ReadLedgerRequest>) -> Reply<Self::ReadLedgerStream> {
+        require_operator(&request)?;
+        let mut after = request.into_inner().after;
+        let (tx, rx) = mpsc::channel(EVENT_PAGE as usize);
+        let store = self.0.shared.store.clone();
+        tokio::spawn(async move {
+            loop {
+                let page = match store.ledger(after, EVENT_PAGE).await {
+                    Ok(page) => page,
+                    Err(e) => {
+                        let _ = tx.send(Err(internal(e).into())).await;
+                        return;
+                    }
+                };
+                let whole = page.len() == EVENT_PAGE as usize;
+                for row in page {
+                    after = row.seq;
+                    let line = v1::LedgerLine { sequence: row.seq, document: row.document };
+                    if tx.send(Ok(line)).await.is_err() {
+                        return;
+                    }
+                }
+                if !whole {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(rx)))
     }
 }
 
@@ -259,6 +317,12 @@ async fn follow(
             }
         }
         let Some(watch) = watch.as_mut().filter(|_| !over) else { return };
+        if let Some(reason) = watch.borrow().halted.clone() {
+            let _ = tx.try_send(Err(
+                ApiError::new(Fault::NotNow, format!("the job stands still: {reason}")).into()
+            ));
+            return;
+        }
         tokio::select! {
             changed = watch.changed() => if changed.is_err() && !watch.borrow().state.is_over() { return },
             () = tx.closed() => return,

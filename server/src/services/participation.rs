@@ -2,7 +2,7 @@
 
 use super::{chunk_channel, send_blob};
 use crate::clock::{unix_ms, unix_s};
-use crate::coordinator::Coordinator;
+use crate::coordinator::{Coordinator, Shared};
 use crate::identity::{Peer, peer_of};
 use crate::spool::{self, Claim, Rejected};
 use std::pin::Pin;
@@ -18,7 +18,7 @@ use undertone::{ApiError, Fault, evaluation_metrics, required, role_message, ver
 use undertone_core::digest::Digest;
 use undertone_core::id::{AttemptKey, ClientId, ClientRole, JobId, Round};
 use undertone_core::limits::clip_text;
-use undertone_round::coordinator::{Input, Refusal};
+use undertone_round::coordinator::{Input, Refusal, Update};
 
 /// How long a new session may take to say hello.
 const HELLO: Duration = Duration::from_secs(10);
@@ -188,23 +188,35 @@ impl ParticipationService {
         })?;
         match received {
             Ok(update) => {
-                let blob = update.blob;
-                let fed = handle.feed(Input::Update { key: claim.key, update }).await;
-                if let Err(e) = fed {
-                    // Refused for good: nothing refers to the blob, which is this client's and this attempt's alone.
-                    if e.fault == Fault::NotNow
-                        && let Err(e) = shared.blobs.delete(&blob).await
-                    {
-                        tracing::warn!(error = %e, "cannot delete a refused update");
-                    }
-                    return Err(e);
-                }
+                // A task of its own: a client that hangs up now leaves no blob that nobody knows.
+                let fed = tokio::spawn(take_in(handle, shared.clone(), claim.key, update)).await;
+                fed.map_err(|e| {
+                    ApiError::new(Fault::Unavailable, format!("taking the update in broke: {e}"))
+                })??;
                 Ok(v1::UploadReceipt { update: Some(reference) })
             }
             Err(Rejected::Transfer(e)) => Err(e),
             Err(Rejected::Invalid(reason)) => refuse(&handle, &claim, reason).await,
         }
     }
+}
+
+/// Offers a spooled update to the round; what it refuses for good is deleted, unless the round counts it already.
+async fn take_in(
+    handle: crate::driver::Handle,
+    shared: Arc<Shared>,
+    key: AttemptKey,
+    update: Update,
+) -> Result<(), ApiError> {
+    let blob = update.blob;
+    let fed = handle.feed(Input::Update { key, update }).await;
+    if fed.as_ref().is_err_and(|e| e.fault == Fault::NotNow)
+        && !handle.snapshot().state.blobs().contains(&blob)
+        && let Err(e) = shared.blobs.delete(&blob).await
+    {
+        tracing::warn!(error = %e, "cannot delete a refused update");
+    }
+    fed
 }
 
 /// What can be said of an upload before its first byte.

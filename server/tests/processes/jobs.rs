@@ -55,12 +55,14 @@ async fn a_private_job_learns_and_every_process_stops_when_told() {
 async fn a_client_killed_in_mid_job_costs_only_itself() {
     let (d, mut processes) = deployment();
     let mut operator = d.operator().await;
-    let id = operator.submit(&private_job(6)).await.unwrap();
+    let id = operator.submit(&private_job(12)).await.unwrap();
     operator.watch_until(&id, |e| matches!(e, JobEvent::Released { .. })).await;
     processes[1].kill();
     let events = operator.watch_to_end(&id).await;
     assert_eq!(*events.outcome(), Outcome::Completed, "{}", events.text());
-    assert_eq!(events.released(), 6);
+    assert_eq!(events.released(), 12);
+    let alone = |e: &JobEvent| matches!(e, JobEvent::Released { clients: 1, .. });
+    assert!(events.0.iter().any(alone), "it was killed too late: {}", events.text());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,6 +1,7 @@
 //! `undertone-server` as a process, with real clients and real training.
 
 mod jobs;
+mod ledger;
 mod set_up;
 
 /// A data set that a linear model can divide: y = 1 where x > 0.

@@ -1,7 +1,7 @@
 //! Storage that fails when a test says so, around a real one.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use tokio::io::AsyncRead;
 use undertone_core::digest::Digest;
 use undertone_core::id::{AttemptKey, ClientId, JobId};
@@ -35,6 +35,10 @@ struct Faults {
     answers: AtomicU32,
     blob_writes: AtomicBool,
     blob_reads: AtomicBool,
+    blob_commits: AtomicBool,
+    panics: AtomicU32,
+    /// What could not be kept.
+    refused: Mutex<Vec<Digest>>,
     hits: AtomicU32,
 }
 
@@ -72,6 +76,21 @@ impl FaultyStorage {
     /// From now on no blob can be read (or can again).
     pub fn fail_blob_reads(&self, on: bool) {
         self.faults.blob_reads.store(on, Ordering::SeqCst);
+    }
+
+    /// From now on every blob is refused after its last byte (or is kept again).
+    pub fn fail_blob_commits(&self, on: bool) {
+        self.faults.blob_commits.store(on, Ordering::SeqCst);
+    }
+
+    /// The digests of the blobs that were refused after their last byte.
+    pub fn refused(&self) -> Vec<Digest> {
+        self.faults.refused.lock().expect("no panic while locked").clone()
+    }
+
+    /// The next `n` steps panic.
+    pub fn panic_at_steps(&self, n: u32) {
+        self.faults.panics.store(n, Ordering::SeqCst);
     }
 
     /// How many calls were failed so far.
@@ -149,6 +168,12 @@ impl Store for FaultyStorage {
         if self.faults.hit(&self.faults.steps) {
             return Err(full());
         }
+        let panics =
+            self.faults.panics.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1));
+        if panics.is_ok() {
+            self.faults.hits.fetch_add(1, Ordering::SeqCst);
+            panic!("as the test asked");
+        }
         let version = self.store.commit(transition).await?;
         let lost = self.faults.answers.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1));
         if lost.is_ok() {
@@ -160,8 +185,8 @@ impl Store for FaultyStorage {
     async fn events(&self, job: &JobId, after_seq: u64, limit: u32) -> Result<Vec<EventRecord>, StoreError> {
         self.store.events(job, after_seq, limit).await
     }
-    async fn ledger(&self, job: &JobId) -> Result<Vec<LedgerRow>, StoreError> {
-        self.store.ledger(job).await
+    async fn ledger(&self, after_seq: u64, limit: u32) -> Result<Vec<LedgerRow>, StoreError> {
+        self.store.ledger(after_seq, limit).await
     }
     async fn uploads(&self, key: &AttemptKey) -> Result<Vec<UploadRecord>, StoreError> {
         self.store.uploads(key).await
@@ -182,7 +207,8 @@ impl Blobs for FaultyStorage {
         if self.faults.hit(&self.faults.blob_writes) {
             return Err(BlobError::from(disk()));
         }
-        self.blobs.writer().await
+        let writer = self.blobs.writer().await?;
+        Ok(Box::new(FaultyWriter { writer, faults: self.faults.clone() }))
     }
     async fn open(
         &self,
@@ -202,5 +228,30 @@ impl Blobs for FaultyStorage {
     }
     async fn list(&self) -> Result<Vec<Digest>, BlobError> {
         self.blobs.list().await
+    }
+}
+
+#[derive(Debug)]
+struct FaultyWriter {
+    writer: Box<dyn BlobWriter>,
+    faults: Arc<Faults>,
+}
+
+#[async_trait::async_trait]
+impl BlobWriter for FaultyWriter {
+    async fn write(&mut self, bytes: &[u8]) -> Result<(), BlobError> {
+        self.writer.write(bytes).await
+    }
+
+    async fn commit(self: Box<Self>, expected: Option<Digest>) -> Result<(Digest, u64), BlobError> {
+        if !self.faults.hit(&self.faults.blob_commits) {
+            return self.writer.commit(expected).await;
+        }
+        // Kept for a moment, to learn its digest.
+        let wrong = self.writer.commit(Some(Digest::of(b"none has this digest"))).await;
+        if let Err(BlobError::Mismatch { found, .. }) = wrong {
+            self.faults.refused.lock().expect("no panic while locked").push(found);
+        }
+        Err(BlobError::from(disk()))
     }
 }

@@ -120,10 +120,23 @@ impl Processes {
 
     /// Starts the coordinator (again).
     pub fn start_server(&mut self) {
+        self.start_server_with(None);
+    }
+
+    /// Starts the coordinator so that it kills itself with SIGKILL when its privacy ledger comes to a state, for example
+    /// `before:committed` or `after:published` (debug builds).
+    pub fn start_server_that_dies(&mut self, point: &str) {
+        self.start_server_with(Some(point));
+    }
+
+    fn start_server_with(&mut self, crash: Option<&str>) {
         let log = self.path().join("server.log");
         let _ = std::fs::remove_file(&log);
         let mut command = Command::new(binary("undertone-server"));
         command.arg("run").arg("--dir").arg(self.path().join("deployment"));
+        if let Some(point) = crash {
+            command.env("UNDERTONE_CRASH", point);
+        }
         let server = Process::start(command, log);
         server.wait_for("listening on");
         self.server = Some(server);

@@ -19,9 +19,17 @@ fn resolve(contract: Result<PrivacyContract, crate::contract::InvalidContract>) 
 static CONTRACT: LazyLock<ResolvedContract> =
     LazyLock::new(|| resolve(PrivacyContract::record_local(1.0, 0.25, Noise::TargetEpsilon(3.0), 1e-3, 4.0)));
 
+fn unlimited() -> Totals {
+    Totals::new(population::Budgets::default())
+}
+
+fn cohort() -> Digest {
+    Digest::of(b"the cohort")
+}
+
 fn reserved() -> Ledger {
     let mut ledger = Ledger::default();
-    ledger.apply(ledger.reserve(key(1, 1), &CONTRACT).unwrap()).unwrap();
+    ledger.apply(ledger.reserve(key(1, 1), &CONTRACT, &unlimited()).unwrap()).unwrap();
     ledger
 }
 
@@ -30,9 +38,17 @@ fn an_attempt_is_reserved_committed_and_published_once() {
     let (mine, other) = (Digest::of(b"mine"), Digest::of(b"other"));
     let mut ledger = reserved();
     let k = key(1, 1);
-    assert!(matches!(ledger.publish(&k, mine), Err(TransitionError::Illegal { from: "reserved", .. })));
+    assert!(matches!(ledger.commit(&k, mine), Err(TransitionError::Illegal { from: "reserved", .. })));
+    let drawn = ledger.entries()[0].sampled(cohort()).unwrap();
+    ledger.apply(drawn.clone()).unwrap();
+    assert_eq!(ledger.entries()[0].sampled(cohort()).unwrap(), drawn);
+    assert!(ledger.entries()[0].sampled(other).is_err(), "a second cohort would be a second sample");
+    assert!(matches!(ledger.publish(&k, mine), Err(TransitionError::Illegal { from: "sampled", .. })));
     assert!(matches!(ledger.commit(&key(2, 1), mine), Err(TransitionError::Unknown(_))));
-    assert_eq!(ledger.reserve(k.clone(), &CONTRACT), Err(ReserveError::AlreadyReserved(k.clone())));
+    assert_eq!(
+        ledger.reserve(k.clone(), &CONTRACT, &unlimited()),
+        Err(ReserveError::AlreadyReserved(k.clone()))
+    );
     ledger.apply(ledger.commit(&k, mine).unwrap()).unwrap();
     assert!(matches!(ledger.commit(&k, other), Err(TransitionError::OtherOutput { .. })));
     assert!(matches!(ledger.publish(&k, other), Err(TransitionError::OtherOutput { .. })));
@@ -59,7 +75,7 @@ fn a_burnt_attempt_stays_spent_and_cannot_come_back() {
 fn the_budget_ends_the_job_with_numbers() {
     let mut ledger = Ledger::default();
     let refusal = loop {
-        match ledger.reserve(key(ledger.entries().len() as u32 + 1, 1), &CONTRACT) {
+        match ledger.reserve(key(ledger.entries().len() as u32 + 1, 1), &CONTRACT, &unlimited()) {
             Ok(entry) => ledger.apply(entry).unwrap(),
             Err(e) => break e,
         }
@@ -74,8 +90,11 @@ fn the_budget_ends_the_job_with_numbers() {
 #[test]
 fn other_terms_do_not_mix() {
     let ledger = reserved();
-    let other = resolve(PrivacyContract::client_central(1.0, Noise::Multiplier(1.0), 1e-5, 9.0));
-    assert!(matches!(ledger.reserve(key(2, 1), &other), Err(ReserveError::OtherContract { .. })));
+    let other = resolve(PrivacyContract::client_central(1.0, Noise::Multiplier(1.0), 1e-5, 90.0));
+    assert!(matches!(
+        ledger.reserve(key(2, 1), &other, &unlimited()),
+        Err(ReserveError::OtherContract { .. })
+    ));
 }
 
 #[test]
@@ -83,7 +102,7 @@ fn no_promise_is_recorded_without_a_number() {
     let none = resolve(Ok(PrivacyContract::none()));
     let mut ledger = Ledger::default();
     for round in 1..100 {
-        ledger.apply(ledger.reserve(key(round, 1), &none).unwrap()).unwrap();
+        ledger.apply(ledger.reserve(key(round, 1), &none, &unlimited()).unwrap()).unwrap();
     }
     assert_eq!(ledger.spent(&none), None);
     let json = serde_json::to_string(&ledger.entries()[98]).unwrap();
@@ -93,7 +112,7 @@ fn no_promise_is_recorded_without_a_number() {
 #[test]
 fn damage_is_noticed() {
     let mut ledger = reserved();
-    ledger.apply(ledger.reserve(key(2, 1), &CONTRACT).unwrap()).unwrap();
+    ledger.apply(ledger.reserve(key(2, 1), &CONTRACT, &unlimited()).unwrap()).unwrap();
     let good = ledger.entries().to_vec();
     assert_eq!(Ledger::from_entries(good.clone()).unwrap(), ledger);
     let damages: [fn(&mut Vec<LedgerEntry>); 7] = [
@@ -112,6 +131,7 @@ fn damage_is_noticed() {
     }
     let rewritten = LedgerEntry { compositions: 0, ..good[1].clone() };
     assert!(ledger.apply(rewritten).is_err());
+    ledger.apply(ledger.entries()[0].sampled(cohort()).unwrap()).unwrap();
     ledger.apply(ledger.commit(&key(1, 1), Digest::of(b"a")).unwrap()).unwrap();
     assert!(ledger.apply(good[0].clone()).is_err(), "back to reserved");
     assert!(ledger.apply(LedgerEntry { seq: 0, ..good[0].clone() }).is_err());
@@ -123,6 +143,7 @@ enum Op {
     Commit { round: u32, attempt: u32, bytes: u8 },
     Publish { round: u32, attempt: u32, bytes: u8 },
     Burn { round: u32, attempt: u32 },
+    Sample { round: u32, attempt: u32 },
     Reload,
 }
 
@@ -130,6 +151,7 @@ fn any_op() -> impl Strategy<Value = Op> {
     let at = || (1u32..8, 1u32..4);
     prop_oneof![
         4 => at().prop_map(|(round, attempt)| Op::Reserve { round, attempt }),
+        3 => at().prop_map(|(round, attempt)| Op::Sample { round, attempt }),
         2 => (at(), 0u8..2).prop_map(|((round, attempt), bytes)| Op::Commit { round, attempt, bytes }),
         2 => (at(), 0u8..2).prop_map(|((round, attempt), bytes)| Op::Publish { round, attempt, bytes }),
         1 => at().prop_map(|(round, attempt)| Op::Burn { round, attempt }),
@@ -144,9 +166,13 @@ proptest! {
         for op in ops {
             let before = ledger.clone();
             let next = match op {
-                Op::Reserve { round, attempt } => ledger.reserve(key(round, attempt), &CONTRACT).ok(),
+                Op::Reserve { round, attempt } => ledger.reserve(key(round, attempt), &CONTRACT, &unlimited()).ok(),
                 Op::Commit { round, attempt, bytes } => ledger.commit(&key(round, attempt), Digest::of(&[bytes])).ok(),
                 Op::Publish { round, attempt, bytes } => ledger.publish(&key(round, attempt), Digest::of(&[bytes])).ok(),
+                Op::Sample { round, attempt } => {
+                    let entry = ledger.entry(&key(round, attempt));
+                    entry.and_then(|e| e.sampled(cohort()).ok())
+                }
                 Op::Burn { round, attempt } => ledger.burn(&key(round, attempt), "no").ok(),
                 Op::Reload => {
                     let json = serde_json::to_string(ledger.entries()).unwrap();
@@ -169,8 +195,9 @@ proptest! {
                     EntryState::Committed { output } => match &new.state {
                         EntryState::Committed { output: o } | EntryState::Published { output: o } => prop_assert_eq!(o, output),
                         EntryState::Burnt { .. } => {}
-                        EntryState::Reserved => prop_assert!(false, "went back"),
+                        EntryState::Reserved | EntryState::Sampled { .. } => prop_assert!(false, "went back"),
                     },
+                    EntryState::Sampled { .. } => prop_assert!(new.state != EntryState::Reserved),
                     EntryState::Reserved => {}
                 }
             }

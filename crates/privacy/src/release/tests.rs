@@ -3,6 +3,7 @@
 use super::*;
 use crate::contract::{Noise, PrivacyContract};
 use crate::ledger::Ledger;
+use crate::ledger::population::{Budgets, Totals};
 use crate::resolve::Schedule;
 use undertone_core::digest::Digest;
 use undertone_core::id::{Attempt, JobId, Round};
@@ -21,7 +22,9 @@ fn record() -> ResolvedContract {
 
 fn entry(contract: &ResolvedContract) -> LedgerEntry {
     let key = AttemptKey { job: JobId::new("j").unwrap(), round: Round(1), attempt: Attempt(1) };
-    Ledger::default().reserve(key, contract).unwrap()
+    let population = Totals::new(Budgets::default());
+    let reserved = Ledger::default().reserve(key, contract, &population).unwrap();
+    reserved.sampled(Digest::of(b"the cohort")).unwrap()
 }
 
 /// `updates` updates of `len` values of 0.5 each on a grid of 2^-16, all of weight `weight`.
@@ -84,11 +87,12 @@ fn weights_and_cohorts_that_break_the_sensitivity_are_refused() {
 }
 
 #[test]
-fn only_a_reserved_entry_of_the_same_contract_opens_the_way() {
+fn only_a_sampled_entry_of_the_same_contract_opens_the_way() {
     let mut rng = NoiseRng::seeded_for_tests(4);
     for contract in [client(), record(), resolve(PrivacyContract::none())] {
         let mut used = entry(&contract);
         for state in [
+            EntryState::Reserved,
             EntryState::Committed { output: Digest::of(b"x") },
             EntryState::Published { output: Digest::of(b"x") },
             EntryState::Burnt { reason: "r".into() },

@@ -1,6 +1,6 @@
 //! Closing: every round is released; evaluators measure the last model.
 
-use super::{Context, Input, JobState, Step};
+use super::{Context, Input, JobState, Phase, Step};
 use crate::event::{JobEvent, Outcome};
 use serde::{Deserialize, Serialize};
 use undertone_core::id::Round;
@@ -16,10 +16,17 @@ pub struct Closing {
 
 impl Closing {
     pub(super) fn step(&self, state: &JobState, input: &Input, ctx: &Context<'_>) -> Option<Step> {
+        let mut step = Step::stay(state);
+        if matches!(input, Input::Recovered) {
+            // Time that the coordinator was away was nobody's to answer in.
+            let grace = ctx.job.spec().deadlines.reconnect.0.as_millis() as u64;
+            let deadline_ms = self.deadline_ms.max(ctx.now_ms + grace);
+            step.next.phase = Phase::Closing(Self { deadline_ms, ..self.clone() });
+            return Some(step);
+        }
         if !matches!(input, Input::Tick) || ctx.now_ms < self.deadline_ms {
             return None;
         }
-        let mut step = Step::stay(state);
         step.events = step
             .next
             .measuring

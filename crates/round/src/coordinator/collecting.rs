@@ -88,6 +88,13 @@ impl Collecting {
                 next.members.values_mut().for_each(|m| m.away_since_ms = Some(ctx.now_ms));
             }
             Input::Sessions => back = next.note_sessions(ctx),
+            Input::Missed => {
+                // Everybody may have come and gone: who is here now is asked again.
+                for member in next.members.values_mut() {
+                    member.away_since_ms.get_or_insert(ctx.now_ms);
+                }
+                back = next.note_sessions(ctx);
+            }
             Input::Connected { client } => {
                 if let Some(member) = next.members.get_mut(&client) {
                     // Marks it as back, whether its leaving was noticed or not.

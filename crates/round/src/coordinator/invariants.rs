@@ -18,11 +18,11 @@ use undertone_privacy::ledger::{EntryState, LedgerEntry};
 /// The names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Invariant {
-    /// No client is asked in an attempt that has no reserved ledger entry.
+    /// No client is asked in an attempt whose charge and cohort are not in the ledger.
     BudgetBeforeOffers,
     /// No ledger entry brings ε above the budget.
     WithinBudget,
-    /// What is summed are updates that count, one of each client.
+    /// What is summed are the updates that count, all of them, one of each client.
     CountsOnce,
     /// Where the coordinator draws noise, it does so once over the updates of an attempt.
     OneDraw,
@@ -73,7 +73,7 @@ fn budget_before_offers(step: &Step, ctx: &Context<'_>) -> bool {
         Effect::Offer { key, .. } if asked == Some(key) => true,
         Effect::Offer { key, .. } => {
             asked = Some(key);
-            entry(step, ctx, key).is_some_and(|e| e.state == EntryState::Reserved)
+            entry(step, ctx, key).is_some_and(|e| matches!(e.state, EntryState::Sampled { .. }))
         }
         _ => true,
     })
@@ -99,8 +99,17 @@ fn counts_once(before: &JobState, step: &Step) -> bool {
         Phase::Releasing(p) => p.updates.contains(update),
         _ => false,
     };
+    // None is there twice, none that does not count, and none that counts is missing.
+    let counting = match &before.phase {
+        Phase::Collecting(p) => {
+            let accepted = step.accepted.as_ref().map(|(_, u)| &u.client);
+            p.received().filter(|u| Some(&u.client) != accepted).count() + accepted.iter().count()
+        }
+        Phase::Releasing(p) => p.updates.len(),
+        _ => 0,
+    };
     let clients: BTreeSet<_> = updates.iter().map(|u| &u.client).collect();
-    clients.len() == updates.len() && updates.iter().all(counted)
+    clients.len() == updates.len() && counting == updates.len() && updates.iter().all(counted)
 }
 
 fn one_draw(before: &JobState, step: &Step, ctx: &Context<'_>) -> bool {

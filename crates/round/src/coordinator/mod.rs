@@ -39,6 +39,7 @@ use serde::{Deserialize, Serialize};
 use undertone_core::digest::Digest;
 use undertone_core::id::{Attempt, AttemptKey, ClientId, JobId, Round};
 use undertone_core::trainer::Metrics;
+use undertone_privacy::ledger::population::Totals;
 use undertone_privacy::ledger::{Ledger, LedgerEntry};
 
 /// A model file in the blob store.
@@ -106,6 +107,8 @@ pub enum Input {
     Recovered,
     /// Somebody connected or left; who is there is in the context.
     Sessions,
+    /// So much happened that who came and left in between is not known: what anybody was told before may be lost.
+    Missed,
     /// This participant opened a session, maybe in place of one whose end nobody noticed: what it was told before
     /// may be lost.
     Connected {
@@ -191,8 +194,10 @@ pub struct Context<'a> {
     pub id: &'a JobId,
     /// The job.
     pub job: &'a Job,
-    /// The privacy ledger as it is durable now.
+    /// The job's part of the privacy ledger as it is durable now.
     pub ledger: &'a Ledger,
+    /// What all jobs over the population have spent, and may.
+    pub population: &'a Totals,
     /// Trainers connected now, sorted.
     pub trainers: &'a [ClientId],
     /// Evaluators connected now, sorted.
@@ -216,7 +221,7 @@ impl Context<'_> {
 pub struct Step {
     /// The state after it.
     pub next: JobState,
-    /// Ledger entries that are new or changed.
+    /// Ledger entries that are new or changed, in order; one that changes twice is there twice.
     pub ledger: Vec<LedgerEntry>,
     /// The update that counts from now on, if this step took one in.
     pub accepted: Option<(AttemptKey, Update)>,
@@ -330,6 +335,11 @@ impl JobState {
         }
     }
 
+    /// Whether the release of this attempt is what the job waits for.
+    pub fn is_releasing(&self, about: &AttemptKey) -> bool {
+        matches!(&self.phase, Phase::Releasing(p) if *about == key(&about.job, p.round, p.attempt))
+    }
+
     /// The length in bytes of the model with this digest, if `client` needs it now: to train from, or to measure.
     /// Other models are not for it.
     pub fn readable(&self, client: &ClientId, digest: &Digest) -> Option<u64> {
@@ -380,7 +390,9 @@ pub fn step(state: &JobState, input: Input, ctx: &mut Context<'_>) -> Result<Opt
     // An evaluator that came back, and everybody after a restart, is asked again; measuring twice does no harm.
     let again: Vec<Effect> = match &input {
         Input::Connected { client } => state.measuring.offers(client).collect(),
-        Input::Recovered => ctx.evaluators.iter().flat_map(|e| state.measuring.offers(e)).collect(),
+        Input::Recovered | Input::Missed => {
+            ctx.evaluators.iter().flat_map(|e| state.measuring.offers(e)).collect()
+        }
         _ => vec![],
     };
     let step = phase_step(state, input, ctx)?;

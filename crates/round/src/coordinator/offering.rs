@@ -4,7 +4,8 @@ use super::{Collecting, Context, Effect, Input, JobState, Phase, Step, key};
 use crate::event::{JobEvent, Outcome};
 use crate::job::Job;
 use serde::{Deserialize, Serialize};
-use undertone_core::id::{Attempt, Round};
+use undertone_core::digest::{Digest, Digester};
+use undertone_core::id::{Attempt, ClientId, Round};
 use undertone_privacy::ledger::ReserveError;
 
 /// How long to wait before the next attempt at a round that failed, times the attempt's number.
@@ -23,25 +24,35 @@ pub struct Offering {
     pub not_before_ms: u64,
     /// Whether the wait for clients was put on record.
     pub announced: bool,
+    /// Whether clients arrive one by one just now: in a new deployment, and after a restart.
+    #[serde(default)]
+    pub patient: bool,
 }
 
 impl Offering {
     pub(super) fn first(now_ms: u64) -> Self {
-        Self::next(Round::FIRST, now_ms)
+        Self { patient: true, ..Self::next(Round::FIRST, now_ms) }
     }
 
     pub(super) fn next(round: Round, now_ms: u64) -> Self {
-        Self { round, attempt: Attempt::FIRST, since_ms: now_ms, not_before_ms: now_ms, announced: false }
+        Self {
+            round,
+            attempt: Attempt::FIRST,
+            since_ms: now_ms,
+            not_before_ms: now_ms,
+            announced: false,
+            patient: false,
+        }
     }
 
     pub(super) fn retry(round: Round, attempt: Attempt, now_ms: u64) -> Self {
         let not_before_ms = now_ms + RETRY_PAUSE_MS * u64::from(attempt.0 - 1);
-        Self { round, attempt, since_ms: now_ms, not_before_ms, announced: false }
+        Self { round, attempt, since_ms: now_ms, not_before_ms, announced: false, patient: false }
     }
 
-    /// The very first offer waits a little for the whole cohort: clients of a new deployment arrive one by one.
+    /// How long an offer waits for the whole cohort although the least that is needed is there.
     fn patient_until_ms(&self, job: &Job) -> u64 {
-        if self.round == Round::FIRST && self.attempt == Attempt::FIRST {
+        if self.patient {
             self.since_ms + job.spec().deadlines.reconnect.0.as_millis() as u64
         } else {
             self.not_before_ms
@@ -64,11 +75,12 @@ impl Offering {
         if matches!(input, Input::Recovered) {
             // Time that the coordinator was away is not time that it waited for clients.
             let mut step = Step::stay(state);
-            let fresh = Self { since_ms: ctx.now_ms, announced: false, ..self.clone() };
+            let fresh = Self { since_ms: ctx.now_ms, announced: false, patient: true, ..self.clone() };
             step.next.phase = Phase::Offering(fresh);
             return Some(step);
         }
-        let is_trigger = matches!(input, Input::Sessions | Input::Connected { .. } | Input::Tick);
+        let is_trigger =
+            matches!(input, Input::Sessions | Input::Missed | Input::Connected { .. } | Input::Tick);
         if !is_trigger || ctx.now_ms < self.not_before_ms {
             return None;
         }
@@ -108,19 +120,28 @@ impl Offering {
         Some(step)
     }
 
-    fn offer(&self, state: &JobState, cohort: Vec<undertone_core::id::ClientId>, ctx: &Context<'_>) -> Step {
+    fn offer(&self, state: &JobState, cohort: Vec<ClientId>, ctx: &Context<'_>) -> Step {
         let mut step = Step::stay(state);
         let key = key(ctx.id, self.round, self.attempt);
-        let entry = match ctx.ledger.reserve(key.clone(), ctx.job.contract()) {
+        let reserved = match ctx.ledger.reserve(key.clone(), ctx.job.contract(), ctx.population) {
             Ok(entry) => entry,
             Err(e) => {
                 let reason = e.to_string();
                 step.end(match e {
-                    ReserveError::BudgetSpent(_) => Outcome::BudgetSpent { reason },
+                    ReserveError::BudgetSpent(_) | ReserveError::PopulationSpent(_) => {
+                        Outcome::BudgetSpent { reason }
+                    }
                     ReserveError::AlreadyReserved(_) | ReserveError::OtherContract { .. } => {
                         Outcome::Failed { reason }
                     }
                 });
+                return step;
+            }
+        };
+        let sampled = match reserved.sampled(digest_of(&cohort)) {
+            Ok(entry) => entry,
+            Err(e) => {
+                step.end(Outcome::Failed { reason: e.to_string() });
                 return step;
             }
         };
@@ -129,9 +150,9 @@ impl Offering {
             round: self.round,
             attempt: self.attempt,
             cohort: cohort.clone(),
-            epsilon: entry.epsilon_after,
+            epsilon: sampled.epsilon_after,
         });
-        step.ledger.push(entry);
+        step.ledger.extend([reserved, sampled]);
         step.effects = cohort
             .iter()
             .map(|client| Effect::Offer {
@@ -144,6 +165,13 @@ impl Offering {
         step.next.phase = Phase::Collecting(Collecting::new(self.round, self.attempt, deadline_ms, cohort));
         step
     }
+}
+
+/// What the ledger keeps of a cohort: enough to check names against it, none of them in it.
+fn digest_of(cohort: &[ClientId]) -> Digest {
+    let mut digest = Digester::new();
+    cohort.iter().for_each(|client| digest.field(client.as_str().as_bytes()));
+    digest.finish()
 }
 
 fn humantime_of(job: &Job) -> String {

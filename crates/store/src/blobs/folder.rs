@@ -115,7 +115,7 @@ impl FolderBlobs {
         for folder in fs::read_dir(&self.root).map_err(|e| BlobError::at(&self.root, e))? {
             let folder = folder.map_err(|e| BlobError::at(&self.root, e))?;
             let Ok(front) = folder.file_name().into_string() else { continue };
-            if front.len() != 2 {
+            if front.len() != 2 || !folder.file_type().is_ok_and(|kind| kind.is_dir()) {
                 continue;
             }
             let path = folder.path();

@@ -20,8 +20,7 @@ pub(super) async fn a_step_takes_all_its_effects_along(store: &dyn Store) {
     assert_eq!(store.commit(full_step(&id, 1)).await.unwrap(), 2);
     let mut second = full_step(&id, 2);
     second.events = vec![event("x"), event("y")];
-    second.ledger =
-        vec![LedgerRow { seq: 3, document: "new".into() }, LedgerRow { seq: 1, document: "replaced".into() }];
+    second.ledger = vec![line(2, "two"), line(3, "three")];
     assert_eq!(store.commit(second.clone()).await.unwrap(), 3);
 
     let now = store.job(&id).await.unwrap().unwrap();
@@ -36,13 +35,17 @@ pub(super) async fn a_step_takes_all_its_effects_along(store: &dyn Store) {
     assert_eq!(store.events(&id, 1, 1).await.unwrap(), all[1..2]);
     assert_eq!(store.events(&id, 3, 100).await.unwrap(), []);
     assert_eq!(store.events(&id, u64::MAX, 100).await.unwrap(), []);
-    assert_eq!(
-        store.ledger(&id).await.unwrap(),
-        [LedgerRow { seq: 1, document: "replaced".into() }, LedgerRow { seq: 3, document: "new".into() }]
-    );
+    let lines = [line(1, "{\"at\":1}"), line(2, "two"), line(3, "three")];
+    assert_eq!(store.ledger(0, 100).await.unwrap(), lines);
+    assert_eq!(store.ledger(1, 1).await.unwrap(), lines[1..2]);
+    assert_eq!(store.ledger(3, 100).await.unwrap(), []);
     let (one, two) = (attempt(&id, 1), attempt(&id, 2));
     assert_eq!(store.uploads(&one).await.unwrap(), [upload(&one, "cleveland", "update 1")]);
     assert_eq!(store.releases(&id).await.unwrap(), [release(&one, "model 1"), release(&two, "model 2")]);
+}
+
+fn line(seq: u64, document: &str) -> LedgerRow {
+    LedgerRow { seq, document: document.into() }
 }
 
 /// Everything that can be read of a job.
@@ -51,7 +54,7 @@ async fn everything(store: &dyn Store, id: &JobId) -> impl PartialEq + std::fmt:
     for round in 1..5 {
         uploads.extend(store.uploads(&attempt(id, round)).await.unwrap());
     }
-    let ledger = store.ledger(id).await.unwrap();
+    let ledger = store.ledger(0, u32::MAX).await.unwrap();
     let events = store.events(id, 0, u32::MAX).await.unwrap();
     (store.job(id).await.unwrap(), events, ledger, uploads, store.releases(id).await.unwrap())
 }
@@ -140,13 +143,12 @@ pub(super) async fn jobs_do_not_mix(store: &dyn Store) {
     assert_eq!(store.jobs().await.unwrap(), [b.clone(), a.clone()]);
     store.commit(full_step(&a.id, 1)).await.unwrap();
     assert_eq!(store.job(&b.id).await.unwrap(), Some(b.clone()));
-    store.commit(full_step(&b.id, 1)).await.unwrap();
+    store.commit(Transition { ledger: vec![], ..full_step(&b.id, 1) }).await.unwrap();
     assert_eq!(store.events(&b.id, 0, 9).await.unwrap().len(), 1);
     assert_eq!(store.uploads(&attempt(&b.id, 1)).await.unwrap().len(), 1);
     let unknown = JobId::new("unknown").expect("a valid name");
     assert_eq!(store.job(&unknown).await.unwrap(), None);
     assert_eq!(store.events(&unknown, 0, 9).await.unwrap(), []);
-    assert_eq!(store.ledger(&unknown).await.unwrap(), []);
     assert_eq!(store.uploads(&attempt(&unknown, 1)).await.unwrap(), []);
     assert_eq!(store.releases(&unknown).await.unwrap(), []);
 }
@@ -212,6 +214,35 @@ pub(super) async fn a_job_begins_with_its_events(store: &dyn Store) {
     assert_eq!(store.job(&job("b").id).await.unwrap(), None);
 }
 
+/// The ledger is one chain of the whole population: a line has one place, whatever job it is of.
+pub(super) async fn a_line_of_the_ledger_is_written_once(store: &dyn Store) {
+    for name in ["a", "b"] {
+        store.insert_job(job(name), vec![]).await.unwrap();
+    }
+    let step = |name: &str, version, lines: &[LedgerRow]| Transition {
+        ledger: lines.to_vec(),
+        ..Transition::new(job(name).id, version, "running", "{}")
+    };
+    store.commit(step("a", 1, &[line(1, "one"), line(2, "two")])).await.unwrap();
+    // Decided on what was there before: taken, in the past, with a gap, doubled.
+    for seqs in [&[2, 3][..], &[1], &[0], &[4], &[3, 3], &[3, 5], &[u64::MAX]] {
+        let lines: Vec<_> = seqs.iter().map(|seq| line(*seq, "other")).collect();
+        let refused = store.commit(step("b", 1, &lines)).await;
+        let told = matches!(
+            refused,
+            Err(CommitError::LedgerMoved { .. } | CommitError::Store(StoreError::OutOfRange { .. }))
+        );
+        assert!(told, "{seqs:?}: {refused:?}");
+        assert_eq!(
+            store.job(&job("b").id).await.unwrap().unwrap().version,
+            1,
+            "nothing of the step was kept"
+        );
+    }
+    store.commit(step("b", 1, &[line(3, "three")])).await.unwrap();
+    assert_eq!(store.ledger(0, 9).await.unwrap(), [line(1, "one"), line(2, "two"), line(3, "three")]);
+}
+
 pub(super) async fn ended_jobs_are_told_from_open_ones(store: &dyn Store) {
     for name in ["a", "b"] {
         store.insert_job(job(name), vec![]).await.unwrap();
@@ -231,8 +262,9 @@ pub(super) async fn released_models_are_of_all_jobs(store: &dyn Store) {
         store.insert_job(job(id.as_str()), vec![]).await.unwrap();
     }
     store.commit(full_step(&a, 1)).await.unwrap();
-    store.commit(full_step(&b, 1)).await.unwrap();
-    store.commit(full_step(&b, 2)).await.unwrap();
+    for version in [1, 2] {
+        store.commit(Transition { ledger: vec![], ..full_step(&b, version) }).await.unwrap();
+    }
     let mut models = store.released_models().await.unwrap();
     models.sort();
     models.dedup();

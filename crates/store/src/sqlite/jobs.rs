@@ -53,13 +53,7 @@ pub(super) async fn step(sql: &mut Sql<'_>, step: Transition) -> Result<u64, Com
         .bind(step.job.as_str());
     sql.execute(update).await?;
     append_events(sql, &step.job, &step.events).await?;
-    for row in &step.ledger {
-        let upsert = query(
-            "INSERT INTO ledger (job, seq, document) VALUES (?, ?, ?)
-             ON CONFLICT (job, seq) DO UPDATE SET document = excluded.document",
-        );
-        sql.execute(upsert.bind(step.job.as_str()).bind(int(row.seq)).bind(&row.document)).await?;
-    }
+    append_ledger(sql, &step.ledger).await?;
     for upload in &step.uploads {
         add_upload(sql, upload).await?;
     }
@@ -82,6 +76,20 @@ async fn append_events(sql: &mut Sql<'_>, job: &JobId, events: &[NewEvent]) -> R
             .bind(int(event.unix_ms))
             .bind(&event.document);
         sql.execute(insert).await?;
+    }
+    Ok(())
+}
+
+async fn append_ledger(sql: &mut Sql<'_>, rows: &[LedgerRow]) -> Result<(), CommitError> {
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let last = query("SELECT coalesce(max(seq), 0) AS last FROM privacy_ledger");
+    let last = sql.first(last, |row| number(row, "last")).await?.unwrap_or(0);
+    rules::check_ledger(rows, last)?;
+    for row in rows {
+        let insert = query("INSERT INTO privacy_ledger (seq, document) VALUES (?, ?)");
+        sql.execute(insert.bind(int(row.seq)).bind(&row.document)).await?;
     }
     Ok(())
 }
@@ -142,10 +150,16 @@ pub(super) async fn events(
     sql.all(select.bind(job.as_str()).bind(int(after_seq)).bind(limit), event_row).await
 }
 
-pub(super) async fn ledger(sql: &mut Sql<'_>, job: &JobId) -> Result<Vec<LedgerRow>, StoreError> {
-    let select = query("SELECT * FROM ledger WHERE job = ? ORDER BY seq").bind(job.as_str());
-    sql.all(select, |row| Ok(LedgerRow { seq: number(row, "seq")?, document: parsed(row, "document")? }))
-        .await
+pub(super) async fn ledger(
+    sql: &mut Sql<'_>,
+    after_seq: u64,
+    limit: u32,
+) -> Result<Vec<LedgerRow>, StoreError> {
+    let select = query("SELECT * FROM privacy_ledger WHERE seq > ? ORDER BY seq LIMIT ?");
+    sql.all(select.bind(int(after_seq)).bind(limit), |row| {
+        Ok(LedgerRow { seq: number(row, "seq")?, document: parsed(row, "document")? })
+    })
+    .await
 }
 
 pub(super) async fn uploads(sql: &mut Sql<'_>, key: &AttemptKey) -> Result<Vec<UploadRecord>, StoreError> {

@@ -13,6 +13,7 @@ use undertone_core::digest::Digest;
 pub(super) const MIGRATIONS: &[&str] = &[
     include_str!("../../migrations/sqlite/0001_start.sql"),
     include_str!("../../migrations/sqlite/0002_ended.sql"),
+    include_str!("../../migrations/sqlite/0003_ledger_chain.sql"),
 ];
 
 const VERSIONS: &str = "CREATE TABLE schema_versions (

@@ -19,6 +19,7 @@ fn merged_migrations_are_frozen() {
         [
             "01464825ec07b3d2d59c8f91d4f4080b1603b50bbcaae0b8aaa8c1bc835cb124",
             "688cc7d1226807816b359d77e726ab113f4a14411e1b38b92cd99d6c00a35fe7",
+            "9639c9a317828849aa41fae4909e677a3bcdd2314858520194d8156ab0db3c67",
         ]
     );
 }
@@ -141,13 +142,37 @@ async fn a_file_of_the_first_schema_is_brought_up_to_date() {
         let outcome = write.sql().execute(insert.bind(id).bind(digest).bind(status)).await;
         write.finish(outcome).await.unwrap();
     }
+    // Of the open ones the last has spent before the ledger was a chain.
+    for sql in [
+        "INSERT INTO jobs VALUES ('e', '{}', (SELECT document_digest FROM jobs LIMIT 1), 1, 'waiting', '{}', 9)",
+        "INSERT INTO ledger VALUES ('e', 1, 'spent')",
+    ] {
+        let mut write = writer.begin().await.unwrap();
+        let outcome = write.sql().execute(sqlx::query(sql)).await;
+        write.finish(outcome).await.unwrap();
+    }
     writer.close().await;
 
     let store = open(&folder).await;
     let open: Vec<_> = store.open_jobs().await.unwrap().into_iter().map(|j| j.id.to_string()).collect();
     assert_eq!(open, ["b"]);
-    assert_eq!(store.jobs().await.unwrap().len(), 3);
+    assert_eq!(store.jobs().await.unwrap().len(), 4);
     store.insert_job(job("d"), vec![]).await.unwrap();
+}
+
+#[tokio::test]
+async fn no_statement_changes_or_removes_a_line_of_the_ledger() {
+    let folder = TempDir::new().unwrap();
+    let store = open(&folder).await;
+    store.insert_job(job("a"), vec![]).await.unwrap();
+    store.commit(full_step(&job("a").id, 1)).await.unwrap();
+    for sql in ["DELETE FROM privacy_ledger", "UPDATE privacy_ledger SET document = '{}'"] {
+        let mut write = store.writer.begin().await.unwrap();
+        let outcome = write.sql().execute(sqlx::query(sql)).await;
+        let text = write.finish(outcome).await.unwrap_err().to_string();
+        assert!(text.contains("only added to"), "{text}");
+    }
+    assert_eq!(store.ledger(0, 9).await.unwrap().len(), 1);
 }
 
 /// Opens `path` and expects an error.
@@ -213,8 +238,10 @@ async fn schemas_only_go_forward_and_by_one_way() {
     let outcome = schema::apply(&mut write.sql(), "here", &next).await;
     write.finish(outcome).await.expect("applied already");
 
+    let mut other = next.clone();
+    other[1] = "SELECT 1";
     let mut write = store.writer.begin().await.unwrap();
-    let outcome = schema::apply(&mut write.sql(), "here", &[MIGRATIONS[0], "SELECT 1", "SELECT 2"]).await;
+    let outcome = schema::apply(&mut write.sql(), "here", &other).await;
     let error = write.finish(outcome).await.unwrap_err();
     assert!(matches!(error, StoreError::OtherSchema { number: 2, .. }), "{error:?}");
     store.close().await;
