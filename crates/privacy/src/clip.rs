@@ -131,6 +131,11 @@ pub fn clip(raw: RawUpdate, bound: f64) -> Result<ClippedUpdate, ClipError> {
 }
 
 impl ClippedUpdate {
+    /// The bound that it was clipped to.
+    pub fn bound(&self) -> f64 {
+        self.bound
+    }
+
     /// Rounds to the grid so that the integer L2 norm is at most ⌊bound·2^f⌋, exactly.
     ///
     /// # Errors

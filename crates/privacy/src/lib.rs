@@ -10,11 +10,18 @@
 
 mod calibrate;
 pub mod clip;
+#[cfg(test)]
+mod conformance;
 pub mod contract;
 pub mod discrete_gaussian;
+pub mod discrete_laplace;
+pub mod fast_gaussian;
 pub mod gaussian;
+pub mod l1;
 pub mod ledger;
+pub mod local;
 pub mod noise;
 pub mod rdp;
 pub mod release;
 pub mod resolve;
+pub mod sensitivity;
