@@ -8,6 +8,8 @@
 //! No clock, no disk, no network. The operating system's randomness enters in one line, in
 //! [`noise::NoiseRng::from_os`].
 
+pub mod adaptive_clip;
+pub mod blt;
 mod calibrate;
 pub mod clip;
 #[cfg(test)]
@@ -21,6 +23,7 @@ pub mod l1;
 pub mod ledger;
 pub mod local;
 pub mod noise;
+pub mod participation;
 pub mod rdp;
 pub mod release;
 pub mod resolve;
