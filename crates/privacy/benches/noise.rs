@@ -7,12 +7,15 @@ use rand_chacha::rand_core::{Rng as _, SeedableRng as _};
 use std::hint::black_box;
 use std::time::Instant;
 use undertone_core::fixed::Grid;
+use undertone_privacy::blt::{BltMechanism, BltNoise, optimise};
 use undertone_privacy::contract::{Noise, PrivacyContract};
 use undertone_privacy::discrete_gaussian::DiscreteGaussian;
 use undertone_privacy::discrete_laplace::DiscreteLaplace;
 use undertone_privacy::fast_gaussian::FastGaussian;
 use undertone_privacy::noise::NoiseRng;
+use undertone_privacy::participation::Participation;
 use undertone_privacy::resolve::{Schedule, Terms};
+use undertone_privacy::sensitivity::{Adjacency, L2Sensitivity};
 
 /// Runs are short and many, so that the median is of runs that no other program interrupted.
 const RUNS: usize = 151;
@@ -61,4 +64,26 @@ fn main() {
     let fast = FastGaussian::for_clipped_sum(terms, Grid::new(16).expect("in range")).expect("in range");
     let found = rate(n, || fast.add_to(black_box(&mut units), &mut rng));
     println!("fast gaussian, sigma {:>6.0}        {found:8.1} M samples/s", fast.sigma());
+
+    let participation = Participation::new(4, 256).expect("valid");
+    for buffers in [1, 2, 4] {
+        let start = Instant::now();
+        let parameters = optimise(buffers, 1024, participation).expect("in range");
+        let took = start.elapsed().as_secs_f64() * 1e3;
+        let product = parameters.sensitivity(1024, participation) * parameters.prefix_error(1024);
+        let sensitivity =
+            L2Sensitivity::of_clipped(1.0, Grid::new(16).expect("in range"), Adjacency::AddRemove);
+        let mechanism =
+            BltMechanism::new(parameters, 1024, participation, 1.0, sensitivity.expect("suits the grid"), n)
+                .expect("in range");
+        let mut noise = Some(BltNoise::start(mechanism));
+        let found = rate(n, || {
+            let state = noise.take().expect("left by the round before");
+            noise = Some(state.add_to(black_box(&mut units), &mut rng).expect("rounds are left"));
+        });
+        println!(
+            "blt, {buffers} buffers                     {found:8.1} M samples/s   optimised for 1024 rounds in {took:.0} ms, \
+             sens x rmse {product:.4}"
+        );
+    }
 }

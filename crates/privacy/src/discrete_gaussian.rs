@@ -25,8 +25,9 @@
 
 mod below_exp;
 
-use crate::clip::{BoundError, bound_in_units};
+use crate::clip::BoundError;
 use crate::noise::NoiseRng;
+use crate::sensitivity::{Adjacency, L2Sensitivity};
 use below_exp::{Odds, is_below_exp};
 use undertone_core::fixed::Grid;
 
@@ -96,8 +97,17 @@ impl DiscreteGaussian {
     /// # Errors
     /// [`NoiseError`] if `clip_norm` does not suit the grid, or σ is out of range.
     pub fn for_clipped_sum(noise_multiplier: f64, clip_norm: f64, grid: Grid) -> Result<Self, NoiseError> {
-        let bound = bound_in_units(clip_norm, grid)?;
-        Self::new((noise_multiplier * bound as f64).next_up())
+        let sensitivity = L2Sensitivity::of_clipped(clip_norm, grid, Adjacency::AddRemove)?;
+        Self::for_sensitivity(noise_multiplier, sensitivity)
+    }
+
+    /// The noise for an integer vector that one record or client moves by at most `sensitivity`: σ is
+    /// `noise_multiplier` times as much, rounded up.
+    ///
+    /// # Errors
+    /// [`NoiseError::Sigma`] if σ is out of range.
+    pub fn for_sensitivity(noise_multiplier: f64, sensitivity: L2Sensitivity) -> Result<Self, NoiseError> {
+        Self::new(sensitivity.sigma(noise_multiplier))
     }
 
     /// The standard deviation in grid units, as it was rounded up.

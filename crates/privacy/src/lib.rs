@@ -19,9 +19,13 @@ pub mod discrete_gaussian;
 pub mod discrete_laplace;
 pub mod fast_gaussian;
 pub mod gaussian;
+#[cfg(test)]
+mod known_mistakes;
 pub mod l1;
 pub mod ledger;
 pub mod local;
+#[cfg(test)]
+mod neighbour_replay;
 pub mod noise;
 pub mod participation;
 pub mod rdp;

@@ -70,7 +70,7 @@ impl LocalNoise {
         grid: Grid,
     ) -> Result<Self, LocalError> {
         let sensitivity = L2Sensitivity::of_clipped(clip_norm, grid, adjacency)?;
-        let noise = DiscreteGaussian::new(sensitivity.sigma(noise_multiplier))?;
+        let noise = DiscreteGaussian::for_sensitivity(noise_multiplier, sensitivity)?;
         let largest = sensitivity.units() as f64 + CLAMP_DEVIATIONS * noise.sigma();
         if largest > f64::from(MAX_FIXED) {
             return Err(LocalError::Range { clip_norm, sigma: noise.sigma() });

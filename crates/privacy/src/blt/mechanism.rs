@@ -106,6 +106,9 @@ impl BltMechanism {
     /// exact for what was planned (then it is 1/noise multiplier) and for what happened: fewer rounds, or clients that
     /// came less often. One Gaussian release of μ for the whole run; ε is
     /// [`analytic_epsilon`](crate::gaussian::analytic_epsilon)`(μ, δ)`, and ρ = μ²/2.
+    ///
+    /// ρ is exact for the discrete noise, too. The curve of the continuous Gaussian differs from the discrete one's by a
+    /// step of its lattice: μ/σ in ε, with σ in fine units above 2^36, that is, nothing.
     pub fn gdp_mu(&self, rounds: u32, participation: Participation) -> f64 {
         if rounds == 0 {
             return 0.0;
