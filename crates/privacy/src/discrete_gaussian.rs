@@ -13,11 +13,11 @@
 //!    W_k · exp(-x)/(λ·W_k) = exp(-x), exactly. About 70 % are accepted.
 //!
 //! The comparison is settled by 64 bits of V and a floating-point value of exp(-x) unless these are closer than 2^-40
-//! relative, far above the error of either; then [`below_exp`] settles it with integers, over as many bits of V as it
-//! takes. A floating-point number filters, it never decides.
+//! relative, far above the error of either; then it is settled with integers, over as many bits of V as it takes. Floating
+//! point decides only where it cannot be wrong.
 //!
 //! σ is represented as p/r, rounded *up*, by at most one part in 2^21 from σ = 1/2 on: below 2^21, r is the power of
-//! two up to 2^22 that puts p below 2^22; from there on r = 1. Levels of [`LEVELS`] or more (probability below
+//! two up to 2^22 that puts p below 2^22; from there on r = 1. Levels of 512 or more (probability below
 //! e^-131072: no machine will ever see one) are thrown away, so that nothing is truncated: (k·t + j)·r is below 2^50
 //! and x has a numerator below 2^100 and a denominator of at most 2^81.
 //!

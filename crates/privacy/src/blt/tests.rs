@@ -18,7 +18,7 @@ fn product(parameters: &Parameters, rounds: u32, participation: Participation) -
 /// Rounds, separation, limit; theta and omega of two buffers and their product; the product of one and four buffers.
 type Published = (u32, u32, [f64; 2], [f64; 2], f64, f64, f64);
 
-/// n = 1024, from a Python optimiser written for the project's reference notes (Adam over the same loss, float64).
+/// n = 1024, from the project's notes on privacy (2026): an optimiser that shares no code with this one.
 const REFERENCE: [Published; 3] = [
     (1024, 1, [0.87319, 0.99624], [0.3307, 0.09028], 3.084, 3.457, 3.057),
     (256, 4, [0.75573, 0.99086], [0.31788, 0.15973], 6.674, 7.085, 6.669),

@@ -16,8 +16,8 @@ pub(super) fn is_below_exp(first: u64, odds: Odds, n: u128, d: u128, mut more: i
         let low = Fixed::from_words(&words, limbs).scaled(odds);
         let mut step = vec![0; words.len()];
         *step.last_mut().expect("at least one word") = 1;
-        // One unit more for what the shift cuts off.
-        let width = Fixed::from_words(&step, limbs).scaled(odds).plus_units(1);
+        // A unit more for what the shift cuts off from each.
+        let width = Fixed::from_words(&step, limbs).scaled(odds).plus_units(2);
         if low.plus(&width).plus_units(error) <= exp {
             return true;
         }
