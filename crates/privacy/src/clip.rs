@@ -89,6 +89,10 @@ impl RawUpdate {
     pub fn new(values: Vec<f32>) -> Self {
         Self(values)
     }
+
+    pub(crate) fn values(&self) -> &[f32] {
+        &self.0
+    }
 }
 
 impl fmt::Debug for RawUpdate {
@@ -131,6 +135,11 @@ pub fn clip(raw: RawUpdate, bound: f64) -> Result<ClippedUpdate, ClipError> {
 }
 
 impl ClippedUpdate {
+    /// The bound that it was clipped to.
+    pub fn bound(&self) -> f64 {
+        self.bound
+    }
+
     /// Rounds to the grid so that the integer L2 norm is at most ⌊bound·2^f⌋, exactly.
     ///
     /// # Errors
@@ -200,7 +209,7 @@ pub fn clip_example_to_grid(
 }
 
 /// The L2 norm. Neither overflows nor vanishes: an f32 squared fits in an f64, subnormal or huge.
-fn l2_norm(values: &[f32]) -> f64 {
+pub(crate) fn l2_norm(values: &[f32]) -> f64 {
     libm::sqrt(values.iter().map(|&v| f64::from(v) * f64::from(v)).sum())
 }
 

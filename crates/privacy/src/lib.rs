@@ -8,13 +8,27 @@
 //! No clock, no disk, no network. The operating system's randomness enters in one line, in
 //! [`noise::NoiseRng::from_os`].
 
+pub mod adaptive_clip;
+pub mod blt;
 mod calibrate;
 pub mod clip;
+#[cfg(test)]
+mod conformance;
 pub mod contract;
 pub mod discrete_gaussian;
+pub mod discrete_laplace;
+pub mod fast_gaussian;
 pub mod gaussian;
+#[cfg(test)]
+mod known_mistakes;
+pub mod l1;
 pub mod ledger;
+pub mod local;
+#[cfg(test)]
+mod neighbour_replay;
 pub mod noise;
+pub mod participation;
 pub mod rdp;
 pub mod release;
 pub mod resolve;
+pub mod sensitivity;

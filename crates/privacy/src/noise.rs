@@ -14,7 +14,39 @@ compile_error!(
 /// Mechanisms take this type and not `impl Rng`, so that no other generator can reach them (Mersenne twisters and
 /// folded seeds have been shipped as privacy noise elsewhere). It has no seed to choose, cannot be cloned (the same
 /// noise twice cancels) and prints nothing of its state.
-pub struct NoiseRng(ChaCha20Rng);
+///
+/// ```compile_fail,E0308
+/// // Another generator is another type.
+/// use rand_chacha::rand_core::SeedableRng;
+/// let noise = undertone_privacy::discrete_gaussian::DiscreteGaussian::new(4.0).unwrap();
+/// noise.sample(&mut rand_chacha::ChaCha20Rng::from_seed([0; 32]));
+/// ```
+///
+/// ```compile_fail,E0599
+/// // The same noise twice would cancel.
+/// let rng = undertone_privacy::noise::NoiseRng::from_os().unwrap();
+/// let twin = rng.clone();
+/// ```
+#[cfg_attr(
+    not(feature = "seeded-noise"),
+    doc = "
+```compile_fail,E0599
+// There is no seed to choose without the feature for tests, which no release build has.
+let rng = undertone_privacy::noise::NoiseRng::seeded_for_tests(1);
+```"
+)]
+pub struct NoiseRng {
+    generator: ChaCha20Rng,
+    /// Drawn in advance: a word at a time costs as much again in calls.
+    buffer: [u8; 8 * WORDS],
+    /// The word to hand out next; [`WORDS`] if there is none.
+    next: usize,
+    /// Times that the buffer was filled.
+    refills: u64,
+}
+
+/// Words in the buffer.
+const WORDS: usize = 128;
 
 /// The operating system gave no randomness. There is no other source to fall back on.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -29,19 +61,43 @@ impl NoiseRng {
     pub fn from_os() -> Result<Self, NoRandomness> {
         let mut key = [0; 32];
         getrandom::fill(&mut key).map_err(|e| NoRandomness(e.to_string()))?;
-        Ok(Self(ChaCha20Rng::from_seed(key)))
+        Ok(Self::new(ChaCha20Rng::from_seed(key)))
+    }
+
+    fn new(generator: ChaCha20Rng) -> Self {
+        Self { generator, buffer: [0; 8 * WORDS], next: WORDS, refills: 0 }
     }
 
     /// The same noise each time, for tests; does not exist in a release build.
     #[cfg(any(test, feature = "seeded-noise"))]
     pub fn seeded_for_tests(seed: u64) -> Self {
-        Self(ChaCha20Rng::seed_from_u64(seed))
+        Self::new(ChaCha20Rng::seed_from_u64(seed))
+    }
+
+    /// 64-bit words handed out so far: equal inputs but for one client must leave equal counts, or control flow told
+    /// them apart. For tests.
+    #[cfg(any(test, feature = "seeded-noise"))]
+    pub fn words_drawn(&self) -> u64 {
+        // Before the first refill the buffer counts as used up.
+        (self.refills * WORDS as u64 + self.next as u64) - WORDS as u64
     }
 
     /// 64 uniform bits.
     #[inline]
     pub(crate) fn bits(&mut self) -> u64 {
-        self.0.next_u64()
+        if self.next == WORDS {
+            self.refill();
+        }
+        let at = 8 * self.next;
+        self.next += 1;
+        u64::from_le_bytes(self.buffer[at..at + 8].try_into().expect("eight bytes"))
+    }
+
+    #[cold]
+    fn refill(&mut self) {
+        self.refills += 1;
+        self.generator.fill_bytes(&mut self.buffer);
+        self.next = 0;
     }
 
     /// Uniform in 0..`bound`, exactly: draws beyond the bound are thrown away.
@@ -54,24 +110,6 @@ impl NoiseRng {
         let mask = u64::MAX >> ((bound - 1) | 1).leading_zeros();
         loop {
             let draw = self.bits() & mask;
-            if draw < bound {
-                return draw;
-            }
-        }
-    }
-
-    /// Uniform in 0..`bound`, exactly.
-    ///
-    /// # Panics
-    /// If `bound` is zero (debug builds).
-    #[inline]
-    pub(crate) fn below_wide(&mut self, bound: u128) -> u128 {
-        if let Ok(narrow) = u64::try_from(bound) {
-            return u128::from(self.below(narrow));
-        }
-        let mask = u128::MAX >> (bound - 1).leading_zeros();
-        loop {
-            let draw = ((u128::from(self.bits()) << 64) | u128::from(self.bits())) & mask;
             if draw < bound {
                 return draw;
             }
@@ -97,6 +135,15 @@ mod tests {
     }
 
     #[test]
+    fn words_are_counted_as_they_are_handed_out() {
+        let mut rng = NoiseRng::seeded_for_tests(3);
+        for drawn in 0..300 {
+            assert_eq!(rng.words_drawn(), drawn);
+            rng.bits();
+        }
+    }
+
+    #[test]
     fn uniform_draws_reach_every_value_equally() {
         let mut rng = NoiseRng::seeded_for_tests(1);
         for bound in [1u64, 2, 3, 7, 8, 10] {
@@ -107,15 +154,5 @@ mod tests {
             // 10 000 expected; six standard deviations are below 600.
             assert!(hits.iter().all(|&h| h.abs_diff(10_000) < 600), "{bound}: {hits:?}");
         }
-        // A wide bound of 3·2^100: each third is as likely, and the low bits are not stuck.
-        let mut hits = [0u32; 3];
-        let mut low = 0;
-        for _ in 0..30_000 {
-            let draw = rng.below_wide(3 << 100);
-            hits[(draw >> 100) as usize] += 1;
-            low |= draw as u64;
-        }
-        assert!(hits.iter().all(|&h| h.abs_diff(10_000) < 600), "{hits:?}");
-        assert_eq!(low, u64::MAX);
     }
 }

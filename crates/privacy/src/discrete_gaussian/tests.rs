@@ -1,81 +1,120 @@
 //! Conformance of the sampler with the exact probabilities.
 
 use super::*;
+use crate::conformance::assert_conforms;
 use proptest::prelude::*;
 
-/// exp(-k²/2σ²) / Σ exp(-j²/2σ²) for k in -reach..=reach.
-fn probabilities(sigma2: f64, reach: i64) -> Vec<f64> {
-    let weight = |k: i64| (-(k * k) as f64 / (2.0 * sigma2)).exp();
-    let far = reach + (40.0 * sigma2.sqrt()) as i64 + 40;
-    let total: f64 = (-far..=far).map(weight).sum();
-    (-reach..=reach).map(|k| weight(k) / total).collect()
-}
+/// χ², moments, tails, and the variance to 0.5 %.
+fn conforms(sigma2: f64) {
+    let noise = DiscreteGaussian::new(sigma2.sqrt()).unwrap();
+    assert_eq!(noise.sigma(), sigma2.sqrt());
+    let mut rng = NoiseRng::seeded_for_tests(sigma2.to_bits());
+    let mut draws = vec![0; 2_000_000];
+    noise.add_to(&mut draws, &mut rng);
+    let weight = |k: i64| libm::exp(-((k * k) as f64) / (2.0 * sigma2));
+    assert_conforms(draws.iter().copied(), weight, sigma2.sqrt());
 
-/// The chi-square statistic and its degrees of freedom; cells with fewer than 10 expected are pooled into one.
-fn chi_square(counts: &[u64], expected: &[f64]) -> (f64, usize) {
-    let (mut statistic, mut cells) = (0.0, 0);
-    let (mut rare, mut rare_expected) = (0, 0.0);
-    for (&count, &e) in counts.iter().zip(expected) {
-        if e < 10.0 {
-            rare += count;
-            rare_expected += e;
-        } else {
-            statistic += (count as f64 - e).powi(2) / e;
-            cells += 1;
-        }
+    let reach = (20.0 * sigma2.sqrt()) as i64 + 20;
+    let sum_of = |f: &dyn Fn(i64) -> f64| (-reach..=reach).map(|k| f(k) * weight(k)).sum::<f64>();
+    let total = sum_of(&|_| 1.0);
+    let (n, variance) = (draws.len() as f64, sum_of(&|k| (k * k) as f64) / total);
+    let found = draws.iter().map(|&k| (k * k) as f64).sum::<f64>() / n;
+    assert!((found / variance - 1.0).abs() < 0.005, "σ²={sigma2}: variance {found} not {variance}");
+    for deviations in [2.0, 3.0, 4.0] {
+        let is_far = |k: i64| k.abs() as f64 > deviations * sigma2.sqrt();
+        let tail = sum_of(&|k| f64::from(u8::from(is_far(k)))) / total;
+        let far = draws.iter().filter(|&&k| is_far(k)).count() as f64;
+        assert!(
+            (far - n * tail).abs() < 5.0 * (n * tail).sqrt() + 3.0,
+            "{far} beyond {deviations}σ, not {}",
+            n * tail
+        );
     }
-    if rare_expected > 1.0 {
-        statistic += (rare as f64 - rare_expected).powi(2) / rare_expected;
-        cells += 1;
-    }
-    (statistic, cells - 1)
 }
 
 #[test]
-fn draws_have_the_exact_probabilities() {
-    for sigma2 in [0.25f64, 1.0, 9.0, 1024.0] {
-        let noise = DiscreteGaussian::new(sigma2.sqrt()).unwrap();
-        assert_eq!(noise.sigma(), sigma2.sqrt());
-        let mut rng = NoiseRng::seeded_for_tests(sigma2.to_bits());
-        let n = 1_000_000;
-        let reach = (8.0 * sigma2.sqrt()) as i64 + 4;
-        let mut counts = vec![0u64; 2 * reach as usize + 1];
-        let (mut sum, mut sum2, mut sum4, mut beyond_three) = (0.0, 0.0, 0.0, 0u64);
-        for _ in 0..n {
-            let k = noise.sample(&mut rng);
-            counts[usize::try_from(k + reach).expect("eight standard deviations in a million draws")] += 1;
-            let k = k as f64;
-            sum += k;
-            sum2 += k * k;
-            sum4 += k.powi(4);
-            beyond_three += u64::from(k.abs() > 3.0 * sigma2.sqrt());
-        }
-        let p = probabilities(sigma2, reach);
-        let n = n as f64;
-        let expected: Vec<f64> = p.iter().map(|p| p * n).collect();
-        let (statistic, freedom) = chi_square(&counts, &expected);
-        // Mean f, variance 2f: five standard deviations (and the skew of few cells) above.
-        let limit = freedom as f64 + 5.0 * (2.0 * freedom as f64).sqrt() + 10.0;
-        assert!(statistic < limit, "σ²={sigma2}: χ² {statistic} with {freedom} degrees of freedom");
+fn draws_conform_at_variance_a_quarter() {
+    conforms(0.25);
+}
 
-        let moment =
-            |power: i32| -> f64 { (-reach..=reach).zip(&p).map(|(k, p)| (k as f64).powi(power) * p).sum() };
-        let (m2, m4) = (moment(2), moment(4));
-        assert!((sum / n).abs() < 5.0 * (m2 / n).sqrt(), "σ²={sigma2}: mean {}", sum / n);
-        let tolerance = 5.0 * ((m4 - m2 * m2) / n).sqrt();
-        assert!((sum2 / n - m2).abs() < tolerance, "σ²={sigma2}: variance {} not {m2}", sum2 / n);
-        assert!((sum4 / n / m4 - 1.0).abs() < 0.05, "σ²={sigma2}: fourth moment {} not {m4}", sum4 / n);
-        let tail: f64 = (-reach..=reach)
-            .zip(&p)
-            .filter(|(k, _)| (k.abs() as f64) > 3.0 * sigma2.sqrt())
-            .map(|(_, p)| p)
-            .sum();
-        let off = (beyond_three as f64 - n * tail).abs();
-        assert!(
-            off < 5.0 * (n * tail).sqrt() + 3.0,
-            "σ²={sigma2}: {beyond_three} beyond 3σ, not {}",
-            n * tail
-        );
+#[test]
+fn draws_conform_at_variance_1() {
+    conforms(1.0);
+}
+
+#[test]
+fn draws_conform_at_variance_9() {
+    conforms(9.0);
+}
+
+#[test]
+fn draws_conform_at_variance_1024() {
+    conforms(1024.0);
+}
+
+/// A single wrong weight of the envelope must not pass: the test has the power to see it.
+#[test]
+#[should_panic(expected = "χ²")]
+fn conformance_notices_a_sigma_that_is_one_percent_off() {
+    let noise = DiscreteGaussian::new(3.03).unwrap();
+    let mut rng = NoiseRng::seeded_for_tests(1);
+    let draws = (0..400_000).map(|_| noise.sample(&mut rng));
+    assert_conforms(draws, |k| libm::exp(-((k * k) as f64) / 18.0), 3.0);
+}
+
+#[test]
+fn the_envelope_covers_the_gaussian() {
+    let mut rng = NoiseRng::seeded_for_tests(7);
+    let mut weight = 0;
+    for bits in 0..1u64 << 16 {
+        let level = Level::of(bits, &mut rng).unwrap();
+        weight += u64::from(level.k < 5);
+        assert_eq!(level.odds().numerator as f64 / 2f64.powi(level.odds().shift as i32), level.envelope);
+    }
+    assert_eq!((weight, WEIGHTS.iter().sum::<u64>()), (65_534, 65_534));
+    for k in 0..LEVELS {
+        let level = match usize::try_from(k).ok().filter(|&k| k < 5) {
+            Some(k) => Level::of(WEIGHTS[..k].iter().sum(), &mut rng).unwrap(),
+            None => Level::in_tail(k - 5).unwrap(),
+        };
+        assert_eq!(level.k, u64::from(k));
+        let needed = libm::exp(-f64::from(k * k) / 2.0);
+        assert!(level.envelope >= needed * (1.0 + 1e-12), "level {k}");
+    }
+    assert!(Level::in_tail(LEVELS - 5).is_none());
+}
+
+/// The whole sampler on the integers alone, for the distribution does not depend on the filter.
+#[test]
+fn draws_without_the_filter_are_the_same_draws() {
+    for sigma in [0.5, 3.0, 700.0] {
+        let noise = DiscreteGaussian::new(sigma).unwrap();
+        for seed in 0..200 {
+            let (mut fast, mut slow) = (NoiseRng::seeded_for_tests(seed), NoiseRng::seeded_for_tests(seed));
+            for _ in 0..20 {
+                assert_eq!(noise.sample(&mut fast), sample_by_integers(&noise, &mut slow));
+            }
+        }
+    }
+}
+
+fn sample_by_integers(noise: &DiscreteGaussian, rng: &mut NoiseRng) -> i64 {
+    loop {
+        let word = rng.bits();
+        let product = u128::from(word >> 17) * u128::from(noise.t);
+        if product % (1 << 47) < (1 << 47) % u128::from(noise.t) {
+            continue;
+        }
+        let Some(level) = Level::of(word & 0xffff, rng) else { continue };
+        let magnitude = (level.k * noise.t + (product >> 47) as u64) as i64;
+        let negative = (word >> 16) & 1 == 1;
+        if negative && magnitude == 0 {
+            continue;
+        }
+        let first = rng.bits();
+        if noise.decide(magnitude as u64, level, first, || rng.bits()) {
+            return if negative { -magnitude } else { magnitude };
+        }
     }
 }
 
@@ -93,15 +132,15 @@ fn wide_noise_is_gaussian() {
             counts[((y * 2.0).floor() + 9.0).clamp(0.0, 17.0) as usize] += 1;
         }
         let phi = |x: f64| 0.5 * libm::erfc(-x / std::f64::consts::SQRT_2);
-        let expected: Vec<f64> = (0..18)
+        let statistic: f64 = (0..18)
             .map(|i| {
                 let low = if i == 0 { 0.0 } else { phi((f64::from(i) - 9.0) / 2.0) };
                 let high = if i == 17 { 1.0 } else { phi((f64::from(i) - 8.0) / 2.0) };
-                (high - low) * f64::from(n)
+                let expected = (high - low) * f64::from(n);
+                (counts[i as usize] as f64 - expected).powi(2) / expected
             })
-            .collect();
-        let (statistic, freedom) = chi_square(&counts, &expected);
-        assert!(statistic < 60.0, "σ={sigma}: χ² {statistic} with {freedom} degrees of freedom");
+            .sum();
+        assert!(statistic < 60.0, "σ={sigma}: χ² {statistic} with 17 degrees of freedom");
     }
 }
 
@@ -134,12 +173,35 @@ proptest! {
         prop_assert!(noise.sigma() >= sigma);
         prop_assert!(noise.sigma() <= sigma * (1.0 + 1.0 / f64::from(1u32 << 18)));
         prop_assert!(sigma < 0.5 || noise.sigma() <= sigma * (1.0 + 1.0 / f64::from(1u32 << 21)));
+        prop_assert_eq!(noise.t as f64, noise.sigma().ceil());
         // The largest proposal that is not thrown away.
-        let largest = u128::from(noise.scale) * u128::from(DiscreteGaussian::MAX_SCALES);
-        let distance = (largest * noise.factor).checked_sub(noise.centre).unwrap();
-        prop_assert!(distance.checked_mul(distance).is_some());
-        prop_assert!(noise.divisor < 1 << 97);
-        prop_assert!(largest < 1 << 57);
+        let largest = noise.t * u64::from(LEVELS);
+        prop_assert!(largest < 1 << 51);
+        prop_assert!(largest * noise.r <= 1 << 50);
+        prop_assert!(u128::from(noise.p) * u128::from(noise.p) <= 1 << 80);
+    }
+
+    /// What the floating-point filter says is what the integers say, near the line where they could part.
+    #[test]
+    fn the_filter_agrees_with_the_integers(
+        log_sigma in -2.77f64..27.7, bits in 0u64..65_534, heads in 0u32..40, tail: bool, place: f64, near in 0u32..50,
+        above: bool, word: u64,
+    ) {
+        let sigma = log_sigma.exp().clamp(DiscreteGaussian::MIN_SIGMA, DiscreteGaussian::MAX_SIGMA);
+        let noise = DiscreteGaussian::new(sigma).unwrap();
+        let mut rng = NoiseRng::seeded_for_tests(word);
+        let level = if tail { Level::in_tail(heads) } else { Level::of(bits, &mut rng) }.unwrap();
+        let magnitude = level.k * noise.t + (place.fract().abs() * noise.t as f64) as u64 % noise.t;
+        let x = (magnitude as f64 / noise.sigma()).powi(2) / 2.0;
+        // V from the line exp(-x)/(λW) by one part in 2^near, above or below.
+        let line = libm::exp(-x) / level.envelope * TWO_64;
+        let off = line / 2f64.powi(near as i32);
+        let first = if above { line + off } else { line - off } as u64;
+        for first in [first, word] {
+            if let Some(filtered) = noise.filter(magnitude, level, first) {
+                prop_assert_eq!(filtered, noise.decide(magnitude, level, first, || word));
+            }
+        }
     }
 
     #[test]
