@@ -131,6 +131,14 @@ async fn list(operator: &Operator) -> Result<ExitCode> {
         ]);
     }
     operator.screen.table(&table, "no jobs yet: hand one in with `undertone job submit job.toml`")?;
+    for j in jobs.iter().filter(|j| !j.problem.is_empty()) {
+        operator.screen.line(&format!(
+            "{} {}: {}",
+            printable(&j.job),
+            printable(&j.status),
+            printable(&j.problem)
+        ))?;
+    }
     Ok(ExitCode::SUCCESS)
 }
 

@@ -10,25 +10,22 @@ const ARROWS: [(&str, &[&str]); 10] = [
     ("undertone-privacy", &["undertone-core"]),
     ("undertone-data", &["undertone-core"]),
     ("undertone-round", &["undertone-core", "undertone-privacy"]),
-    ("undertone-store", &["undertone-core", "undertone-privacy", "undertone-round"]),
+    ("undertone-store", &["undertone-core"]),
     ("undertone-train", &["undertone-core", "undertone-data", "undertone-privacy"]),
     // The wire API.
-    ("undertone", &["undertone-core", "undertone-privacy", "undertone-round"]),
-    ("undertone-server", DAEMON),
-    ("undertone-client", DAEMON),
+    ("undertone", &["undertone-core"]),
+    (
+        "undertone-server",
+        &["undertone", "undertone-core", "undertone-privacy", "undertone-round", "undertone-store"],
+    ),
+    (
+        "undertone-client",
+        &["undertone", "undertone-core", "undertone-data", "undertone-privacy", "undertone-round"],
+    ),
     (
         "undertone-cli",
         &["undertone", "undertone-core", "undertone-data", "undertone-privacy", "undertone-round"],
     ),
-];
-
-const DAEMON: &[&str] = &[
-    "undertone",
-    "undertone-core",
-    "undertone-data",
-    "undertone-privacy",
-    "undertone-round",
-    "undertone-store",
 ];
 
 /// Crates that are no part of the product: the test harness may link everything, xtask nothing.
