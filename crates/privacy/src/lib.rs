@@ -15,6 +15,7 @@ pub mod discrete_gaussian;
 pub mod gaussian;
 pub mod ledger;
 pub mod noise;
+pub mod pld;
 pub mod rdp;
 pub mod release;
 pub mod resolve;

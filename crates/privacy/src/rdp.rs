@@ -11,7 +11,10 @@
 //!
 //! Arithmetic is `libm`'s, which is the same bits on every machine: client and coordinator must come to one number.
 
+pub mod filter;
 mod order;
+mod without_replacement;
+pub mod zcdp;
 
 use order::{log_moment_fractional, log_moment_integer};
 
