@@ -7,7 +7,7 @@
 use super::convolution::{Convolution, Factor, Tails, Window};
 use super::fft::RealFft;
 use super::mechanism::Mechanism;
-use super::one_step::{CellWidth, MASS_ERROR, OneStep};
+use super::one_step::{CellWidth, OneStep};
 use super::pair::{Direction, Pair};
 use super::scout::{Aim, Scout, log_hockey_peak};
 
@@ -94,7 +94,7 @@ pub(super) struct Fineness {
 }
 
 /// The error of a last look.
-pub(super) const FINE: f64 = 1e-4;
+pub(super) const FINE: f64 = 1.5e-4;
 /// The error of a first look, at a quarter of the points.
 pub(super) const COARSE: f64 = 16.0 * FINE;
 
@@ -175,7 +175,7 @@ impl Layout {
                 window: Window { first: low - ((len - width) / 2) as i64, len },
                 log_moment,
                 outside: total(&|one| one.outside),
-                mass_error: total(&|_| MASS_ERROR),
+                mass_error: total(&|one| one.mass_error),
                 loss_error: total(&|one| one.loss_error),
                 uses,
             };
@@ -208,7 +208,7 @@ impl Layout {
 impl OneWay {
     /// An upper bound of δ(ε), before errors of the loss itself.
     fn delta_upper(&self, epsilon: f64) -> f64 {
-        let Convolution { window, log_scale, above, below, noise, .. } = &self.p.convolution;
+        let Convolution { window, log_scale, log_error, above, below, noise, .. } = &self.p.convolution;
         let next = (epsilon / self.layout.step).floor() as i64 + 1;
         let at = (next - window.first).clamp(0, window.len as i64);
         let apart = ((window.first + at) as f64 * self.layout.step - epsilon).max(0.0);
@@ -222,7 +222,8 @@ impl OneWay {
         if next < window.first {
             sum += peak * below;
         }
-        let scale = libm::exp(log_scale + self.layout.mass_error - self.layout.tilt * epsilon);
+        let shift = self.layout.tilt * epsilon;
+        let scale = libm::exp(log_scale + log_error + self.layout.mass_error - shift + 1e-15 * shift.abs());
         (scale * sum + self.layout.outside).min(1.0) * (1.0 + 1e-12)
     }
 
@@ -326,12 +327,14 @@ impl Lower<'_> {
         if p_sum <= 0.0 {
             return None;
         }
-        let log_p =
-            p.convolution.log_scale - way.layout.mass_error - way.layout.tilt * place + libm::log(p_sum);
-        let log_q = q.convolution.log_scale + way.layout.mass_error + way.layout.loss_error
-            - (way.layout.tilt + 1.0) * place
-            + libm::log(q_sum);
-        let slack = 1e-13 * (1.0 + log_p.abs() + log_q.abs());
+        let (p_shift, q_shift) = (way.layout.tilt * place, (way.layout.tilt + 1.0) * place);
+        let log_p = p.convolution.log_scale - p.convolution.log_error - way.layout.mass_error - p_shift
+            + libm::log(p_sum);
+        let log_q =
+            q.convolution.log_scale + q.convolution.log_error + way.layout.mass_error + way.layout.loss_error
+                - q_shift
+                + libm::log(q_sum);
+        let slack = 1e-13 * (1.0 + log_p.abs() + log_q.abs()) + 1e-15 * q_shift.abs();
         Some((log_p - slack, log_q + slack))
     }
 

@@ -140,7 +140,7 @@ impl Composition {
                     break;
                 }
                 let hazard = way.hazard(epsilon);
-                let sharper = hazard > 2.0 * fineness.hazard.max(aim.tilt + 1.0);
+                let sharper = hazard > 4.0 * fineness.hazard.max(aim.tilt + 1.0);
                 if epsilon > 0.0 && (fineness.error == COARSE || (sharper && look < MOST_LOOKS)) {
                     (aim, fineness) = (scout.for_epsilon(epsilon), Fineness { error: FINE, hazard });
                     continue;
@@ -213,7 +213,7 @@ impl Composition {
                     Layout::new(&parts, direction, (&scout, aim), tail, fineness).compose(&mut transforms);
                 let hazard = way.hazard_of_delta(epsilon);
                 let tails_count = 2.0 * tail * count > 1e-6 * way.delta(epsilon) && tail > 1e-290;
-                let sharper = hazard > 2.0 * fineness.hazard.max(aim.tilt + 1.0);
+                let sharper = hazard > 4.0 * fineness.hazard.max(aim.tilt + 1.0);
                 look += 1;
                 if look == MOST_LOOKS || !(tails_count || sharper) {
                     break way;

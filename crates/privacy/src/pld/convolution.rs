@@ -19,6 +19,13 @@ pub(super) struct Factor<'a> {
     pub(super) count: u64,
 }
 
+impl Factor<'_> {
+    /// The index at which e^{λih} is largest.
+    fn top(&self, tilt: f64) -> i64 {
+        if tilt >= 0.0 { self.first + self.masses.len() as i64 - 1 } else { self.first }
+    }
+}
+
 /// The stretch of the grid that is computed: `len` points from `first`, a power of two.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Window {
@@ -31,6 +38,8 @@ pub(super) struct Window {
 pub(super) struct Convolution {
     pub(super) window: Window,
     pub(super) log_scale: f64,
+    /// Bound on the error of `log_scale`.
+    pub(super) log_error: f64,
     pub(super) tilted: Vec<f64>,
     /// Bound on the tilted mass above the window.
     pub(super) above: f64,
@@ -48,43 +57,55 @@ const THETAS: [f64; 4] = [2.5, 5.0, 7.0, 9.0];
 
 /// log Σ m_i·e^{λih}.
 fn log_moment(factor: &Factor<'_>, tilt: f64, step: f64) -> f64 {
-    let last = factor.first + factor.masses.len() as i64 - 1;
-    let top = tilt * step * if tilt >= 0.0 { last } else { factor.first } as f64;
+    let top = factor.top(tilt);
     let mut sum = 0.0;
     for (i, mass) in factor.masses.iter().enumerate() {
         if *mass > 0.0 {
-            sum += mass * libm::exp(tilt * step * (factor.first + i as i64) as f64 - top);
+            sum += mass * libm::exp(tilt * step * (factor.first + i as i64 - top) as f64);
         }
     }
-    top + libm::log(sum)
+    tilt * step * top as f64 + libm::log(sum)
 }
 
-fn total_log_moment(factors: &[Factor<'_>], tilt: f64, step: f64) -> f64 {
-    factors.iter().map(|f| f.count as f64 * log_moment(f, tilt, step)).sum()
+/// What the sum and the exponents of [`log_moment`] may be off by: a rounding for each mass, and some u of the size
+/// of the exponent.
+fn log_moment_error(factor: &Factor<'_>, tilt: f64, step: f64) -> f64 {
+    let exponent = (tilt * step * factor.top(tilt) as f64).abs();
+    2.3e-16 * (64.0 + factor.masses.len() as f64) + 1e-15 * exponent
+}
+
+fn total(factors: &[Factor<'_>], of: impl Fn(&Factor<'_>) -> f64) -> f64 {
+    factors.iter().map(|f| f.count as f64 * of(f)).sum()
 }
 
 /// Chernoff's exponents around a tilt: pairs (θ, log E_λ[e^{θ·loss}]).
 #[derive(Debug)]
 pub(super) struct Tails {
     pairs: Vec<(f64, f64)>,
+    /// Bound on the error of the logarithms.
+    error: f64,
     support: (i64, i64),
     step: f64,
 }
 
 impl Tails {
-    /// For tilted losses with a standard deviation of about `deviation`; and the log moment at the tilt itself.
+    /// For tilted losses with a standard deviation of about `deviation`; and the log moment at the tilt itself, with
+    /// its error on top.
     pub(super) fn new(factors: &[Factor<'_>], tilt: f64, step: f64, deviation: f64) -> (Self, f64) {
-        let base = total_log_moment(factors, tilt, step);
+        let base = total(factors, |f| log_moment(f, tilt, step));
         // Below -λ the far negative losses would count, which the tilt makes rare.
         let thetas = THETAS.iter().flat_map(|t| [t / deviation, -t / deviation]);
         let thetas = thetas.chain([-0.3, -0.6, -0.9].map(|share| share * tilt));
-        let pairs = thetas.map(|t| (t, total_log_moment(factors, tilt + t, step) - base)).collect();
+        let at = |theta: f64| total(factors, |f| log_moment(f, tilt + theta, step)) - base;
+        let pairs: Vec<(f64, f64)> = thetas.map(|theta| (theta, at(theta))).collect();
+        let error_at = |theta: &f64| total(factors, |f| log_moment_error(f, tilt + theta, step));
+        let error = 2.0 * pairs.iter().map(|p| error_at(&p.0)).fold(error_at(&0.0), f64::max) + 1e-9;
         let ends = |f: &Factor<'_>| {
             let count = f.count as i64;
             (f.first.saturating_mul(count), (f.first + f.masses.len() as i64 - 1).saturating_mul(count))
         };
         let add = |(a, b): (i64, i64), (c, d): (i64, i64)| (a.saturating_add(c), b.saturating_add(d));
-        (Self { pairs, support: factors.iter().map(ends).fold((0, 0), add), step }, base)
+        (Self { pairs, error, support: factors.iter().map(ends).fold((0, 0), add), step }, base + error)
     }
 
     /// The indices outside of which there is at most [`LEFT_OUT`] of the tilted mass on each side.
@@ -108,8 +129,7 @@ impl Tails {
         let (first, end) = (window.first, window.first + window.len as i64);
         let (mut below, mut above): (f64, f64) = (1.0, 1.0);
         for &(theta, log_moment) in &self.pairs {
-            // 1e-9 is far above what the moments are off by.
-            let bound = |edge: i64| libm::exp(log_moment - theta * edge as f64 * self.step) * (1.0 + 1e-9);
+            let bound = |edge: i64| libm::exp(log_moment + self.error - theta * edge as f64 * self.step);
             if theta > 0.0 {
                 above = above.min(bound(end));
             } else {
@@ -135,33 +155,36 @@ impl Convolution {
         fft: &RealFft,
     ) -> Self {
         let (mut product, mut log_scale): (Option<Spectrum>, f64) = (None, 0.0);
-        let (mut noise, mut smallest, mut total) = (0.0, f64::INFINITY, 0.0);
+        let (mut noise, mut smallest, mut uses) = (0.0, f64::INFINITY, 0.0);
         for factor in factors {
             // More than the sum by all that summing may have lost, for ‖x‖₁ ≤ 1.
             let log_sum = log_moment(factor, tilt, step) + 2.3e-16 * (64.0 + factor.masses.len() as f64);
+            let top = factor.top(tilt);
+            let log_rest = log_sum - tilt * step * top as f64;
             let mut x = vec![0.0; window.len];
             for (i, mass) in factor.masses.iter().enumerate() {
                 let index = factor.first + i as i64;
                 if *mass > 0.0 {
                     x[index.rem_euclid(window.len as i64) as usize] +=
-                        mass * libm::exp(tilt * step * index as f64 - log_sum);
+                        mass * libm::exp(tilt * step * (index - top) as f64 - log_rest);
                 }
             }
             let norm = x.iter().map(|v| v * v).sum::<f64>().sqrt();
             let count = factor.count as f64;
             noise += count * norm * fft.relative_error();
             smallest = norm.min(smallest);
-            total += count;
+            uses += count;
             log_scale += count * log_sum;
             multiply_power(&mut product, fft.forward(&x), factor.count);
         }
         // Squarings and products: 3u each and for each use (Brent, Percival and Zimmermann 2007).
-        noise += smallest * (total * 3.4e-16 + fft.relative_error());
-        let circular = fft.inverse(product.expect("a composition has a factor"));
-        let shift = window.first.rem_euclid(window.len as i64) as usize;
-        let tilted = (0..window.len).map(|i| circular[(i + shift) % window.len].max(0.0)).collect();
+        noise += smallest * (uses * 3.4e-16 + fft.relative_error());
+        let mut tilted = fft.inverse(product.expect("a composition has a factor"));
+        tilted.rotate_left(window.first.rem_euclid(window.len as i64) as usize);
+        tilted.iter_mut().for_each(|mass| *mass = mass.max(0.0));
         let (below, above) = tails.outside(window);
-        Self { window, log_scale, tilted, above, below, noise: noise * 1.1 + 1e-25 }
+        let log_error = total(factors, |f| log_moment_error(f, tilt, step)) + 1e-15 * log_scale.abs();
+        Self { window, log_scale, log_error, tilted, above, below, noise: noise * 1.1 + 1e-25 }
     }
 }
 

@@ -15,7 +15,7 @@
 
 use super::pair::{Density, Pair};
 
-/// Bound on the relative error of every mass.
+/// Bound on the relative error of every mass by quadrature.
 pub(super) const MASS_ERROR: f64 = 1e-12;
 
 /// One use of a mechanism on the grid, in one direction.
@@ -29,6 +29,8 @@ pub(super) struct OneStep {
     pub(super) q: Vec<f64>,
     /// Bound on P's mass that is not on the grid.
     pub(super) outside: f64,
+    /// Bound on the relative error of every mass.
+    pub(super) mass_error: f64,
     /// Bound on the error of a computed loss.
     pub(super) loss_error: f64,
 }
@@ -45,6 +47,7 @@ impl OneStep {
             p: vec![0.0; len],
             q: vec![0.0; len],
             outside: pair.outside,
+            mass_error: MASS_ERROR + pair.weight_error,
             loss_error: pair.loss_error(),
         };
         let move_to = Move::new(step);
@@ -251,3 +254,82 @@ const NODES_8: [(f64, f64); 8] = [
     (0.796_666_477_413_626_7, 0.222_381_034_453_374_48),
     (0.960_289_856_497_536_3, 0.101_228_536_290_376_26),
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::super::mechanism::Mechanism;
+    use super::super::pair::Direction;
+    use super::*;
+
+    const EVEN: CellWidth = CellWidth {
+        tilt: 0.0,
+        log_moment: 0.0,
+        variance_density: 0.0,
+        kink: 0.0,
+        at_kink: 0.0,
+        elsewhere: 0.0,
+    };
+
+    /// Φ(b) - Φ(a), from the tail that does not cancel.
+    fn between(a: f64, b: f64) -> f64 {
+        let upper = |x: f64| 0.5 * libm::erfc(x / std::f64::consts::SQRT_2);
+        if a > 0.0 { upper(a) - upper(b) } else { upper(-b) - upper(-a) }
+    }
+
+    #[test]
+    fn masses_are_right_to_the_stated_error_in_the_middle_and_in_the_tails() {
+        for (z, q) in [(0.3, 0.01), (1.0, 0.3), (1.0, 1e-6), (5.0, 0.9)] {
+            for (from, to) in [(-9.0, -8.0), (-1.0, 0.0), (0.0, 1.0), (5.0, 6.5), (9.0, 10.0)] {
+                for cells in [0.7, 60.0, 4000.0] {
+                    let mechanism = Mechanism::poisson_gaussian(z, q).unwrap();
+                    let mut pair = Pair::new(&mechanism, Direction::Remove, 1e-30);
+                    (pair.densities[0].from, pair.densities[0].to) = (from, to);
+                    let (low, high) = pair.range();
+                    let step = (high - low) / cells;
+                    let grid = OneStep::new(&pair, step, &EVEN);
+                    let case = format!("z={z} q={q} y from {from} to {to} in {cells} cells");
+                    let exact = (1.0 - q) * between(from, to) + q * between(from - 1.0 / z, to - 1.0 / z);
+                    let found: f64 = grid.p.iter().sum();
+                    // 1e-14·x² is what erfc itself is off by.
+                    assert!(
+                        (found / exact - 1.0).abs() < MASS_ERROR + 2e-14 * 100.0,
+                        "{case}: {found} {exact}"
+                    );
+                    // The move keeps E[e^{-L}], which is Q's mass.
+                    let lattice =
+                        |(i, p): (usize, &f64)| p * libm::exp(-((grid.first + i as i64) as f64) * step);
+                    let kept: f64 = grid.p.iter().enumerate().map(lattice).sum();
+                    let exact = between(from, to);
+                    assert!((kept / exact - 1.0).abs() < 1e-9, "{case}: {kept} {exact}");
+                    // And so does the channel.
+                    let moved: f64 = grid.q.iter().enumerate().map(lattice).sum();
+                    assert!((moved / exact - 1.0).abs() < 1e-9, "{case}: {moved} {exact}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn wide_cells_keep_what_narrow_ones_keep() {
+        let mechanism = Mechanism::poisson_gaussian(0.8, 0.01).unwrap();
+        let wide = CellWidth { tilt: 3.0, variance_density: 1e-6, kink: 0.0, elsewhere: 1.0, ..EVEN };
+        for direction in [Direction::Remove, Direction::Add, Direction::Replace] {
+            let pair = Pair::new(&mechanism, direction, 1e-12);
+            let sums = |width: &CellWidth| {
+                let grid = OneStep::new(&pair, 1e-3, width);
+                let lattice = |(i, p): (usize, &f64)| p * libm::exp(-((grid.first + i as i64) as f64) * 1e-3);
+                (
+                    grid.p.iter().filter(|p| **p > 0.0).count(),
+                    grid.p.iter().sum::<f64>(),
+                    grid.p.iter().enumerate().map(lattice).sum::<f64>(),
+                    grid.q.iter().enumerate().map(lattice).sum::<f64>(),
+                )
+            };
+            let (narrow, wide) = (sums(&EVEN), sums(&wide));
+            assert!(wide.0 * 2 < narrow.0, "{direction:?}: {wide:?} {narrow:?}");
+            assert!((wide.1 / narrow.1 - 1.0).abs() < 1e-12, "{direction:?}: {wide:?} {narrow:?}");
+            assert!((wide.2 / narrow.2 - 1.0).abs() < 1e-10, "{direction:?}: {wide:?} {narrow:?}");
+            assert!((wide.3 / narrow.3 - 1.0).abs() < 1e-10, "{direction:?}: {wide:?} {narrow:?}");
+        }
+    }
+}

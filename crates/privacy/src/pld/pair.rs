@@ -29,6 +29,8 @@ pub(super) struct Pair {
     pub(super) lattice: Option<f64>,
     /// P's mass that is left out above and below.
     pub(super) outside: f64,
+    /// What the weights of the parts may be rounded up by, relatively.
+    pub(super) weight_error: f64,
 }
 
 /// A density over y whose loss rises with y.
@@ -104,6 +106,7 @@ impl Pair {
         }
         let overfull = binomial::at_least(cap + 1, population, q);
         let kept = (overfull * cap as f64 / (full * population as f64) * UP).min(1.0);
+        self.weight_error = 3e-11;
         if full < 1.0 {
             self.gaussian((1.0 - full) * UP, direction, 1.0 / z, q, tail);
         }
