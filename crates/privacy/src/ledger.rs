@@ -202,7 +202,8 @@ impl Ledger {
 
     /// ε spent under `contract`, whatever became of the attempts. `None` where no privacy is promised.
     pub fn spent(&self, contract: &ResolvedContract) -> Option<f64> {
-        contract.epsilon_of(self.compositions(contract))
+        let told = self.entries.last().and_then(|e| e.epsilon_after);
+        contract.epsilon_of(0).map(|nothing| told.unwrap_or(nothing))
     }
 
     /// A new entry for an attempt, or the refusal. Nothing is reserved before the entry is durable and
@@ -224,11 +225,13 @@ impl Ledger {
             return Err(ReserveError::AlreadyReserved(key));
         }
         let before = self.compositions(contract);
-        let epsilon_after = contract.epsilon_of(before + u64::from(contract.charge()));
+        // Bounds of two compositions may cross by a rounding: what was told is never taken back.
+        let told = self.entries.last().and_then(|e| e.epsilon_after).unwrap_or(0.0);
+        let epsilon_after = contract.epsilon_of(before + u64::from(contract.charge())).map(|e| e.max(told));
         if let (Some(epsilon_would_be), Some(budget)) = (epsilon_after, contract.budget_epsilon())
             && epsilon_would_be > budget
         {
-            let epsilon_spent = contract.epsilon_of(before).unwrap_or_default();
+            let epsilon_spent = told;
             return Err(BudgetSpent { epsilon_spent, epsilon_would_be, budget }.into());
         }
         let entry = LedgerEntry {
