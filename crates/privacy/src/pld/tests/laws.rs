@@ -169,7 +169,7 @@ fn nonsense_is_refused_in_one_sentence() {
     assert!(matches!(none, Err(AccountantError::Unreachable { .. })), "{none:?}");
     assert_eq!(
         Mechanism::gaussian(-1.0).unwrap_err().to_string(),
-        "the accountant takes a noise_multiplier from 0.3 to 1000000, not -1"
+        "the accountant takes noise_multiplier from 0.3 to 1000000, not -1"
     );
 }
 
