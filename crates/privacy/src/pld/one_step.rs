@@ -163,15 +163,16 @@ pub(super) struct CellWidth {
 impl CellWidth {
     /// How often a cell of width `step`, from `y` to `end`, may be doubled.
     fn doublings(&self, density: &Density, y: f64, end: f64, step: f64) -> u32 {
-        let tilted_density = |y: f64| {
-            let loss = density.loss(y);
-            density.weight * density.density(y, loss) * libm::exp(self.tilt * loss - self.log_moment)
-        };
+        let exponent = |y: f64| self.tilt * density.loss(y) - self.log_moment;
+        let tilted_density =
+            |y: f64| density.weight * density.density(y, density.loss(y)) * libm::exp(exponent(y));
         let densest = tilted_density(y).max(tilted_density(0.5 * (y + end))).max(tilted_density(end));
         let tilted = densest * (end - y) / step;
         let widest = 4.0 * self.variance_density / tilted.max(1e-300);
-        // Where e^{λw} is not near 1 the variance is not what counts.
-        let widest = widest.min(0.25 / ((self.tilt + 1.0) * (self.tilt + 1.0)));
+        // Where e^{λw} is not near 1 the variance is not what counts, unless the tilted mass is nothing even so.
+        let spare = 0.5 * (-exponent(end) - 60.0);
+        let steepest = spare.max(0.5) / (self.tilt + 1.0);
+        let widest = widest.min(steepest * steepest);
         let near = density.loss(y).abs() <= self.kink;
         let widest = widest.min(if near { self.at_kink } else { self.elsewhere });
         let mut doublings = 0;
