@@ -96,6 +96,7 @@ impl OneStep {
         let moves: Vec<Move> = (0..=MAX_DOUBLINGS).map(|j| Move::new(step * f64::from(1u32 << j))).collect();
         let mut y = density.from;
         let mut cell = (density.loss(y) / step).floor() as i64;
+        let mut before = 0;
         while y < density.to {
             let end_of =
                 |doublings: u32| density.point((cell + (1 << doublings)) as f64 * step).min(density.to);
@@ -103,7 +104,8 @@ impl OneStep {
             let mut end = end_of(0);
             if end > y {
                 let room = if cell == 0 { MAX_DOUBLINGS } else { cell.trailing_zeros().min(MAX_DOUBLINGS) };
-                doublings = width.doublings(density, y, end, step).min(room);
+                // Widths change little from one cell to the next.
+                doublings = width.doublings(density, y, end, step).min(room).min(before + 1);
                 while doublings > 0 {
                     // The far end may be denser.
                     let (far, near) = (end_of(doublings), end_of(doublings - 1));
@@ -125,6 +127,7 @@ impl OneStep {
             }
             self.add((cell - self.first) as usize, 1 << doublings, shares);
             cell += 1 << doublings;
+            before = doublings.max(before.saturating_sub(1));
         }
     }
 

@@ -128,7 +128,7 @@ impl RdpFilter {
     ///
     /// Rung f has the Rényi budget of 2^f thousandths of the filter's and δ_f = 6δ/(πf)², f = 1, 2, …: each is a filter,
     /// and by the union bound all hold at once (Lécuyer 2021, arXiv 2103.01379, Section 4). With
-    /// Pr[loss > ε] ≤ e^{(α-1)(B-ε)}.
+    /// `Pr[loss > ε]` ≤ e^{(α-1)(B-ε)}.
     pub fn odometer(&self) -> f64 {
         if self.spent == 0.0 {
             return 0.0;
