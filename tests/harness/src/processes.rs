@@ -87,9 +87,14 @@ impl Process {
 
     /// Waits until its output holds a text.
     pub fn wait_for(&self, text: &str) {
+        self.wait_for_any(&[text]);
+    }
+
+    /// Waits until its output holds one of the texts.
+    pub fn wait_for_any(&self, texts: &[&str]) {
         let deadline = Instant::now() + PATIENCE;
-        while !self.log().contains(text) {
-            assert!(Instant::now() < deadline, "\"{text}\" does not appear in:\n{}", self.log());
+        while !texts.iter().any(|text| self.log().contains(text)) {
+            assert!(Instant::now() < deadline, "none of {texts:?} appears in:\n{}", self.log());
             std::thread::sleep(Duration::from_millis(20));
         }
     }
@@ -138,7 +143,8 @@ impl Processes {
             command.env("UNDERTONE_CRASH", point);
         }
         let server = Process::start(command, log);
-        server.wait_for("listening on");
+        // One that is to die while it takes up its jobs never listens.
+        server.wait_for_any(&["listening on", "dying, as the test asked"]);
         self.server = Some(server);
     }
 

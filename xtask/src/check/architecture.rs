@@ -119,7 +119,7 @@ mod tests {
         ];
         let links = [
             "undertone-round -> undertone-core",
-            "undertone-store -> undertone-round",
+            "undertone-store -> undertone-core",
             "undertone-store -> tokio",
             "undertone-round -> undertone-harness as dev",
             "undertone-harness -> undertone-store",

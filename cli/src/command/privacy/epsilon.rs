@@ -14,13 +14,13 @@ use undertone_privacy::pld::{self, Adjacency, Composition, EpsilonInterval, Mech
 #[derive(Debug, Args)]
 pub(crate) struct Release {
     /// The probability with which each record (or client) is in a round's random sample; 1 if nothing is sampled
-    #[arg(long, value_name = "Q", default_value_t = 1.0)]
+    #[arg(long, value_name = "Q", default_value_t = 1.0, allow_negative_numbers = true)]
     sampling_rate: f64,
     /// Releases: rounds, or rounds times local steps at record level
     #[arg(long, value_name = "N", default_value_t = 1)]
     rounds: u64,
     /// The probability that the promise of ε does not cover
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     delta: f64,
     /// Which noise
     #[arg(long, value_enum, default_value_t)]
@@ -75,7 +75,7 @@ sample is really drawn at random with that probability and stays unknown to whoe
 or fixed-size cohorts have no such proof.")]
 pub(crate) struct Epsilon {
     /// Standard deviation of the noise over the sensitivity (the clip norm)
-    #[arg(long, value_name = "Z")]
+    #[arg(long, value_name = "Z", allow_negative_numbers = true)]
     noise_multiplier: f64,
     #[command(flatten)]
     release: Release,
@@ -88,7 +88,7 @@ Example:
   undertone privacy calibrate --epsilon 2 --sampling-rate 0.01 --rounds 1000 --delta 1e-5")]
 pub(crate) struct Calibrate {
     /// The ε that all releases together may reach
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     epsilon: f64,
     #[command(flatten)]
     release: Release,
