@@ -9,6 +9,7 @@
 //! [`noise::NoiseRng::from_os`].
 
 pub mod adaptive_clip;
+pub mod audit;
 pub mod blt;
 mod calibrate;
 pub mod clip;
@@ -17,6 +18,7 @@ mod conformance;
 pub mod contract;
 pub mod discrete_gaussian;
 pub mod discrete_laplace;
+pub mod dp_sgd;
 pub mod fast_gaussian;
 pub mod gaussian;
 #[cfg(test)]

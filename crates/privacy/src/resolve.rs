@@ -187,6 +187,12 @@ impl ResolvedContract {
         self.epsilon_of(u64::from(attempts) * u64::from(self.charge()))
     }
 
+    /// ε at another δ than the contract's, after so many attempts at rounds: the same noise keeps a promise at every δ.
+    pub(crate) fn epsilon_at(&self, attempts: u32, delta: f64) -> Option<f64> {
+        let compositions = u64::from(attempts) * u64::from(self.charge());
+        self.promise.as_ref().map(|p| p.curve.epsilon(compositions, delta))
+    }
+
     /// ε after so many compositions.
     pub(crate) fn epsilon_of(&self, compositions: u64) -> Option<f64> {
         self.promise.as_ref().map(|p| p.curve.epsilon(compositions, p.delta))
