@@ -7,6 +7,10 @@ use undertone_core::limits::MAX_COHORT;
 
 /// Numbers of canaries that are tried in turn where none is asked for.
 const USUAL_CANARIES: [u32; 6] = [1000, 2000, 5000, 10_000, 20_000, 50_000];
+/// A share of guesses among canaries that is small enough: more canaries would only take longer.
+const SHARE: f64 = 0.1;
+/// Fewest canaries of one audit.
+const MIN_CANARIES: u32 = 100;
 /// Most canaries of one audit: at client level they are one cohort.
 const MAX_CANARIES: u32 = MAX_COHORT;
 /// Most canaries times noisy steps: some minutes.
@@ -36,7 +40,7 @@ pub enum AuditError {
     #[error("the job promises no privacy (unit = \"none\"): there is no claim to audit")]
     NoPromise,
     /// Too few or too many canaries.
-    #[error("an audit has 100 to {MAX_CANARIES} canaries, not {0}")]
+    #[error("an audit has {MIN_CANARIES} to {MAX_CANARIES} canaries, not {0}")]
     Canaries(u32),
     /// Guesses that cannot all be right.
     #[error(
@@ -129,41 +133,33 @@ impl Design {
         let steps = u64::from(rounds) * u64::from(contract.charge());
         let exposure = Exposure::of(contract, steps);
 
-        let candidates = wishes.canaries.map_or(USUAL_CANARIES.to_vec(), |n| vec![n]);
-        let mut tried = 0;
-        for canaries in candidates {
-            if !(100..=MAX_CANARIES).contains(&canaries) {
-                return Err(AuditError::Canaries(canaries));
-            }
-            if u64::from(canaries).saturating_mul(steps) > MAX_DRAWS {
-                return Err(AuditError::TooMuchWork { canaries, steps });
-            }
-            let most = exposure.most_guesses(canaries);
-            if let Some(guesses) = wishes.guesses
-                && !(1..=most).contains(&guesses)
-            {
-                return Err(AuditError::Guesses { guesses, canaries, most });
-            }
-            for &(delta, claimed) in &claims {
-                let found = least_guesses(canaries, wishes.guesses, most, claimed, delta, confidence);
-                if let Some(guesses) = found {
-                    let guesses_out = if exposure.low_means_out { guesses / 2 } else { 0 };
-                    let guesses_in = guesses - guesses_out;
-                    return Ok(Self {
-                        canaries,
-                        guesses_in,
-                        guesses_out,
-                        rounds,
-                        confidence,
-                        delta,
-                        claimed,
-                    });
-                }
-            }
-            tried = canaries;
+        if let Some(canaries) = wishes.canaries {
+            let chosen = choose(canaries, &claims, wishes, exposure, steps)?;
+            return Ok(Self::fixed(rounds, confidence, exposure, chosen));
         }
-        let (delta, claimed) = claims[0];
-        Err(AuditError::Powerless { canaries: tried, claimed, delta })
+        // The fewer of the canaries must be guessed, the surer are the guesses.
+        let mut best: Option<Chosen> = None;
+        let mut refusal = None;
+        for canaries in USUAL_CANARIES {
+            match choose(canaries, &claims, wishes, exposure, steps) {
+                Ok(found) if best.is_none_or(|best| found.share() < best.share()) => best = Some(found),
+                Ok(_) => {}
+                Err(e) => refusal = Some(e),
+            }
+            if best.is_some_and(|best| best.share() <= SHARE) {
+                break;
+            }
+        }
+        match (best, refusal) {
+            (Some(chosen), _) => Ok(Self::fixed(rounds, confidence, exposure, chosen)),
+            (None, refusal) => Err(refusal.expect("there are usual numbers of canaries")),
+        }
+    }
+
+    fn fixed(rounds: u32, confidence: f64, exposure: Exposure, chosen: Chosen) -> Self {
+        let Chosen { canaries, guesses, delta, claimed } = chosen;
+        let guesses_out = if exposure.low_means_out { guesses / 2 } else { 0 };
+        Self { canaries, guesses_in: guesses - guesses_out, guesses_out, rounds, confidence, delta, claimed }
     }
 
     /// Canaries, each in or out by a coin.
@@ -220,6 +216,51 @@ fn claims(contract: &ResolvedContract, rounds: u32) -> Result<Vec<(f64, f64)>, A
     Ok(claims)
 }
 
+/// What is left to choose once rounds and confidence are fixed.
+#[derive(Debug, Clone, Copy)]
+struct Chosen {
+    canaries: u32,
+    guesses: u32,
+    delta: f64,
+    claimed: f64,
+}
+
+impl Chosen {
+    fn share(&self) -> f64 {
+        f64::from(self.guesses) / f64::from(self.canaries)
+    }
+}
+
+/// The largest δ and the fewest guesses at which so many canaries would find out a job without noise.
+fn choose(
+    canaries: u32,
+    claims: &[(f64, f64)],
+    wishes: Wishes,
+    exposure: Exposure,
+    steps: u64,
+) -> Result<Chosen, AuditError> {
+    if !(MIN_CANARIES..=MAX_CANARIES).contains(&canaries) {
+        return Err(AuditError::Canaries(canaries));
+    }
+    if u64::from(canaries).saturating_mul(steps) > MAX_DRAWS {
+        return Err(AuditError::TooMuchWork { canaries, steps });
+    }
+    let most = exposure.most_guesses(canaries);
+    if let Some(guesses) = wishes.guesses
+        && !(1..=most).contains(&guesses)
+    {
+        return Err(AuditError::Guesses { guesses, canaries, most });
+    }
+    for &(delta, claimed) in claims {
+        let found = least_guesses(canaries, wishes.guesses, most, claimed, delta, wishes.confidence);
+        if let Some(guesses) = found {
+            return Ok(Chosen { canaries, guesses, delta, claimed });
+        }
+    }
+    let (delta, claimed) = claims[0];
+    Err(AuditError::Powerless { canaries, claimed, delta })
+}
+
 /// The fewest guesses that would refute the claim if all were right; `wished` if it would.
 fn least_guesses(
     canaries: u32,
@@ -248,6 +289,7 @@ fn least_guesses(
 }
 
 /// How canaries show in the scores of a job without noise.
+#[derive(Debug, Clone, Copy)]
 struct Exposure {
     /// Whether all that are in show, so that a low score means out.
     low_means_out: bool,

@@ -63,7 +63,8 @@ fn record_level_with_full_batches_keeps_its_claim_and_fails_without_noise() {
 /// The contract of the hospitals' example.
 #[test]
 fn record_level_with_sampling_keeps_its_claim_and_fails_without_noise() {
-    let measured = check(&record(0.25, Noise::TargetEpsilon(5.0), 1e-3, 20, 2), WISHES);
+    let wishes = Wishes { canaries: Some(20_000), ..WISHES };
+    let measured = check(&record(0.25, Noise::TargetEpsilon(5.0), 1e-3, 20, 2), wishes);
     assert!(measured.iter().all(|&m| m > 0.5), "{measured:?}");
 }
 
