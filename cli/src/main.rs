@@ -72,6 +72,9 @@ enum Command {
     /// See, check and export the privacy ledger
     #[command(subcommand)]
     Ledger(command::ledger::Command),
+    /// Put a job's privacy to the proof
+    #[command(subcommand)]
+    Privacy(command::privacy::Command),
     /// Run a whole deployment on this machine, with real processes and real data
     Demo(demo::Arguments),
     /// Runs a program that dies with the process `parent` (the demo starts its processes this way)
@@ -92,6 +95,7 @@ async fn main() -> ExitCode {
         Command::Client(command) => command.run(&operator).await,
         Command::Token(command) => command.run(&operator).await,
         Command::Ledger(command) => command.run(&operator).await,
+        Command::Privacy(command) => command.run(screen),
         Command::Demo(arguments) => arguments.run(screen).await,
         Command::RunBelow(command) => Err(command.run()),
     };

@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::process::Command;
 
-const COMMANDS: [&str; 21] = [
+const COMMANDS: [&str; 23] = [
     "",
     "job",
     "job submit",
@@ -24,6 +24,8 @@ const COMMANDS: [&str; 21] = [
     "ledger show",
     "ledger verify",
     "ledger export",
+    "privacy",
+    "privacy audit",
     "demo",
     "nonsense",
 ];
