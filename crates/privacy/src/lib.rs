@@ -3,7 +3,8 @@
 //! Meant to be read alone, in this order. What is promised: [`contract`], and with the planned schedule [`resolve`].
 //! What it costs: [`rdp`] (and [`gaussian`], the closed form that it is tested against). What is done to a value in
 //! the client: [`clip`]. The noise: [`noise`] and [`discrete_gaussian`]. What the coordinator may let out: [`ledger`]
-//! keeps the budget, [`release`] is the only way to a value that may leave.
+//! keeps the budget, [`release`] is the only way to a value that may leave. What a client's training step may let out:
+//! [`dp_sgd`]. Whether all this holds on a job: [`audit`] attacks it.
 //!
 //! No clock, no disk, no network. The operating system's randomness enters in one line, in
 //! [`noise::NoiseRng::from_os`].

@@ -101,8 +101,8 @@ pub enum AuditError {
 /// The claim is held against the measurement at `delta`, which may be smaller than the contract's δ: a mechanism is
 /// allowed to expose a canary with a probability of δ, so that one run refutes little at a δ of 1e-3 (with any number of
 /// canaries nothing above 3.2 at 95 %), while the same noise promises an ε at every other δ too, by the same
-/// accountant. The largest δ is taken, a power of ten below the contract's, at which a job without noise would be found
-/// out. The number of guesses is the smallest at which it would be: the fewer, the surer those guesses.
+/// accountant. The contract's δ is taken if a job without noise would be found out at it; otherwise the one, smaller by
+/// powers of ten, at which the fewest guesses find it out: the fewer, the surer they are.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Design {
     canaries: u32,
@@ -206,12 +206,13 @@ impl Design {
 
 /// (δ, ε) of the rounds, from the contract's δ down by powers of ten.
 fn claims(contract: &ResolvedContract, rounds: u32) -> Result<Vec<(f64, f64)>, AuditError> {
-    let mut delta = contract.delta().ok_or(AuditError::NoPromise)?;
-    let mut claims = vec![];
-    while claims.is_empty() || delta >= MIN_DELTA {
+    let own = contract.delta().ok_or(AuditError::NoPromise)?;
+    let (mut claims, mut power) = (vec![], 1.0);
+    while claims.is_empty() || own / power >= MIN_DELTA {
+        let delta = own / power;
         let claimed = contract.epsilon_at(rounds, delta).ok_or(AuditError::NoPromise)?;
         claims.push((delta, claimed));
-        delta /= 10.0;
+        power *= 10.0;
     }
     Ok(claims)
 }
@@ -231,7 +232,8 @@ impl Chosen {
     }
 }
 
-/// The largest δ and the fewest guesses at which so many canaries would find out a job without noise.
+/// The δ, the contract's own if possible, and the fewest guesses at which so many canaries would find out a job without
+/// noise.
 fn choose(
     canaries: u32,
     claims: &[(f64, f64)],
@@ -251,14 +253,13 @@ fn choose(
     {
         return Err(AuditError::Guesses { guesses, canaries, most });
     }
-    for &(delta, claimed) in claims {
-        let found = least_guesses(canaries, wishes.guesses, most, claimed, delta, wishes.confidence);
-        if let Some(guesses) = found {
-            return Ok(Chosen { canaries, guesses, delta, claimed });
-        }
-    }
-    let (delta, claimed) = claims[0];
-    Err(AuditError::Powerless { canaries, claimed, delta })
+    let at = |&(delta, claimed): &(f64, f64)| {
+        let guesses = least_guesses(canaries, wishes.guesses, most, claimed, delta, wishes.confidence)?;
+        Some(Chosen { canaries, guesses, delta, claimed })
+    };
+    let (own, smaller) = claims.split_first().expect("the contract's own δ is one");
+    let found = at(own).or_else(|| smaller.iter().filter_map(at).min_by_key(|chosen| chosen.guesses));
+    found.ok_or(AuditError::Powerless { canaries, claimed: own.1, delta: own.0 })
 }
 
 /// The fewest guesses that would refute the claim if all were right; `wished` if it would.
