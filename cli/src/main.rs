@@ -69,7 +69,7 @@ enum Command {
     /// Invite participants with join tokens
     #[command(subcommand)]
     Token(command::token::Command),
-    /// Plan a privacy budget: what noise costs, what a target needs, what a job will spend
+    /// Plan a privacy budget, and put a job's promise to the proof
     #[command(subcommand)]
     Privacy(command::privacy::Command),
     /// See, check and export the privacy ledger

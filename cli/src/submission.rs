@@ -44,6 +44,11 @@ impl Submission {
         Ok(Self { job })
     }
 
+    /// The job.
+    pub(crate) fn job(&self) -> &Job {
+        &self.job
+    }
+
     /// Hands the job to the coordinator; gives its id.
     ///
     /// # Errors

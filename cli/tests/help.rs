@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::process::Command;
 
-const COMMANDS: [&str; 25] = [
+const COMMANDS: [&str; 26] = [
     "",
     "job",
     "job submit",
@@ -28,6 +28,7 @@ const COMMANDS: [&str; 25] = [
     "ledger show",
     "ledger verify",
     "ledger export",
+    "privacy audit",
     "demo",
     "nonsense",
 ];

@@ -1,5 +1,6 @@
-//! `undertone privacy`: what noise costs, before any job runs. Needs no deployment.
+//! `undertone privacy`: what noise costs and what a promise is worth. Needs no deployment and no data.
 
+mod audit;
 mod epsilon;
 mod plan;
 
@@ -8,12 +9,14 @@ use anyhow::Result;
 use clap::Subcommand;
 use std::process::ExitCode;
 
-/// Plan a privacy budget: needs no deployment
+/// Plan a privacy budget, and put a promise to the proof: needs no deployment
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Epsilon(epsilon::Epsilon),
     Calibrate(epsilon::Calibrate),
     Plan(plan::Plan),
+    /// Attack a job's own noise with canaries, and hold what they prove against the claimed ε
+    Audit(audit::Arguments),
 }
 
 impl Command {
@@ -26,6 +29,7 @@ impl Command {
             Self::Epsilon(command) => command.run(screen),
             Self::Calibrate(command) => command.run(screen),
             Self::Plan(command) => command.run(screen),
+            Self::Audit(arguments) => arguments.run(screen),
         }
     }
 }

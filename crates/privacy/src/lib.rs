@@ -6,11 +6,13 @@
 //! The noise: [`noise`], [`discrete_gaussian`], [`discrete_laplace`], [`fast_gaussian`], [`local`]; correlated over the
 //! rounds: [`blt`] with [`participation`]; of a clip norm that adapts: [`adaptive_clip`]. What the coordinator may let
 //! out: [`ledger`] keeps the budget, [`release`] is the only way to a value that may leave.
+//! What a client's training step may let out: [`dp_sgd`]. Whether all this holds on a job: [`audit`] attacks it.
 //!
 //! No clock, no disk, no network. The operating system's randomness enters in one line, in
 //! [`noise::NoiseRng::from_os`].
 
 pub mod adaptive_clip;
+pub mod audit;
 pub mod blt;
 pub mod clip;
 #[cfg(test)]
@@ -18,6 +20,7 @@ mod conformance;
 pub mod contract;
 pub mod discrete_gaussian;
 pub mod discrete_laplace;
+pub mod dp_sgd;
 pub mod fast_gaussian;
 pub mod gaussian;
 #[cfg(test)]

@@ -4,7 +4,9 @@
 
 use crate::contract::{Noise, PrivacyContract, Trust, Unit};
 use crate::ledger::Loss;
-use crate::pld::{ACCOUNTANT, AccountantError, Adjacency, Curve, EpsilonInterval, Mechanism, calibrate};
+use crate::pld::{
+    ACCOUNTANT, AccountantError, Adjacency, Composition, Curve, EpsilonInterval, Mechanism, calibrate,
+};
 use serde::{Deserialize, Serialize};
 use undertone_core::digest::{Digest, Digester};
 use undertone_core::limits::{MAX_LOCAL_STEPS, MAX_ROUNDS};
@@ -199,6 +201,15 @@ impl ResolvedContract {
     /// promised: no number may be shown then.
     pub fn epsilon_after(&self, attempts: u32) -> Option<f64> {
         self.epsilon_of(u64::from(attempts) * u64::from(self.charge()))
+    }
+
+    /// ε at another δ than the contract's, after so many attempts at rounds: the same noise keeps a promise at every δ.
+    pub(crate) fn epsilon_at(&self, attempts: u32, delta: f64) -> Option<f64> {
+        let compositions = u64::from(attempts) * u64::from(self.charge());
+        self.promise.as_ref().map(|p| {
+            let used = Composition::new(Adjacency::AddRemove).add(p.curve.mechanism(), compositions);
+            used.and_then(|c| c.epsilon_upper(delta)).unwrap_or(f64::INFINITY)
+        })
     }
 
     /// ε after so many compositions.

@@ -2,7 +2,7 @@
 //!
 //! One step: a Poisson batch; each example's gradient clipped onto an integer grid; the integers summed, exactly;
 //! discrete Gaussian noise added to the sum; the noised sum divided by a public constant. What follows (scaling,
-//! momentum, the step itself) is post-processing. An empty batch is a step like any other: it adds noise.
+//! momentum, the step itself) is post-processing. The part that makes the promise is [`undertone_privacy::dp_sgd`].
 
 use crate::failure::{Failure, Stop};
 use crate::model::{Network, to_vec};
@@ -10,11 +10,9 @@ use crate::per_example;
 use crate::rows::Rows;
 use crate::sampling::{poisson_batch, sampling_rng};
 use crate::sgd::Trained;
-use undertone_core::fixed::Grid;
 use undertone_core::plan::{LocalWork, TrainPlan};
 use undertone_core::trainer::{RecordPrivacy, TrainerError};
-use undertone_privacy::clip::clip_example_to_grid;
-use undertone_privacy::discrete_gaussian::DiscreteGaussian;
+use undertone_privacy::dp_sgd::GradientMechanism;
 use undertone_privacy::noise::NoiseRng;
 
 /// Values of per-example gradients held at once (16 MiB of f32): bounds memory whatever batch is drawn.
@@ -31,7 +29,7 @@ pub(crate) fn train(
     stop: &Stop,
 ) -> Result<Trained, Failure> {
     let steps = check(plan, privacy).map_err(TrainerError::Unsupported)?;
-    let mechanism = Mechanism::new(privacy)?;
+    let mechanism = GradientMechanism::new(privacy).map_err(|e| TrainerError::Unsupported(e.to_string()))?;
     let mut noise = NoiseRng::from_os().map_err(|e| TrainerError::Broken(e.to_string()))?;
     let mut sampling = sampling_rng(seed, weights)?;
 
@@ -41,19 +39,18 @@ pub(crate) fn train(
     for step in 1..=steps {
         stop.check()?;
         let batch = poisson_batch(rows.len(), privacy.sampling_rate, &mut sampling);
-        let mut sum = vec![0i64; weights.len()];
+        let mut sum = mechanism.empty_sum(weights.len());
         for part in batch.chunks((GRADIENT_VALUES / network.len()).max(1)) {
             let (x, y) = rows.select(part)?;
             let gradients = to_vec(&per_example::gradients(network, &flat, &x, &y)?)?;
             for gradient in gradients.chunks_exact(network.len()) {
-                mechanism.add_clipped(gradient, &mut sum)?;
+                sum.add(gradient);
             }
         }
-        mechanism.noise.add_to(&mut sum, &mut noise);
+        let gradient = sum.noised(&mut noise);
 
-        let scale = 1.0 / (mechanism.grid.units_per_one() * privacy.expected_batch);
-        for ((w, v), &s) in weights.iter_mut().zip(&mut velocity).zip(&sum) {
-            *v = plan.momentum * *v + s as f64 * scale;
+        for ((w, v), g) in weights.iter_mut().zip(&mut velocity).zip(gradient.mean()) {
+            *v = plan.momentum * *v + g;
             *w = (f64::from(*w) - plan.learning_rate * *v) as f32;
         }
         // Divergence shows here: what is not finite cannot be loaded.
@@ -89,36 +86,6 @@ fn check(plan: &TrainPlan, privacy: &RecordPrivacy) -> Result<u64, String> {
              give local_steps, not local_epochs"
                 .into(),
         ),
-    }
-}
-
-/// Clipping and noise on one grid.
-struct Mechanism {
-    clip_norm: f64,
-    grid: Grid,
-    noise: DiscreteGaussian,
-}
-
-impl Mechanism {
-    /// The grid has 2^16 to 2^17 units in the clip norm: rounding then moves a clipped gradient by less than noise of
-    /// any worth does, and the sum of all rows stays far from overflow. The noise is `noise_multiplier` times the
-    /// integer bound ⌊clip_norm·2^bits⌋ that clipping keeps, rounded up.
-    fn new(privacy: &RecordPrivacy) -> Result<Self, TrainerError> {
-        let clip_norm = privacy.clip_norm;
-        let bits = (16.0 - clip_norm.log2().floor()).clamp(4.0, 28.0);
-        let grid = Grid::new(if bits.is_nan() { 16 } else { bits as u8 })
-            .map_err(|e| TrainerError::Unsupported(e.to_string()))?;
-        let noise = DiscreteGaussian::for_clipped_sum(privacy.noise_multiplier, clip_norm, grid)
-            .map_err(|e| TrainerError::Unsupported(e.to_string()))?;
-        Ok(Self { clip_norm, grid, noise })
-    }
-
-    /// Adds one example's gradient to the sum; one that is not finite counts as zero.
-    fn add_clipped(&self, gradient: &[f32], sum: &mut [i64]) -> Result<(), TrainerError> {
-        // Whether it was finite is a secret of the record: it is not even counted.
-        clip_example_to_grid(gradient, self.clip_norm, self.grid, sum)
-            .map(|_was_finite| ())
-            .map_err(|e| TrainerError::Unsupported(e.to_string()))
     }
 }
 

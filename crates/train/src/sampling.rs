@@ -37,12 +37,9 @@ pub(crate) fn sampling_rng(seed: Option<u64>, weights: &[f32]) -> Result<ChaCha2
     Ok(ChaCha20Rng::from_seed(key))
 }
 
-/// A Poisson sample: each of `rows` rows is in it independently, with a probability of `rate` rounded down to a
-/// multiple of 2^-64, never more.
+/// The places of the rows of a Poisson batch.
 pub(crate) fn poisson_batch(rows: usize, rate: f64, rng: &mut ChaCha20Rng) -> Vec<i64> {
-    // Multiplying by a power of two is exact, truncation rounds down. 2^64 itself, at rate 1, needs the wider type.
-    let threshold = (rate * 18_446_744_073_709_551_616.0) as u128;
-    (0..rows as i64).filter(|_| u128::from(rng.next_u64()) < threshold).collect()
+    undertone_privacy::dp_sgd::poisson_batch(rows, rate, || rng.next_u64()).map(|row| row as i64).collect()
 }
 
 /// Batches of a fixed size, pass after pass over the rows, each pass in a new order; the last batch of a pass may be
