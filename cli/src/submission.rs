@@ -12,6 +12,7 @@ use undertone_core::digest::Digest;
 use undertone_core::limits::MAX_JOB_DOCUMENT_BYTES;
 use undertone_core::model::ModelSpec;
 use undertone_privacy::contract::{Noise, Trust, Unit};
+use undertone_privacy::sensitivity::Adjacency;
 use undertone_round::job::{Job, JobError, JobSpec};
 
 /// A job that holds together, not yet submitted.
@@ -121,12 +122,16 @@ impl Submission {
             Some(Trust::Central) => "the coordinator is trusted: it adds the noise",
             None => "no noise",
         };
+        let neighbours = match resolved.adjacency() {
+            Some(Adjacency::ReplaceOne) => ", also against its replacement by another",
+            _ => "",
+        };
         let target = match contract.noise() {
             Some(Noise::TargetEpsilon(target)) => format!("target ε {}, ", given(target)),
             _ => String::new(),
         };
         let mut lines = vec![
-            format!("{who}; {trust}"),
+            format!("{who}{neighbours}; {trust}"),
             format!(
                 "{target}planned ε {} after all rounds at δ {}, budget ε {}",
                 figure(planned),
@@ -156,6 +161,7 @@ impl Submission {
                 "promise": resolved.unit() != Unit::None,
                 "unit": resolved.unit().as_str(),
                 "trust": resolved.trust().map(Trust::as_str),
+                "adjacency": resolved.adjacency(),
                 "target_epsilon": target,
                 "planned_epsilon": resolved.epsilon_after(self.job.spec().rounds),
                 "delta": resolved.delta(),

@@ -5,6 +5,7 @@ use std::fmt::{self, Write as _};
 use undertone_core::id::ClientRole;
 use undertone_core::trainer::{DataReport, TrainerError};
 use undertone_privacy::contract::Unit;
+use undertone_privacy::sensitivity::Adjacency;
 use undertone_round::job::{Job, Weights};
 use undertone_round::participant::Terms;
 
@@ -118,7 +119,9 @@ impl Page {
 
     fn promise(&mut self, terms: &Terms, job: &Job) {
         let clip = terms.clip_norm.unwrap_or_default();
-        let noise = terms.noise_multiplier.unwrap_or_default();
+        // In multiples of the clip norm: a replaced client is twice as far away as one that is missing.
+        let contributions = terms.adjacency.unwrap_or_default().contributions() as f64;
+        let noise = terms.noise_multiplier.unwrap_or_default() * contributions;
         match terms.unit {
             Unit::Record => {
                 self.row("protects", "each row of your data; nobody has to be trusted (noise is added here)");
@@ -145,6 +148,7 @@ impl Page {
                         "{noise:.4} x clip norm, added by the coordinator to the sum of all updates"
                     ),
                 );
+                self.neighbours(terms.adjacency);
             }
             Unit::None => {
                 self.row(
@@ -165,6 +169,18 @@ impl Page {
                 ),
             );
         }
+    }
+
+    fn neighbours(&mut self, adjacency: Option<Adjacency>) {
+        self.row(
+            "compared with",
+            match adjacency.unwrap_or_default() {
+                Adjacency::AddRemove => "a job that you have no part in (adjacency = \"add-remove\")",
+                Adjacency::ReplaceOne => {
+                    "a job with any other update in your place (adjacency = \"replace-one\")"
+                }
+            },
+        );
     }
 
     fn evaluating(&mut self, job: &Job) {
@@ -261,6 +277,9 @@ columns = [{{ name = "age", kind = "number", range = [0, 120] }}]
                 .replace('\n', " ");
         let text = page(ClientRole::Trainer, &client, fit());
         assert!(text.contains("NOT from the coordinator"), "{text}");
+        assert!(text.contains("4.0000 x clip norm") && text.contains("no part in"), "{text}");
+        let text = page(ClientRole::Trainer, &format!("{client}, adjacency = \"replace-one\""), fit());
+        assert!(text.contains("8.0000 x clip norm") && text.contains("in your place"), "{text}");
         let text = page(ClientRole::Trainer, r#"unit = "none""#, fit());
         assert!(text.contains("NOBODY") && text.contains("DECLINED") && !text.contains("ε"), "{text}");
     }

@@ -59,6 +59,29 @@ async fn a_central_contract_clips_and_noises() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_replaced_client_is_hidden_by_twice_the_noise() {
+    let mut d = Deployment::start().await;
+    for name in ["a", "b"] {
+        d.trainer(name, FnTrainer::constant(0.0)).await;
+    }
+    d.wait_connected(2).await;
+    let mut operator = d.operator().await;
+    // Updates of zero: what the model moves by is noise alone, z · 2C / 2 on each value.
+    let contract =
+        CENTRAL.replace("noise_multiplier = 1.0", "noise_multiplier = 200.0\nadjacency = \"replace-one\"");
+    let text = job("unit = \"none\"", &contract).replace("rounds = 2", "rounds = 1");
+    let text = text.replace("kind = \"logistic\"", "kind = \"mlp\"\nhidden = [64]");
+    let id = operator.submit(&text).await.unwrap();
+    let events = operator.watch_to_end(&id).await;
+    assert_eq!(*events.outcome(), Outcome::Completed, "{}", events.text());
+    let privacy = operator.privacy(&id).await;
+    assert_eq!((&privacy["adjacency"], &privacy["noise_multiplier"]), (&"replace-one".into(), &200.0.into()));
+    let model = operator.model(&id).await;
+    let deviation = (model.iter().map(|&w| f64::from(w).powi(2)).sum::<f64>() / model.len() as f64).sqrt();
+    assert!((80.0..120.0).contains(&deviation), "{deviation} over {} values, not 100", model.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn noise_differs_between_two_runs_of_the_same_job() {
     let mut d = Deployment::start().await;
     for name in ["a", "b"] {

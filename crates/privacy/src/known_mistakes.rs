@@ -5,6 +5,7 @@ use crate::adaptive_clip::{AdaptiveClip, CountSum, Rule, WithinBit};
 use crate::clip::{ClipError, RawUpdate, clip, clip_example_to_grid};
 use crate::contract::{Noise, PrivacyContract};
 use crate::gaussian::{analytic_delta, analytic_sigma};
+use crate::ledger::population::{Budgets, Totals};
 use crate::ledger::{Ledger, LedgerEntry};
 use crate::local::LocalNoise;
 use crate::noise::NoiseRng;
@@ -15,6 +16,7 @@ use proptest::prelude::*;
 use std::num::NonZeroU32;
 use undertone_core::aggregate::IntegerSum;
 use undertone_core::config::parse_toml;
+use undertone_core::digest::Digest;
 use undertone_core::fixed::Grid;
 use undertone_core::id::{Attempt, AttemptKey, JobId, Round};
 
@@ -27,7 +29,8 @@ fn grid() -> Grid {
 fn reserved(contract: PrivacyContract) -> (ResolvedContract, LedgerEntry) {
     let resolved = contract.resolve(Schedule { rounds: 3, local_steps: 2 }).unwrap();
     let key = AttemptKey { job: JobId::new("j").unwrap(), round: Round(1), attempt: Attempt(1) };
-    let entry = Ledger::default().reserve(key, &resolved).unwrap();
+    let entry = Ledger::default().reserve(key, &resolved, &Totals::new(Budgets::default())).unwrap();
+    let entry = entry.sampled(Digest::of(b"the cohort")).unwrap();
     (resolved, entry)
 }
 

@@ -11,6 +11,7 @@ pub mod population;
 use crate::contract::Unit;
 use crate::rdp::RdpCurve;
 use crate::resolve::ResolvedContract;
+use crate::sensitivity::Adjacency;
 use population::{PopulationSpentUp, Totals};
 use serde::{Deserialize, Serialize};
 use undertone_core::digest::{Digest, Digester};
@@ -73,12 +74,15 @@ pub struct LedgerEntry {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "mechanism", rename_all = "lowercase", deny_unknown_fields)]
 pub enum Loss {
-    /// Gaussian noise on a Poisson sample, or on everything at `sampling_rate` 1; add/remove adjacency.
+    /// Gaussian noise on a Poisson sample, or on everything at `sampling_rate` 1.
     Gaussian {
         /// Standard deviation of the noise in sensitivities.
         noise_multiplier: f64,
         /// The probability with which a unit is in the sample.
         sampling_rate: f64,
+        /// Which data sets are neighbours: a client (or record) more or less, or one in the place of another.
+        #[serde(default)]
+        adjacency: Adjacency,
     },
 }
 
@@ -86,9 +90,23 @@ impl Loss {
     /// Its Rényi curve. A loss that the accountant refuses (no contract has one) counts as unbounded.
     fn curve(&self) -> RdpCurve {
         match *self {
-            Self::Gaussian { noise_multiplier, sampling_rate } => {
+            Self::Gaussian { noise_multiplier, sampling_rate, .. } => {
                 RdpCurve::new(noise_multiplier, sampling_rate).unwrap_or_else(|_| RdpCurve::unbounded())
             }
+        }
+    }
+
+    /// What a single record loses by it, as a curve and how often it counts. A changed record replaces its client's
+    /// whole contribution by another: where clients are only added or removed, that is twice the distance and so four
+    /// times the Rényi loss of a Gaussian, and no sampling of clients is counted in its favour.
+    fn of_a_record(&self, unit: Unit) -> (RdpCurve, f64) {
+        match (unit, *self) {
+            (Unit::Client, Self::Gaussian { noise_multiplier, adjacency: Adjacency::AddRemove, .. }) => {
+                let unsampled =
+                    Self::Gaussian { noise_multiplier, sampling_rate: 1.0, adjacency: Adjacency::AddRemove };
+                (unsampled.curve(), 4.0)
+            }
+            _ => (self.curve(), 1.0),
         }
     }
 }
@@ -364,8 +382,9 @@ impl LedgerEntry {
         d.field(self.unit.as_str().as_bytes());
         match self.loss {
             None => d.field(b""),
-            Some(Loss::Gaussian { noise_multiplier, sampling_rate }) => {
+            Some(Loss::Gaussian { noise_multiplier, sampling_rate, adjacency }) => {
                 d.field(b"gaussian");
+                d.field(adjacency.as_str().as_bytes());
                 d.field(&noise_multiplier.to_bits().to_le_bytes());
                 d.field(&sampling_rate.to_bits().to_le_bytes());
             }

@@ -7,6 +7,7 @@ use crate::clip::{RawUpdate, bound_in_units, check_norm, clip, clip_example_to_g
 use crate::contract::{Noise, PrivacyContract};
 use crate::discrete_gaussian::DiscreteGaussian;
 use crate::fast_gaussian::FastGaussian;
+use crate::ledger::population::{Budgets, Totals};
 use crate::ledger::{Ledger, LedgerEntry};
 use crate::local::LocalNoise;
 use crate::noise::NoiseRng;
@@ -17,6 +18,7 @@ use proptest::prelude::*;
 use std::collections::BTreeSet;
 use std::num::NonZeroU32;
 use undertone_core::aggregate::IntegerSum;
+use undertone_core::digest::Digest;
 use undertone_core::fixed::Grid;
 use undertone_core::id::{Attempt, AttemptKey, JobId, Round};
 
@@ -67,7 +69,8 @@ fn contract(clip_norm: f64) -> (ResolvedContract, LedgerEntry) {
     let contract = PrivacyContract::client_central(clip_norm, Noise::Multiplier(1.0), 1e-5, 50.0).unwrap();
     let resolved = contract.resolve(Schedule { rounds: 3, local_steps: 1 }).unwrap();
     let key = AttemptKey { job: JobId::new("j").unwrap(), round: Round(1), attempt: Attempt(1) };
-    let entry = Ledger::default().reserve(key, &resolved).unwrap();
+    let entry = Ledger::default().reserve(key, &resolved, &Totals::new(Budgets::default())).unwrap();
+    let entry = entry.sampled(Digest::of(b"the cohort")).unwrap();
     (resolved, entry)
 }
 

@@ -82,7 +82,8 @@ pub fn release(
     }
 }
 
-/// Client level: adds discrete Gaussian noise with σ = noise multiplier · ⌊clip_norm·2^f⌋ units to each value and
+/// Client level: adds discrete Gaussian noise with σ = noise multiplier · sensitivity to each value, where the sensitivity
+/// is ⌊clip_norm·2^f⌋ units, or twice as much where neighbours replace one client, and
 /// divides by the fixed `cohort_size`, also when fewer reported (a divisor that follows the private number of
 /// reporters has no bounded sensitivity).
 ///
@@ -106,8 +107,7 @@ pub fn noise_sum(
     if cohort_size == 0 || updates > cohort_size {
         return Err(ReleaseError::Cohort { updates, cohort_size });
     }
-    let noise =
-        DiscreteGaussian::for_clipped_sum(terms.promise.noise_multiplier, terms.promise.clip_norm, grid)?;
+    let noise = DiscreteGaussian::for_sensitivity(terms.promise.noise_multiplier, terms.sensitivity(grid)?)?;
     let mut units = sum.into_units();
     noise.add_to(&mut units, rng);
     Ok(Releasable { grid, units, denominator: u64::from(cohort_size) })

@@ -4,10 +4,13 @@
 
 use crate::calibrate::least_noise;
 use crate::contract::{Noise, PrivacyContract, Trust, Unit};
+use crate::discrete_gaussian::NoiseError;
 use crate::ledger::Loss;
 use crate::rdp::{ACCOUNTANT, AccountantError, RdpCurve};
+use crate::sensitivity::{Adjacency, L2Sensitivity};
 use serde::{Deserialize, Serialize};
 use undertone_core::digest::{Digest, Digester};
+use undertone_core::fixed::Grid;
 use undertone_core::limits::{MAX_LOCAL_STEPS, MAX_ROUNDS};
 use undertone_core::trainer::RecordPrivacy;
 
@@ -74,6 +77,7 @@ pub struct ResolvedContract {
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Promised {
     pub(crate) clip_norm: f64,
+    pub(crate) adjacency: Adjacency,
     pub(crate) noise_multiplier: f64,
     delta: f64,
     budget_epsilon: f64,
@@ -112,6 +116,7 @@ impl PrivacyContract {
                 let curve = RdpCurve::new(noise_multiplier, sampling_rate)?;
                 Some(Promised {
                     clip_norm: p.clip_norm,
+                    adjacency: self.adjacency().unwrap_or_default(),
                     noise_multiplier,
                     delta: p.delta,
                     budget_epsilon: p.budget_epsilon,
@@ -173,12 +178,18 @@ impl ResolvedContract {
         self.promise.as_ref().map(|p| Loss::Gaussian {
             noise_multiplier: p.noise_multiplier,
             sampling_rate: self.contract.sampling_rate().unwrap_or(1.0),
+            adjacency: self.contract.adjacency().unwrap_or_default(),
         })
     }
 
-    /// Standard deviation of the noise in multiples of the clip norm, given or computed.
+    /// Standard deviation of the noise in multiples of the sensitivity, given or computed.
     pub fn noise_multiplier(&self) -> Option<f64> {
         self.promise.as_ref().map(|p| p.noise_multiplier)
+    }
+
+    /// Which data sets the promise makes hard to tell apart; `None` where nothing is promised.
+    pub fn adjacency(&self) -> Option<Adjacency> {
+        self.contract.adjacency()
     }
 
     /// ε at the contract's δ after so many attempts at rounds, whatever became of them. `None` where nothing is
@@ -286,6 +297,13 @@ pub struct RecordLocal<'a> {
 pub struct ClientCentral<'a> {
     pub(crate) contract: &'a ResolvedContract,
     pub(crate) promise: &'a Promised,
+}
+
+impl ClientCentral<'_> {
+    /// How far two neighbours can be apart in the sum, in units of `grid`.
+    pub(crate) fn sensitivity(&self, grid: Grid) -> Result<L2Sensitivity, NoiseError> {
+        Ok(L2Sensitivity::of_clipped(self.promise.clip_norm, grid, self.promise.adjacency)?)
+    }
 }
 
 #[cfg(test)]

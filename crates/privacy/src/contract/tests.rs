@@ -28,6 +28,28 @@ fn the_three_shapes_are_read_and_written_back() {
 }
 
 #[test]
+fn neighbours_are_a_key_of_client_level_contracts() {
+    let with = |text: &str, a: &str| parse(&format!("{text}adjacency = \"{a}\"\n"));
+    let central = parse(CLIENT).unwrap();
+    assert_eq!(central.adjacency(), Some(Adjacency::AddRemove));
+    // The default, written or not, is one contract, and stays unwritten.
+    assert_eq!(with(CLIENT, "add-remove"), Ok(central));
+    assert!(!serde_json::to_string(&central).unwrap().contains("adjacency"));
+    let replace = with(CLIENT, "replace-one").unwrap();
+    assert_eq!(replace.adjacency(), Some(Adjacency::ReplaceOne));
+    let json = serde_json::to_string(&replace).unwrap();
+    assert_eq!(serde_json::from_str::<PrivacyContract>(&json).unwrap(), replace, "{json}");
+    assert_eq!(with(RECORD, "add-remove"), parse(RECORD));
+    let e = with(RECORD, "replace-one").unwrap_err();
+    assert!(
+        e.contains("accounted for adjacency = \"add-remove\" alone") && e.contains("valid contracts are"),
+        "{e}"
+    );
+    assert!(with(NONE, "replace-one").unwrap_err().contains("adjacency would mean nothing"));
+    assert!(with(CLIENT, "replace").unwrap_err().contains("did you mean \"replace-one\"?"));
+}
+
+#[test]
 fn what_has_no_proof_is_refused_with_the_valid_ones() {
     for (base, from, to, says) in [
         (RECORD, "\"local\"", "\"central\"", "does not go with trust"),
@@ -102,6 +124,7 @@ fn every_term_is_in_the_digest() {
     ] {
         digests.push(parse(&RECORD.replacen(from, to, 1)).unwrap().digest());
     }
+    digests.push(parse(CLIENT).unwrap().with_adjacency(Adjacency::ReplaceOne).unwrap().digest());
     let all = digests.len();
     digests.sort();
     digests.dedup();

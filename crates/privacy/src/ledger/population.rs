@@ -62,7 +62,8 @@ const TOLD_AT_DELTA: f64 = 1e-6;
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PopulationSpent {
-    /// ε of each record, by record-level and client-level jobs together.
+    /// ε of each record, by record-level and client-level jobs together. A changed record changes its client's whole
+    /// contribution: a client-level release costs a record up to what replacing the client costs.
     pub record_epsilon: f64,
     /// The δ that goes with it.
     pub record_delta: f64,
@@ -166,16 +167,16 @@ impl Totals {
     /// # Errors
     /// [`PopulationSpentUp`].
     pub fn admit(&self, entry: &LedgerEntry) -> Result<(), PopulationSpentUp> {
-        let losses = entry.loss.map(|loss| (loss.curve(), f64::from(entry.compositions)));
-        for (spending, covered, unit, also) in [
-            (&self.record, entry.unit != Unit::None, "record", " or \"client\""),
-            (&self.client, entry.unit == Unit::Client, "client", ""),
+        let times = f64::from(entry.compositions);
+        for (spending, level, unit, also) in [
+            (&self.record, Unit::Record, "record", " or \"client\""),
+            (&self.client, Unit::Client, "client", ""),
         ] {
             let Some(filter) = &spending.filter else { continue };
-            let Some((curve, times)) = losses.as_ref().filter(|_| covered) else {
+            let Some(one) = entry.loss.and_then(|loss| loss_at(level, entry.unit, loss, filter.order)) else {
                 return Err(PopulationSpentUp::NoPromise { unit, also });
             };
-            if !filter.admits(spending.at(filter.order) + times * curve.at(filter.order)) {
+            if !filter.admits(spending.at(filter.order) + times * one) {
                 return Err(PopulationSpentUp::Filter {
                     unit,
                     epsilon: filter.budget.epsilon,
@@ -189,15 +190,16 @@ impl Totals {
 
     /// How many attempts of this kind the budgets still admit; none: no budget limits them.
     pub fn attempts_left(&self, unit: Unit, loss: Option<Loss>, compositions: u32) -> Option<u64> {
-        let curve = loss.map(|loss| loss.curve());
-        let left = |spending: &Spending, covered: bool| {
+        let left = |spending: &Spending, level: Unit| {
             let filter = spending.filter.as_ref()?;
-            let Some(curve) = curve.as_ref().filter(|_| covered) else { return Some(0) };
-            let one = f64::from(compositions) * curve.at(filter.order);
+            let Some(one) = loss.and_then(|loss| loss_at(level, unit, loss, filter.order)) else {
+                return Some(0);
+            };
+            let one = f64::from(compositions) * one;
             Some(((filter.allowed - spending.at(filter.order)) / one).max(0.0) as u64)
         };
-        let record = left(&self.record, unit != Unit::None);
-        let client = left(&self.client, unit == Unit::Client);
+        let record = left(&self.record, Unit::Record);
+        let client = left(&self.client, Unit::Client);
         record.into_iter().chain(client).min()
     }
 
@@ -218,11 +220,25 @@ impl Totals {
             self.clients_unprotected += 1;
             return;
         };
-        let (curve, times) = (loss.curve(), f64::from(entry.compositions));
-        self.record.add(&curve, times);
+        let times = f64::from(entry.compositions);
+        let (curve, factor) = loss.of_a_record(entry.unit);
+        self.record.add(&curve, factor * times);
         match entry.unit {
-            Unit::Client => self.client.add(&curve, times),
+            Unit::Client => self.client.add(&loss.curve(), times),
             Unit::Record | Unit::None => self.clients_unprotected += 1,
+        }
+    }
+}
+
+/// What one composition of an entry loses for each record or each client (`level`) at an order; `None` if the entry's
+/// contract (over `unit`) promises nothing at that level.
+fn loss_at(level: Unit, unit: Unit, loss: Loss, order: f64) -> Option<f64> {
+    match (level, unit) {
+        (_, Unit::None) | (Unit::Client, Unit::Record) => None,
+        (Unit::Client, _) => Some(loss.curve().at(order)),
+        _ => {
+            let (curve, factor) = loss.of_a_record(unit);
+            Some(factor * curve.at(order))
         }
     }
 }

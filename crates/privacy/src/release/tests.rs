@@ -5,6 +5,7 @@ use crate::contract::{Noise, PrivacyContract};
 use crate::ledger::Ledger;
 use crate::ledger::population::{Budgets, Totals};
 use crate::resolve::Schedule;
+use crate::sensitivity::Adjacency;
 use undertone_core::digest::Digest;
 use undertone_core::id::{Attempt, JobId, Round};
 
@@ -52,6 +53,20 @@ fn client_level_noise_does_not_shrink_when_clients_drop_out() {
         // The divisor is 10 for all: a mean of 0.05 a client, noise of 1·clip_norm/10.
         assert!((mean - 0.05 * f64::from(reported)).abs() < 0.003, "{reported}: {mean}");
         assert!((deviation / 0.1 - 1.0).abs() < 0.02, "{reported}: {deviation}");
+    }
+}
+
+#[test]
+fn a_replaced_client_costs_twice_the_noise_and_the_same_epsilon() {
+    let plain = PrivacyContract::client_central(1.0, Noise::Multiplier(1.0), 1e-5, 50.0).unwrap();
+    let [plain, replace] = [plain, plain.with_adjacency(Adjacency::ReplaceOne).unwrap()].map(resolve);
+    assert_eq!(plain.epsilon_after(3), replace.epsilon_after(3));
+    assert_ne!(plain.digest(), replace.digest());
+    let mut rng = NoiseRng::seeded_for_tests(5);
+    for (contract, factor) in [(plain, 1.0), (replace, 2.0)] {
+        let released = release(sum(50_000, 1, 1), &contract, &entry(&contract), 10, &mut rng).unwrap();
+        let (_, deviation) = mean_and_deviation(&released);
+        assert!((deviation / (0.1 * factor) - 1.0).abs() < 0.02, "{factor}: {deviation}");
     }
 }
 

@@ -12,6 +12,7 @@ use undertone_core::digest::{Digest, Digester};
 use undertone_core::id::AttemptKey;
 use undertone_core::trainer::{DataReport, TrainTask, TrainerError};
 use undertone_privacy::contract::Unit;
+use undertone_privacy::sensitivity::Adjacency;
 
 /// What the data owner allows and declares.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -45,7 +46,9 @@ pub struct Terms {
     pub max_norm: f64,
     /// The contract's clip norm.
     pub clip_norm: Option<f64>,
-    /// The contract's noise, in multiples of `clip_norm`.
+    /// Which data sets the contract makes hard to tell apart.
+    pub adjacency: Option<Adjacency>,
+    /// The contract's noise, in multiples of the sensitivity that follows from `clip_norm` and `adjacency`.
     pub noise_multiplier: Option<f64>,
     /// The contract's sampling rate (record level only).
     pub sampling_rate: Option<f64>,
@@ -167,6 +170,7 @@ impl Terms {
             declared_rows: policy.declared_rows,
             max_norm: job.update_norm_bound(),
             clip_norm: contract.contract().clip_norm(),
+            adjacency: contract.adjacency(),
             noise_multiplier: contract.noise_multiplier(),
             sampling_rate: contract.contract().sampling_rate(),
             delta: contract.delta(),
