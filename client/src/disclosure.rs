@@ -4,7 +4,7 @@ use crate::config::ClientConfig;
 use std::fmt::{self, Write as _};
 use undertone_core::id::ClientRole;
 use undertone_core::trainer::{DataReport, TrainerError};
-use undertone_privacy::contract::Unit;
+use undertone_privacy::contract::{Trust, Unit};
 use undertone_privacy::sensitivity::Adjacency;
 use undertone_round::job::{Job, Weights};
 use undertone_round::participant::Terms;
@@ -136,6 +136,22 @@ impl Page {
                     ),
                 );
             }
+            Unit::Client if terms.trust == Some(Trust::Local) => {
+                self.row(
+                    "protects",
+                    "your whole data set from everyone; nobody has to be trusted (noise is added here)",
+                );
+                self.row("clip norm", format_args!("{clip} for the whole update"));
+                self.row(
+                    "noise",
+                    format_args!("{noise:.4} x clip norm, added here to each value of the update"),
+                );
+                self.neighbours(terms.adjacency);
+                self.row(
+                    "always",
+                    "one update a round: noise alone if training fails or the data does not meet the contract",
+                );
+            }
             Unit::Client => {
                 self.row(
                     "protects",
@@ -198,7 +214,7 @@ impl Page {
                 self.row("contract", "met");
             }
             Ok(report) => {
-                self.row("contract", "NOT met: the client will decline");
+                self.row("contract", "NOT met: the data is not trained on");
                 report.problems.iter().for_each(|p| self.line(format_args!("    {p}")));
             }
             Err(e) => self.row("contract", format_args!("NOT checked: {e}")),
@@ -280,6 +296,16 @@ columns = [{{ name = "age", kind = "number", range = [0, 120] }}]
         assert!(text.contains("4.0000 x clip norm") && text.contains("no part in"), "{text}");
         let text = page(ClientRole::Trainer, &format!("{client}, adjacency = \"replace-one\""), fit());
         assert!(text.contains("8.0000 x clip norm") && text.contains("in your place"), "{text}");
+        let local = client.replace("central", "local");
+        let text = page(ClientRole::Trainer, &local, fit());
+        for part in [
+            "from everyone",
+            "8.0000 x clip norm, added here",
+            "in your place",
+            "noise alone if training fails",
+        ] {
+            assert!(text.contains(part), "{part}:\n{text}");
+        }
         let text = page(ClientRole::Trainer, r#"unit = "none""#, fit());
         assert!(text.contains("NOBODY") && text.contains("DECLINED") && !text.contains("ε"), "{text}");
     }

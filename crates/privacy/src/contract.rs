@@ -6,14 +6,14 @@
 //!
 //! ```toml
 //! [privacy]
-//! unit = "record"            # or "client" with trust = "central" and no sampling_rate, or "none" alone
+//! unit = "record"            # or "client" with trust = "central" or "local" and no sampling_rate, or "none" alone
 //! trust = "local"
 //! clip_norm = 1.0
 //! sampling_rate = 0.25
 //! target_epsilon = 5.0       # or noise_multiplier
 //! delta = 1e-3
 //! budget_epsilon = 10.0
-//! adjacency = "add-remove"   # the default, or "replace-one" with unit = "client"
+//! adjacency = "add-remove"   # the default, or "replace-one" with unit = "client" (the default with trust = "local")
 //! ```
 
 use crate::rdp::{MAX_NOISE_MULTIPLIER, MIN_NOISE_MULTIPLIER};
@@ -63,6 +63,7 @@ enum Kind {
     NoPromise,
     RecordLocal { promise: Promise, sampling_rate: f64 },
     ClientCentral { promise: Promise, adjacency: Adjacency },
+    ClientLocal { promise: Promise, adjacency: Adjacency },
 }
 
 /// The numbers that every promise has.
@@ -75,8 +76,8 @@ pub(crate) struct Promise {
 }
 
 const VALID: &str = "valid contracts are unit = \"record\" with trust = \"local\" (each client trains with DP-SGD), \
-     unit = \"client\" with trust = \"central\" (the coordinator adds noise to the sum), and unit = \"none\" with \
-     no other key";
+     unit = \"client\" with trust = \"central\" (the coordinator adds noise to the sum), unit = \"client\" with \
+     trust = \"local\" (each client adds all the noise to its own update), and unit = \"none\" with no other key";
 
 /// Why a contract is refused.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -138,6 +139,21 @@ impl PrivacyContract {
         Ok(Self(Kind::ClientCentral { promise, adjacency: Adjacency::AddRemove }))
     }
 
+    /// Client level, all the noise added by each client to its own update before it leaves. Neighbours are any two
+    /// updates of a client ([`Adjacency::ReplaceOne`]), as local differential privacy is commonly understood.
+    ///
+    /// # Errors
+    /// [`InvalidContract`] for a number out of range.
+    pub fn client_local(
+        clip_norm: f64,
+        noise: Noise,
+        delta: f64,
+        budget_epsilon: f64,
+    ) -> Result<Self, InvalidContract> {
+        let promise = Promise { clip_norm, noise, delta, budget_epsilon }.checked()?;
+        Ok(Self(Kind::ClientLocal { promise, adjacency: Adjacency::ReplaceOne }))
+    }
+
     /// The same contract for other neighbours. Noise is counted in sensitivities: a replaced client costs twice the
     /// noise, and the same ε.
     ///
@@ -147,6 +163,7 @@ impl PrivacyContract {
     pub fn with_adjacency(self, adjacency: Adjacency) -> Result<Self, InvalidContract> {
         match self.0 {
             Kind::ClientCentral { promise, .. } => Ok(Self(Kind::ClientCentral { promise, adjacency })),
+            Kind::ClientLocal { promise, .. } => Ok(Self(Kind::ClientLocal { promise, adjacency })),
             // Poisson sampling under replacement has another (greater) loss than the one that is charged.
             Kind::RecordLocal { .. } if adjacency == Adjacency::AddRemove => Ok(self),
             Kind::RecordLocal { .. } => raw::refuse(
@@ -164,7 +181,7 @@ impl PrivacyContract {
         match self.0 {
             Kind::NoPromise => Unit::None,
             Kind::RecordLocal { .. } => Unit::Record,
-            Kind::ClientCentral { .. } => Unit::Client,
+            Kind::ClientCentral { .. } | Kind::ClientLocal { .. } => Unit::Client,
         }
     }
 
@@ -172,7 +189,7 @@ impl PrivacyContract {
     pub fn trust(&self) -> Option<Trust> {
         match self.0 {
             Kind::NoPromise => None,
-            Kind::RecordLocal { .. } => Some(Trust::Local),
+            Kind::RecordLocal { .. } | Kind::ClientLocal { .. } => Some(Trust::Local),
             Kind::ClientCentral { .. } => Some(Trust::Central),
         }
     }
@@ -195,7 +212,16 @@ impl PrivacyContract {
         match self.0 {
             Kind::NoPromise => None,
             Kind::RecordLocal { .. } => Some(Adjacency::AddRemove),
-            Kind::ClientCentral { adjacency, .. } => Some(adjacency),
+            Kind::ClientCentral { adjacency, .. } | Kind::ClientLocal { adjacency, .. } => Some(adjacency),
+        }
+    }
+
+    /// The neighbours of a contract that does not say which.
+    fn default_adjacency(&self) -> Option<Adjacency> {
+        match self.0 {
+            Kind::NoPromise => None,
+            Kind::RecordLocal { .. } | Kind::ClientCentral { .. } => Some(Adjacency::AddRemove),
+            Kind::ClientLocal { .. } => Some(Adjacency::ReplaceOne),
         }
     }
 
@@ -217,7 +243,9 @@ impl PrivacyContract {
     pub(crate) fn promise(&self) -> Option<Promise> {
         match self.0 {
             Kind::NoPromise => None,
-            Kind::RecordLocal { promise, .. } | Kind::ClientCentral { promise, .. } => Some(promise),
+            Kind::RecordLocal { promise, .. }
+            | Kind::ClientCentral { promise, .. }
+            | Kind::ClientLocal { promise, .. } => Some(promise),
         }
     }
 

@@ -7,7 +7,7 @@
 use crate::discrete_gaussian::{DiscreteGaussian, NoiseError};
 use crate::ledger::{EntryState, LedgerEntry};
 use crate::noise::NoiseRng;
-use crate::resolve::{ClientCentral, NoPromise, RecordLocal, ResolvedContract, Terms};
+use crate::resolve::{ClientCentral, ClientLocal, NoPromise, RecordLocal, ResolvedContract, Terms};
 use std::fmt;
 use undertone_core::aggregate::IntegerSum;
 use undertone_core::fixed::Grid;
@@ -77,6 +77,7 @@ pub fn release(
 ) -> Result<Releasable, ReleaseError> {
     match contract.terms() {
         Terms::ClientCentral(terms) => noise_sum(sum, terms, entry, cohort_size, rng),
+        Terms::ClientLocal(terms) => locally_private(sum, terms, entry),
         Terms::RecordLocal(terms) => already_private(sum, terms, entry),
         Terms::NoPromise(terms) => no_promise(sum, terms, entry),
     }
@@ -124,6 +125,25 @@ pub fn already_private(
     entry: &LedgerEntry,
 ) -> Result<Releasable, ReleaseError> {
     check_entry(entry, terms.contract)?;
+    weighted_mean(sum)
+}
+
+/// Client level, local trust: each update was private before it left its client, and whatever is computed from them
+/// stays so (post-processing). Divides by the number of updates received.
+///
+/// # Errors
+/// [`ReleaseError`].
+pub fn locally_private(
+    sum: IntegerSum,
+    terms: ClientLocal<'_>,
+    entry: &LedgerEntry,
+) -> Result<Releasable, ReleaseError> {
+    check_entry(entry, terms.contract)?;
+    let (updates, total_weight) = (sum.updates(), sum.total_weight());
+    // A weight would travel beside the message, without noise.
+    if total_weight != u64::from(updates) {
+        return Err(ReleaseError::NotUniform { updates, total_weight });
+    }
     weighted_mean(sum)
 }
 

@@ -6,6 +6,7 @@ use crate::calibrate::least_noise;
 use crate::contract::{Noise, PrivacyContract, Trust, Unit};
 use crate::discrete_gaussian::NoiseError;
 use crate::ledger::Loss;
+use crate::local::{LocalError, LocalNoise};
 use crate::rdp::{ACCOUNTANT, AccountantError, RdpCurve};
 use crate::sensitivity::{Adjacency, L2Sensitivity};
 use serde::{Deserialize, Serialize};
@@ -259,9 +260,18 @@ impl ResolvedContract {
         })
     }
 
+    /// Whether the coordinator draws the noise of a release: then another draw over the same updates would be another
+    /// release.
+    pub fn is_noised_by_the_coordinator(&self) -> bool {
+        matches!(self.terms(), Terms::ClientCentral(_))
+    }
+
     /// The kind of promise, as the evidence that a mechanism of [`crate::release`] asks for.
     pub fn terms(&self) -> Terms<'_> {
         match (self.unit(), &self.promise) {
+            (Unit::Client, Some(promise)) if self.trust() == Some(Trust::Local) => {
+                Terms::ClientLocal(ClientLocal { contract: self, promise })
+            }
             (Unit::Record, Some(_)) => Terms::RecordLocal(RecordLocal { contract: self }),
             (Unit::Client, Some(promise)) => Terms::ClientCentral(ClientCentral { contract: self, promise }),
             _ => Terms::NoPromise(NoPromise { contract: self }),
@@ -278,6 +288,8 @@ pub enum Terms<'a> {
     RecordLocal(RecordLocal<'a>),
     /// `unit = "client"`, `trust = "central"`.
     ClientCentral(ClientCentral<'a>),
+    /// `unit = "client"`, `trust = "local"`.
+    ClientLocal(ClientLocal<'a>),
 }
 
 /// Evidence that a contract promises nothing.
@@ -303,6 +315,24 @@ impl ClientCentral<'_> {
     /// How far two neighbours can be apart in the sum, in units of `grid`.
     pub(crate) fn sensitivity(&self, grid: Grid) -> Result<L2Sensitivity, NoiseError> {
         Ok(L2Sensitivity::of_clipped(self.promise.clip_norm, grid, self.promise.adjacency)?)
+    }
+}
+
+/// Evidence that each client must add all the noise to its own update.
+#[derive(Debug, Clone, Copy)]
+pub struct ClientLocal<'a> {
+    pub(crate) contract: &'a ResolvedContract,
+    promise: &'a Promised,
+}
+
+impl ClientLocal<'_> {
+    /// The mechanism of one client, for messages on `grid`.
+    ///
+    /// # Errors
+    /// [`LocalError`] if clip norm or noise does not suit the grid or the wire.
+    pub fn noise(&self, grid: Grid) -> Result<LocalNoise, LocalError> {
+        let p = self.promise;
+        LocalNoise::new(p.clip_norm, p.noise_multiplier, p.adjacency, grid)
     }
 }
 
@@ -337,6 +367,26 @@ mod tests {
         // dp-accounting 0.6.0 says 15.3280.
         assert!((resolved.epsilon_after(100).unwrap() - 15.327_984).abs() < 1e-5);
         assert_eq!((resolved.charge(), resolved.record_privacy(100)), (1, None));
+    }
+
+    #[test]
+    fn a_local_message_is_one_gaussian_release_a_round() {
+        let of = |contract: Result<PrivacyContract, _>| {
+            let contract: PrivacyContract = contract.unwrap();
+            contract.resolve(Schedule { rounds: 100, local_steps: 7 }).unwrap()
+        };
+        let local = of(PrivacyContract::client_local(0.5, Noise::Multiplier(4.0), 1e-6, 20.0));
+        let central = of(PrivacyContract::client_central(0.5, Noise::Multiplier(4.0), 1e-6, 20.0));
+        // Nobody is sampled, and the noise is counted in sensitivities: the price is that of the central mechanism.
+        assert_eq!(local.epsilon_after(100), central.epsilon_after(100));
+        assert_eq!(local.charge(), 1);
+        assert_ne!(local.digest(), central.digest());
+        assert!(!local.is_noised_by_the_coordinator() && central.is_noised_by_the_coordinator());
+        let Terms::ClientLocal(terms) = local.terms() else { panic!() };
+        // Any two updates are neighbours: twice the clip norm.
+        let sigma = terms.noise(Grid::new(16).unwrap()).unwrap().sigma();
+        assert!((sigma / (4.0 * 2.0 * 0.5 * 65_536.0) - 1.0).abs() < 1e-6, "{sigma}");
+        assert!(matches!(local.loss(), Some(Loss::Gaussian { sampling_rate: 1.0, .. })));
     }
 
     #[test]

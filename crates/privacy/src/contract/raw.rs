@@ -76,11 +76,17 @@ impl TryFrom<RawContract> for PrivacyContract {
                 needed("delta", raw.delta)?,
                 needed("budget_epsilon", raw.budget_epsilon)?,
             ),
-            (Unit::Client, Some(Trust::Central)) if raw.sampling_rate.is_some() => refuse(
+            (Unit::Client, Some(_)) if raw.sampling_rate.is_some() => refuse(
                 "unit = \"client\" takes no sampling_rate: cohorts are fixed in size or everyone, for which no \
                  amplification by sampling can be claimed",
             ),
             (Unit::Client, Some(Trust::Central)) => Self::client_central(
+                needed("clip_norm", raw.clip_norm)?,
+                raw.noise()?,
+                needed("delta", raw.delta)?,
+                needed("budget_epsilon", raw.budget_epsilon)?,
+            ),
+            (Unit::Client, Some(Trust::Local)) => Self::client_local(
                 needed("clip_norm", raw.clip_norm)?,
                 raw.noise()?,
                 needed("delta", raw.delta)?,
@@ -111,7 +117,7 @@ impl From<PrivacyContract> for RawContract {
             unit: contract.unit(),
             trust: contract.trust(),
             // The default stays unwritten, as it was before the key existed.
-            adjacency: contract.adjacency().filter(|a| *a != Adjacency::AddRemove),
+            adjacency: contract.adjacency().filter(|a| Some(*a) != contract.default_adjacency()),
             clip_norm: contract.clip_norm(),
             sampling_rate: contract.sampling_rate(),
             noise_multiplier,

@@ -90,6 +90,18 @@ fn record_level_and_no_promise_divide_by_the_weight_received() {
 }
 
 #[test]
+fn local_messages_are_averaged_without_more_noise_and_without_weights() {
+    let mut rng = NoiseRng::seeded_for_tests(6);
+    let contract = resolve(PrivacyContract::client_local(1.0, Noise::Multiplier(1.0), 1e-5, 50.0).unwrap());
+    let released = release(sum(4, 3, 1), &contract, &entry(&contract), 100, &mut rng).unwrap();
+    assert_eq!(released.mean().collect::<Vec<_>>(), [0.5; 4]);
+    let e = release(sum(4, 3, 7), &contract, &entry(&contract), 100, &mut rng).unwrap_err();
+    assert!(matches!(e, ReleaseError::NotUniform { updates: 3, total_weight: 21 }), "{e}");
+    let e = release(sum(4, 0, 1), &contract, &entry(&contract), 100, &mut rng).unwrap_err();
+    assert_eq!(e, ReleaseError::NothingReceived);
+}
+
+#[test]
 fn weights_and_cohorts_that_break_the_sensitivity_are_refused() {
     let contract = client();
     let mut rng = NoiseRng::seeded_for_tests(3);

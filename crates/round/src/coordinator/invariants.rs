@@ -12,7 +12,6 @@
 use super::{Context, Effect, JobState, Phase, Standing, Step, Update};
 use std::collections::BTreeSet;
 use undertone_core::id::AttemptKey;
-use undertone_privacy::contract::Unit;
 use undertone_privacy::ledger::{EntryState, LedgerEntry};
 
 /// The names.
@@ -114,7 +113,9 @@ fn counts_once(before: &JobState, step: &Step) -> bool {
 
 fn one_draw(before: &JobState, step: &Step, ctx: &Context<'_>) -> bool {
     let draws = step.effects.iter().any(|e| matches!(e, Effect::Release { .. }));
-    !(draws && ctx.job.contract().unit() == Unit::Client && matches!(before.phase, Phase::Releasing(_)))
+    !(draws
+        && ctx.job.contract().is_noised_by_the_coordinator()
+        && matches!(before.phase, Phase::Releasing(_)))
 }
 
 fn committed_before_published(step: &Step, ctx: &Context<'_>) -> bool {

@@ -11,7 +11,8 @@ use std::sync::Arc;
 use undertone_core::digest::{Digest, Digester};
 use undertone_core::id::AttemptKey;
 use undertone_core::trainer::{DataReport, TrainTask, TrainerError};
-use undertone_privacy::contract::Unit;
+use undertone_privacy::contract::{Trust, Unit};
+use undertone_privacy::resolve::Terms as Promise;
 use undertone_privacy::sensitivity::Adjacency;
 
 /// What the data owner allows and declares.
@@ -34,6 +35,8 @@ pub struct Terms {
     pub job_document: Digest,
     /// Whom the contract protects.
     pub unit: Unit,
+    /// Who must be trusted with more than released models.
+    pub trust: Option<Trust>,
     /// Values in an update.
     pub values: u64,
     /// Bytes that leave in a round.
@@ -83,6 +86,7 @@ pub struct Acceptance {
     model: ModelRef,
     task: TrainTask,
     weight: u32,
+    withheld: Vec<String>,
 }
 
 /// A decision with the numbers it was based on.
@@ -154,6 +158,12 @@ impl Acceptance {
     pub fn weight(&self) -> u32 {
         self.weight
     }
+
+    /// Why the data is not to be trained on although the client takes part: with local trust at client level noise leaves
+    /// in its place, so that nobody is told that the data does not fit. Empty: train. For the client's own log.
+    pub fn withheld(&self) -> &[String] {
+        &self.withheld
+    }
 }
 
 impl Terms {
@@ -164,6 +174,7 @@ impl Terms {
         Self {
             job_document: job.digest(),
             unit: contract.unit(),
+            trust: contract.trust(),
             values: job.layout().len() as u64,
             update_bytes: job.update_bytes(),
             weight: job.weight(policy.declared_rows.unwrap_or(1)),
@@ -237,9 +248,15 @@ pub fn consider(
     data: Result<&DataReport, &TrainerError>,
 ) -> Decision {
     let terms = Terms::of(offer.job(), account, policy);
-    let verdict = match terms.check(offer.job(), account, policy).and_then(|()| check_data(data)) {
-        Ok(()) => Verdict::Accept(Box::new(accept(offer, &terms, policy))),
-        Err(refusal) => Verdict::Decline(refusal),
+    let says_nothing_of_the_data = matches!(offer.job().contract().terms(), Promise::ClientLocal(_));
+    let verdict = match terms.check(offer.job(), account, policy).map(|()| check_data(data)) {
+        Ok(Ok(())) => Verdict::Accept(Box::new(accept(offer, &terms, policy, vec![]))),
+        // The policy is no secret of the data; what the data is like would be.
+        Ok(Err(unfit)) if says_nothing_of_the_data => {
+            let why = std::iter::once(unfit.told).chain(unfit.details).collect();
+            Verdict::Accept(Box::new(accept(offer, &terms, policy, why)))
+        }
+        Ok(Err(refusal)) | Err(refusal) => Verdict::Decline(refusal),
     };
     Decision { key: offer.key().clone(), terms, verdict }
 }
@@ -252,7 +269,7 @@ fn check_data(data: Result<&DataReport, &TrainerError>) -> Result<(), Refusal> {
     }
 }
 
-fn accept(offer: &Offer, terms: &Terms, policy: &Policy) -> Acceptance {
+fn accept(offer: &Offer, terms: &Terms, policy: &Policy, withheld: Vec<String>) -> Acceptance {
     let job = offer.job();
     let seed = policy.sampling_seed.map(|seed| sampling_seed(seed, job, offer.key()));
     // Jobs that need the declared rows were refused without; the others read no number here.
@@ -263,6 +280,7 @@ fn accept(offer: &Offer, terms: &Terms, policy: &Policy) -> Acceptance {
         model: offer.model(),
         task,
         weight: terms.weight,
+        withheld,
     }
 }
 

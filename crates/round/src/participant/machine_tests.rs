@@ -1,6 +1,6 @@
 //! Each transition of the participant, one at a time.
 
-use super::sample::{CLIENT, NONE, RECORD, fit, job, job_with, key, offer, unfit};
+use super::sample::{CLIENT, LOCAL, NONE, RECORD, fit, job, job_with, key, offer, unfit};
 use super::*;
 use crate::job::Job;
 use std::sync::Arc;
@@ -139,6 +139,25 @@ fn unfit_or_unreadable_data_is_declined_and_only_the_own_log_says_why() {
     let broken = TrainerError::Broken("exit 3 at row 17".into());
     let out = expect(p.step(Input::Inspected(k, Err(broken))), &["record no", "decline j/1/1"]);
     assert!(!told(&out).contains("17"));
+}
+
+/// With local trust at client level a "no" because of the data would be an answer without noise.
+#[test]
+fn unfit_data_is_kept_from_everyone_where_the_client_adds_the_noise() {
+    let (mut p, job, k) = (client(), job(LOCAL), key("j", 1, 1));
+    for data in [Ok(unfit()), Err(TrainerError::Broken("exit 3".into()))] {
+        At::inspecting(&mut p, &k, &job);
+        let out =
+            expect(p.step(Input::Inspected(k.clone(), data)), &["record yes", "accept j/1/1", "fetch j/1/1"]);
+        let Effect::Record(decision) = &out[0] else { unreachable!() };
+        let Verdict::Accept(acceptance) = &decision.verdict else { unreachable!() };
+        assert_eq!(acceptance.withheld().len(), 2, "for the own log: {:?}", acceptance.withheld());
+        p.step(Input::Withdrawn(k.clone()));
+    }
+    At::inspecting(&mut p, &k, &job);
+    let out = p.step(Input::Inspected(k, Ok(fit())));
+    let Effect::Record(decision) = &out[0] else { unreachable!() };
+    assert!(matches!(&decision.verdict, Verdict::Accept(a) if a.withheld().is_empty()));
 }
 
 #[test]

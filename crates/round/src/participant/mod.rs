@@ -34,7 +34,7 @@ mod sample;
 
 pub use account::{Account, Sealed};
 pub use consider::{Acceptance, DATA_UNFIT, Decision, Policy, Refusal, Terms, Verdict, consider, told};
-pub use encode::{EncodeError, encode};
+pub use encode::{EncodeError, absent, encode};
 pub use message::{Effect, Failure, Input};
 pub use offer::{ModelRef, Offer, UnreadableOffer, check_model_size};
 

@@ -22,6 +22,13 @@ noise_multiplier = 4.0
 delta = 1e-5
 budget_epsilon = 10.0"#;
 
+pub(super) const LOCAL: &str = r#"unit = "client"
+trust = "local"
+clip_norm = 0.5
+noise_multiplier = 4.0
+delta = 1e-5
+budget_epsilon = 10.0"#;
+
 pub(super) const NONE: &str = r#"unit = "none""#;
 
 /// A job of 20 rounds, two steps each, with this `[privacy]` table and these lines in `[aggregation]`.
