@@ -51,7 +51,7 @@ async fn a_central_contract_clips_and_noises() {
     let privacy = operator.privacy(&id).await;
     let epsilon = privacy["epsilon"].as_f64().unwrap();
     assert!((4.0..=6.0).contains(&epsilon), "{privacy}");
-    assert_eq!((&privacy["unit"], &privacy["accountant"]), (&"client".into(), &"rdp".into()));
+    assert_eq!((&privacy["unit"], &privacy["accountant"]), (&"client".into(), &"pld".into()));
     // Two updates of norm 0.5 each, noise of 0.5 on the sum, divided by 2: far from the 10 that was sent.
     let model = operator.model(&id).await;
     assert!(model.iter().all(|w| w.abs() < 4.0), "{model:?}");

@@ -29,7 +29,8 @@ fn grid() -> Grid {
 fn reserved(contract: PrivacyContract) -> (ResolvedContract, LedgerEntry) {
     let resolved = contract.resolve(Schedule { rounds: 3, local_steps: 2 }).unwrap();
     let key = AttemptKey { job: JobId::new("j").unwrap(), round: Round(1), attempt: Attempt(1) };
-    let entry = Ledger::default().reserve(key, &resolved, &Totals::new(Budgets::default())).unwrap();
+    let population = Totals::new(Budgets::default());
+    let entry = Ledger::default().reserve(key, &resolved, &population).unwrap();
     let entry = entry.sampled(Digest::of(b"the cohort")).unwrap();
     (resolved, entry)
 }

@@ -96,17 +96,25 @@ impl Loss {
         }
     }
 
-    /// What a single record loses by it, as a curve and how often it counts. A changed record replaces its client's
-    /// whole contribution by another: where clients are only added or removed, that is twice the distance and so four
-    /// times the Rényi loss of a Gaussian, and no sampling of clients is counted in its favour.
-    fn of_a_record(&self, unit: Unit) -> (RdpCurve, f64) {
-        match (unit, *self) {
-            (Unit::Client, Self::Gaussian { noise_multiplier, adjacency: Adjacency::AddRemove, .. }) => {
+    /// What one composition of an entry over `unit` loses for each record or each client (`level`): a curve, and how often
+    /// it counts. `None` if nothing is promised at that level.
+    ///
+    /// A changed record replaces its client's whole contribution by another: where clients are only added or removed,
+    /// that is twice the distance and so four times the Rényi loss of a Gaussian, and no sampling of clients is counted
+    /// in its favour.
+    fn at_level(&self, level: Unit, unit: Unit) -> Option<(RdpCurve, u64)> {
+        match (level, unit, *self) {
+            (_, Unit::None, _) | (Unit::None, ..) | (Unit::Client, Unit::Record, _) => None,
+            (
+                Unit::Record,
+                Unit::Client,
+                Self::Gaussian { noise_multiplier, adjacency: Adjacency::AddRemove, .. },
+            ) => {
                 let unsampled =
                     Self::Gaussian { noise_multiplier, sampling_rate: 1.0, adjacency: Adjacency::AddRemove };
-                (unsampled.curve(), 4.0)
+                Some((unsampled.curve(), 4))
             }
-            _ => (self.curve(), 1.0),
+            _ => Some((self.curve(), 1)),
         }
     }
 }
@@ -220,7 +228,8 @@ impl Ledger {
 
     /// ε spent under `contract`, whatever became of the attempts. `None` where no privacy is promised.
     pub fn spent(&self, contract: &ResolvedContract) -> Option<f64> {
-        contract.epsilon_of(self.compositions(contract))
+        let told = self.entries.last().and_then(|e| e.epsilon_after);
+        contract.epsilon_of(0).map(|nothing| told.unwrap_or(nothing))
     }
 
     /// A new entry for an attempt, or the refusal. Nothing is reserved before the entry is durable and
@@ -242,11 +251,13 @@ impl Ledger {
             return Err(ReserveError::AlreadyReserved(key));
         }
         let before = self.compositions(contract);
-        let epsilon_after = contract.epsilon_of(before + u64::from(contract.charge()));
+        // Bounds of two compositions may cross by a rounding: what was told is never taken back.
+        let told = self.entries.last().and_then(|e| e.epsilon_after).unwrap_or(0.0);
+        let epsilon_after = contract.epsilon_of(before + u64::from(contract.charge())).map(|e| e.max(told));
         if let (Some(epsilon_would_be), Some(budget)) = (epsilon_after, contract.budget_epsilon())
             && epsilon_would_be > budget
         {
-            let epsilon_spent = contract.epsilon_of(before).unwrap_or_default();
+            let epsilon_spent = told;
             return Err(BudgetSpent { epsilon_spent, epsilon_would_be, budget }.into());
         }
         let entry = LedgerEntry {

@@ -1,16 +1,17 @@
 //! The part of Undertone that makes the promise: privacy contracts, clipping, mechanisms, accountants, ledger rules.
 //!
 //! Meant to be read alone, in this order. What is promised: [`contract`], and with the planned schedule [`resolve`].
-//! What it costs: [`rdp`] (and [`gaussian`], the closed form that it is tested against). What is done to a value in
-//! the client: [`clip`]. The noise: [`noise`] and [`discrete_gaussian`]. What the coordinator may let out: [`ledger`]
-//! keeps the budget, [`release`] is the only way to a value that may leave.
+//! What it costs: [`pld`], the tight accountant; [`rdp`] where losses are chosen while results come in; [`gaussian`], the
+//! closed form that both are tested against. What is done to a value in the client: [`clip`], [`l1`], [`sensitivity`].
+//! The noise: [`noise`], [`discrete_gaussian`], [`discrete_laplace`], [`fast_gaussian`], [`local`]; correlated over the
+//! rounds: [`blt`] with [`participation`]; of a clip norm that adapts: [`adaptive_clip`]. What the coordinator may let
+//! out: [`ledger`] keeps the budget, [`release`] is the only way to a value that may leave.
 //!
 //! No clock, no disk, no network. The operating system's randomness enters in one line, in
 //! [`noise::NoiseRng::from_os`].
 
 pub mod adaptive_clip;
 pub mod blt;
-mod calibrate;
 pub mod clip;
 #[cfg(test)]
 mod conformance;
@@ -28,6 +29,7 @@ pub mod local;
 mod neighbour_replay;
 pub mod noise;
 pub mod participation;
+pub mod pld;
 pub mod rdp;
 pub mod release;
 pub mod resolve;

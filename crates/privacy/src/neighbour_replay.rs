@@ -69,7 +69,8 @@ fn contract(clip_norm: f64) -> (ResolvedContract, LedgerEntry) {
     let contract = PrivacyContract::client_central(clip_norm, Noise::Multiplier(1.0), 1e-5, 50.0).unwrap();
     let resolved = contract.resolve(Schedule { rounds: 3, local_steps: 1 }).unwrap();
     let key = AttemptKey { job: JobId::new("j").unwrap(), round: Round(1), attempt: Attempt(1) };
-    let entry = Ledger::default().reserve(key, &resolved, &Totals::new(Budgets::default())).unwrap();
+    let population = Totals::new(Budgets::default());
+    let entry = Ledger::default().reserve(key, &resolved, &population).unwrap();
     let entry = entry.sampled(Digest::of(b"the cohort")).unwrap();
     (resolved, entry)
 }

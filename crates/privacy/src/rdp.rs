@@ -11,7 +11,10 @@
 //!
 //! Arithmetic is `libm`'s, which is the same bits on every machine: client and coordinator must come to one number.
 
+pub mod filter;
 mod order;
+mod without_replacement;
+pub mod zcdp;
 
 use order::{log_moment_fractional, log_moment_integer};
 
@@ -103,21 +106,8 @@ impl RdpCurve {
 
     /// No bound at any order.
     pub(crate) fn unbounded() -> Self {
-        Self { points: Self::common_orders().map(|order| (order, f64::INFINITY)).collect() }
-    }
-
-    /// RDP of one step at one of the [common orders](Self::common_orders).
-    ///
-    /// # Panics
-    /// At any other order.
-    pub(crate) fn at(&self, order: f64) -> f64 {
-        let found = self.points.iter().find(|(alpha, _)| *alpha == order);
-        found.expect("one of the common orders").1
-    }
-
-    /// The orders that every curve has.
-    pub(crate) fn common_orders() -> impl Iterator<Item = f64> {
-        fractional_orders().chain(integer_orders().map(f64::from))
+        let orders = fractional_orders().chain(integer_orders().map(f64::from));
+        Self { points: orders.map(|order| (order, f64::INFINITY)).collect() }
     }
 }
 

@@ -4,7 +4,7 @@
 //! so that whoever keeps one digest can tell whether anything before it was rewritten. ε is recomputed from the lines
 //! alone: they carry the mechanism and its numbers.
 
-use super::population::{Budgets, PopulationSpent, Totals};
+use super::population::{Budgets, Totals};
 use super::{DamagedLedger, EntryState, Ledger, LedgerEntry};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -21,8 +21,6 @@ pub struct Line {
     pub unix_ms: u64,
     /// The attempt's entry after the transition.
     pub entry: LedgerEntry,
-    /// What the population has spent with this line and all before it.
-    pub population: PopulationSpent,
     /// Digest of the line before; of nothing for the first.
     pub before: Digest,
     /// Digest of this line.
@@ -38,7 +36,6 @@ impl Line {
         d.field(&self.seq.to_le_bytes());
         d.field(&self.unix_ms.to_le_bytes());
         self.entry.digest_into(&mut d);
-        self.population.digest_into(&mut d);
         d.finish()
     }
 }
@@ -146,15 +143,10 @@ impl Chain {
         let mut after = self.after(entries.iter().map(|e| &e.key.job));
         let mut lines = Vec::with_capacity(entries.len());
         for entry in entries {
-            let mut totals = after.totals.clone();
-            if entry.state == EntryState::Reserved {
-                totals.add(entry);
-            }
             let mut line = Line {
                 seq: after.lines + 1,
                 unix_ms,
                 entry: entry.clone(),
-                population: totals.spent(),
                 before: after.head,
                 digest: after.head,
             };
@@ -190,20 +182,17 @@ impl Chain {
         if self.closed.contains_key(&line.entry.key.job) {
             return damaged("its job takes no more attempts");
         }
-        let mut totals = self.totals.clone();
         let is_new = self.jobs.get(&line.entry.key.job).is_none_or(|l| l.entry(&line.entry.key).is_none());
         if is_new {
             if line.entry.state != EntryState::Reserved {
                 return damaged("an attempt does not begin as reserved");
             }
-            totals.add(&line.entry);
-        }
-        if line.population != totals.spent_at(line.population.record_delta, line.population.client_delta) {
-            return damaged("the population's ε does not follow from the entries");
         }
         let ledger = self.jobs.entry(line.entry.key.job.clone()).or_default();
-        ledger.apply(line.entry).map_err(|e| DamagedLedger { seq: line.seq, ..e })?;
-        self.totals = totals;
+        ledger.apply(line.entry.clone()).map_err(|e| DamagedLedger { seq: line.seq, ..e })?;
+        if is_new {
+            self.totals.add(&line.entry);
+        }
         self.lines = line.seq;
         self.head = line.digest;
         Ok(())

@@ -1,16 +1,15 @@
 //! What a population spends over all its jobs.
 //!
 //! Later jobs are chosen after earlier results were seen, so their losses may not be composed as if they had been fixed
-//! in advance. The budget is enforced by a Rényi filter (Feldman and Zrnic 2021, arXiv 2008.11193, Thm. 4.3): the order is
-//! fixed by the budget alone, before anything is seen, and what is spent at that order may never exceed what the budget
-//! allows there. The odometer that is shown is the ε that the spent Rényi losses convert to at the best order.
+//! in advance. The budget is enforced by a Rényi filter ([`crate::rdp::filter`]) at one order, which the budget alone fixes
+//! before anything is seen; what is shown is the filter's odometer. Where there is no budget nothing is enforced, and the
+//! odometer runs on a scale of its own.
 
 use super::{LedgerEntry, Loss};
 use crate::contract::Unit;
 use crate::rdp::RdpCurve;
+use crate::rdp::filter::RdpFilter;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
-use undertone_core::digest::Digester;
 
 /// The (ε, δ) that a population may spend in all.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -55,10 +54,10 @@ impl Budgets {
     }
 }
 
-/// δ at which spending is told where no budget says one.
-const TOLD_AT_DELTA: f64 = 1e-6;
+/// The scale on which spending is told where no budget sets one.
+const TOLD: PopulationBudget = PopulationBudget { epsilon: 8.0, delta: 1e-6 };
 
-/// What was spent, as a line tells it.
+/// What was spent.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PopulationSpent {
@@ -75,16 +74,6 @@ pub struct PopulationSpent {
     pub unprotected: u64,
     /// Attempts that protect records but not clients: no client-level ε covers them.
     pub clients_unprotected: u64,
-}
-
-impl PopulationSpent {
-    pub(super) fn digest_into(&self, d: &mut Digester) {
-        for number in [self.record_epsilon, self.record_delta, self.client_epsilon, self.client_delta] {
-            d.field(&number.to_bits().to_le_bytes());
-        }
-        d.field(&self.unprotected.to_le_bytes());
-        d.field(&self.clients_unprotected.to_le_bytes());
-    }
 }
 
 /// The population's budget does not allow another attempt.
@@ -145,18 +134,13 @@ impl Totals {
         self.budgets
     }
 
-    /// What is spent.
+    /// What is spent, by an odometer that holds at whatever moment one looks.
     pub fn spent(&self) -> PopulationSpent {
-        self.spent_at(self.record.delta, self.client.delta)
-    }
-
-    /// The same at other δ.
-    pub(super) fn spent_at(&self, record_delta: f64, client_delta: f64) -> PopulationSpent {
         PopulationSpent {
-            record_epsilon: self.record.epsilon(record_delta),
-            record_delta,
-            client_epsilon: self.client.epsilon(client_delta),
-            client_delta,
+            record_epsilon: self.record.filter.odometer(),
+            record_delta: self.record.delta,
+            client_epsilon: self.client.filter.odometer(),
+            client_delta: self.client.delta,
             unprotected: self.unprotected,
             clients_unprotected: self.clients_unprotected,
         }
@@ -167,21 +151,21 @@ impl Totals {
     /// # Errors
     /// [`PopulationSpentUp`].
     pub fn admit(&self, entry: &LedgerEntry) -> Result<(), PopulationSpentUp> {
-        let times = f64::from(entry.compositions);
         for (spending, level, unit, also) in [
             (&self.record, Unit::Record, "record", " or \"client\""),
             (&self.client, Unit::Client, "client", ""),
         ] {
-            let Some(filter) = &spending.filter else { continue };
-            let Some(one) = entry.loss.and_then(|loss| loss_at(level, entry.unit, loss, filter.order)) else {
+            let Some(budget) = spending.budget else { continue };
+            let Some((curve, times)) = entry.loss.and_then(|loss| loss.at_level(level, entry.unit)) else {
                 return Err(PopulationSpentUp::NoPromise { unit, also });
             };
-            if !filter.admits(spending.at(filter.order) + times * one) {
+            if spending.filter.clone().admit(&curve, times * u64::from(entry.compositions)).is_err() {
+                let left = (100.0 * (1.0 - spending.filter.share_spent())).max(0.0);
                 return Err(PopulationSpentUp::Filter {
                     unit,
-                    epsilon: filter.budget.epsilon,
-                    delta: filter.budget.delta,
-                    left: filter.left_percent(spending.at(filter.order)),
+                    epsilon: budget.epsilon,
+                    delta: budget.delta,
+                    left,
                 });
             }
         }
@@ -191,12 +175,11 @@ impl Totals {
     /// How many attempts of this kind the budgets still admit; none: no budget limits them.
     pub fn attempts_left(&self, unit: Unit, loss: Option<Loss>, compositions: u32) -> Option<u64> {
         let left = |spending: &Spending, level: Unit| {
-            let filter = spending.filter.as_ref()?;
-            let Some(one) = loss.and_then(|loss| loss_at(level, unit, loss, filter.order)) else {
+            spending.budget?;
+            let Some((curve, times)) = loss.and_then(|loss| loss.at_level(level, unit)) else {
                 return Some(0);
             };
-            let one = f64::from(compositions) * one;
-            Some(((filter.allowed - spending.at(filter.order)) / one).max(0.0) as u64)
+            Some(spending.filter.room(&curve) / (times * u64::from(compositions.max(1))))
         };
         let record = left(&self.record, Unit::Record);
         let client = left(&self.client, Unit::Client);
@@ -210,8 +193,7 @@ impl Totals {
             Unit::Client => &self.client,
             Unit::None => return None,
         };
-        let filter = spending.filter.as_ref()?;
-        Some(1.0 - filter.left_percent(spending.at(filter.order)) / 100.0)
+        spending.budget.map(|_| spending.filter.share_spent())
     }
 
     pub(super) fn add(&mut self, entry: &LedgerEntry) {
@@ -220,96 +202,34 @@ impl Totals {
             self.clients_unprotected += 1;
             return;
         };
-        let times = f64::from(entry.compositions);
-        let (curve, factor) = loss.of_a_record(entry.unit);
-        self.record.add(&curve, factor * times);
-        match entry.unit {
-            Unit::Client => self.client.add(&loss.curve(), times),
-            Unit::Record | Unit::None => self.clients_unprotected += 1,
+        let compositions = u64::from(entry.compositions);
+        if let Some((curve, times)) = loss.at_level(Unit::Record, entry.unit) {
+            self.record.filter.charge(&curve, times * compositions);
+        }
+        match loss.at_level(Unit::Client, entry.unit) {
+            Some((curve, times)) => self.client.filter.charge(&curve, times * compositions),
+            None => self.clients_unprotected += 1,
         }
     }
 }
 
-/// What one composition of an entry loses for each record or each client (`level`) at an order; `None` if the entry's
-/// contract (over `unit`) promises nothing at that level.
-fn loss_at(level: Unit, unit: Unit, loss: Loss, order: f64) -> Option<f64> {
-    match (level, unit) {
-        (_, Unit::None) | (Unit::Client, Unit::Record) => None,
-        (Unit::Client, _) => Some(loss.curve().at(order)),
-        _ => {
-            let (curve, factor) = loss.of_a_record(unit);
-            Some(factor * curve.at(order))
-        }
-    }
-}
-
-/// Rényi losses of one unit, at each order.
+/// What one unit has spent.
 #[derive(Debug, Clone, PartialEq)]
 struct Spending {
-    /// By the bits of the order, so that curves with other orders add up where they meet.
-    at_order: BTreeMap<u64, f64>,
-    empty: bool,
+    filter: RdpFilter,
+    /// None: spent without a limit.
+    budget: Option<PopulationBudget>,
     delta: f64,
-    filter: Option<Filter>,
 }
 
 impl Spending {
+    /// The order is the one at which a pure Gaussian could spend the most: it depends on the budget alone.
     fn new(budget: Option<PopulationBudget>) -> Self {
-        Self {
-            at_order: BTreeMap::new(),
-            empty: true,
-            delta: budget.map_or(TOLD_AT_DELTA, |b| b.delta),
-            filter: budget.map(Filter::new),
-        }
-    }
-
-    fn at(&self, order: f64) -> f64 {
-        self.at_order.get(&order.to_bits()).copied().unwrap_or(0.0)
-    }
-
-    fn add(&mut self, curve: &RdpCurve, times: f64) {
-        if self.empty {
-            self.at_order = RdpCurve::common_orders().map(|order| (order.to_bits(), 0.0)).collect();
-            self.empty = false;
-        }
-        for (order, spent) in &mut self.at_order {
-            *spent += times * curve.at(f64::from_bits(*order));
-        }
-    }
-
-    fn epsilon(&self, delta: f64) -> f64 {
-        if self.empty {
-            return 0.0;
-        }
-        let convert =
-            |(order, spent): (&u64, &f64)| crate::rdp::convert(f64::from_bits(*order), *spent, delta);
-        self.at_order.iter().map(convert).fold(f64::INFINITY, f64::min).max(0.0)
-    }
-}
-
-/// A Rényi filter at one order.
-#[derive(Debug, Clone, Copy, PartialEq)]
-struct Filter {
-    budget: PopulationBudget,
-    order: f64,
-    allowed: f64,
-}
-
-impl Filter {
-    /// Fixes the order at which a pure Gaussian could spend the most: it depends on the budget alone.
-    fn new(budget: PopulationBudget) -> Self {
-        let allowed = |order: f64| budget.epsilon - crate::rdp::convert(order, 0.0, budget.delta);
-        let order = RdpCurve::common_orders()
-            .max_by(|a, b| (allowed(*a) / a).total_cmp(&(allowed(*b) / b)))
-            .expect("there are orders");
-        Self { budget, order, allowed: allowed(order).max(0.0) }
-    }
-
-    fn admits(&self, spent: f64) -> bool {
-        spent <= self.allowed
-    }
-
-    fn left_percent(&self, spent: f64) -> f64 {
-        if self.allowed > 0.0 { (100.0 * (1.0 - spent / self.allowed)).max(0.0) } else { 0.0 }
+        let scale = budget.unwrap_or(TOLD);
+        let gaussian = RdpCurve::new(1.0, 1.0).expect("a noise multiplier of 1 has a curve");
+        let filter = RdpFilter::planned(scale.epsilon, scale.delta, &gaussian);
+        // Orders go to 2^24: only an ε below 1e-5 leaves none, and then nothing may be spent.
+        let filter = filter.unwrap_or_else(|_| RdpFilter::closed(scale.delta));
+        Self { filter, budget, delta: scale.delta }
     }
 }

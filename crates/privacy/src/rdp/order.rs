@@ -67,25 +67,25 @@ fn log_excess(alpha: f64, w: f64) -> f64 {
 }
 
 /// log(e^x - 1) for x > 0.
-fn log_expm1(x: f64) -> f64 {
+pub(super) fn log_expm1(x: f64) -> f64 {
     if x < 30.0 { libm::log(libm::expm1(x)) } else { x + libm::log1p(-libm::exp(-x)) }
 }
 
 /// log(1 + e^x).
-fn log_one_plus_exp(x: f64) -> f64 {
+pub(super) fn log_one_plus_exp(x: f64) -> f64 {
     if x < 30.0 { libm::log1p(libm::exp(x)) } else { x + libm::log1p(libm::exp(-x)) }
 }
 
 /// A sum of e^x kept as a logarithm.
-struct LogSum {
+pub(super) struct LogSum {
     largest: f64,
     scaled: f64,
 }
 
 impl LogSum {
-    const EMPTY: Self = Self { largest: f64::NEG_INFINITY, scaled: 0.0 };
+    pub(super) const EMPTY: Self = Self { largest: f64::NEG_INFINITY, scaled: 0.0 };
 
-    fn add(&mut self, x: f64) {
+    pub(super) fn add(&mut self, x: f64) {
         if x <= self.largest {
             if x > f64::NEG_INFINITY {
                 self.scaled += libm::exp(x - self.largest);
@@ -96,7 +96,7 @@ impl LogSum {
         }
     }
 
-    fn total(&self) -> f64 {
+    pub(super) fn total(&self) -> f64 {
         self.largest + libm::log(self.scaled)
     }
 }
