@@ -90,13 +90,19 @@ impl Submission {
 
     fn rounds(&self) -> String {
         let spec = self.job.spec();
-        let cohort = match spec.cohort {
+        let cohort = match spec.cohort.rule() {
             CohortRule::All { size, min_clients } => format!("all of {size} clients, at least {min_clients}"),
             CohortRule::Uniform { size, min_clients } => {
                 format!("{size} clients drawn, at least {min_clients}")
             }
+            CohortRule::Poisson { rate, population, cap, .. } => {
+                format!("each of {population} clients with probability {rate}, at most {cap}")
+            }
         };
-        format!("{}, each with {cohort}", spec.rounds)
+        let often = spec.cohort.participation().map_or(String::new(), |rule| {
+            format!("; a client joins at most {} times, {} rounds apart", rule.limit(), rule.separation())
+        });
+        format!("{}, each with {cohort}{often}", spec.rounds)
     }
 
     fn privacy(&self) -> Vec<String> {

@@ -2,6 +2,7 @@
 
 use crate::config::ClientConfig;
 use std::fmt::{self, Write as _};
+use undertone_core::cohort::CohortRule;
 use undertone_core::id::ClientRole;
 use undertone_core::trainer::{DataReport, TrainerError};
 use undertone_privacy::contract::{Trust, Unit};
@@ -110,6 +111,16 @@ impl Page {
                 self.row("weight", "your declared_rows, which client.toml lacks")
             }
         }
+        if let Some(rule) = spec.cohort.participation() {
+            self.row(
+                "how often",
+                format_args!(
+                    "in at most {} rounds, at least {} rounds apart; this client keeps count itself",
+                    rule.limit(),
+                    rule.separation()
+                ),
+            );
+        }
         self.promise(&terms, job);
         match terms.check(job, None, &config.policy) {
             Ok(()) => self.row("policy", "this client's limits allow it"),
@@ -165,6 +176,15 @@ impl Page {
                     ),
                 );
                 self.neighbours(terms.adjacency);
+                if let CohortRule::Poisson { rate, .. } = job.spec().cohort.rule() {
+                    self.row(
+                        "drawn",
+                        format_args!(
+                            "by the coordinator, with probability {rate} a round; ε counts on it against those who see \
+                             models"
+                        ),
+                    );
+                }
             }
             Unit::None => {
                 self.row(
@@ -243,20 +263,34 @@ mod tests {
     use undertone_round::job::JobSpec;
 
     fn job(privacy: &str) -> Job {
+        job_with(privacy, "")
+    }
+
+    fn page_of(job: &Job, data: Result<DataReport, TrainerError>) -> String {
+        let name = ClientId::new("cleveland").unwrap();
+        let config = ClientConfig::new("/nowhere", "https://h:1", name, ClientRole::Trainer);
+        Disclosure::of(&config, Some((job, &data))).to_string()
+    }
+
+    fn job_with(privacy: &str, cohort: &str) -> Job {
+        spec(privacy, &format!(r#"rule = "all", size = 4, min_clients = 2{cohort}"#)).resolve().unwrap()
+    }
+
+    fn spec(privacy: &str, cohort: &str) -> JobSpec {
         let text = format!(
             r#"
 name = "heart"
 rounds = 20
 model = {{ kind = "logistic" }}
 training = {{ learning_rate = 0.5, local_steps = 2 }}
-cohort = {{ rule = "all", size = 4, min_clients = 2 }}
+cohort = {{ {cohort} }}
 privacy = {{ {privacy} }}
 [data]
 label = {{ column = "num", classes = [{{ name = "no", values = ["0"] }}, {{ name = "yes", values = ["1"] }}] }}
 columns = [{{ name = "age", kind = "number", range = [0, 120] }}]
 "#
         );
-        JobSpec::from_toml(&text, "job.toml").unwrap().resolve().unwrap()
+        JobSpec::from_toml(&text, "job.toml").unwrap()
     }
 
     fn page(role: ClientRole, privacy: &str, data: Result<DataReport, TrainerError>) -> String {
@@ -308,6 +342,25 @@ columns = [{{ name = "age", kind = "number", range = [0, 120] }}]
         }
         let text = page(ClientRole::Trainer, r#"unit = "none""#, fit());
         assert!(text.contains("NOBODY") && text.contains("DECLINED") && !text.contains("ε"), "{text}");
+    }
+
+    #[test]
+    fn a_limit_on_participation_is_told() {
+        let text = page_of(&job_with(r#"unit = "none""#, ", participations = 2, separation = 5"), fit());
+        assert!(text.contains("in at most 2 rounds, at least 5 rounds apart"), "{text}");
+        assert!(!page(ClientRole::Trainer, r#"unit = "none""#, fit()).contains("how often"));
+    }
+
+    #[test]
+    fn a_draw_is_told_with_whom_it_helps_against() {
+        let client = r#"unit = "client", trust = "central", clip_norm = 0.5, noise_multiplier = 4.0, delta = 1e-5, budget_epsilon = 10.0"#;
+        let poisson = r#"rule = "poisson", rate = 0.1, population = 100, cap = 40, min_clients = 2"#;
+        let job = spec(client, poisson).resolve().unwrap();
+        let text = page_of(&job, fit());
+        assert!(
+            text.contains("with probability 0.1 a round; ε counts on it against those who see models"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -188,7 +188,7 @@ async fn clients_refuse_what_their_owners_do_not_allow() {
     let planned = JobSpec::from_toml(&job("unit = \"none\"", RECORD), "job.toml").unwrap().resolve().unwrap();
     let epsilon = planned.contract().epsilon_after(2).unwrap();
     let reason = declined(&events, "strict");
-    assert!(reason.contains("limit is 0.1") && reason.contains(&format!("{epsilon:.2}")), "{reason}");
+    assert!(reason.contains("limit is 0.1") && reason.contains(&format!("{epsilon:.3}")), "{reason}");
     assert!(declined(&events, "undeclared").contains("declared_rows"));
     // The decision and its numbers are in the client's own log.
     let log = std::fs::read_to_string(d.path().join("clients/strict/decisions.jsonl")).unwrap();

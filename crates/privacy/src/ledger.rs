@@ -84,6 +84,18 @@ pub enum Loss {
         #[serde(default)]
         adjacency: Adjacency,
     },
+    /// Gaussian noise on a Poisson sample of a population that is cut down to a cap by chance; one client more or less.
+    #[serde(rename = "capped-poisson-gaussian")]
+    CappedPoissonGaussian {
+        /// Standard deviation of the noise in sensitivities.
+        noise_multiplier: f64,
+        /// The probability with which a client is drawn.
+        sampling_rate: f64,
+        /// Clients that may be drawn.
+        population: u32,
+        /// Most that are kept.
+        cap: u32,
+    },
 }
 
 impl Loss {
@@ -92,6 +104,9 @@ impl Loss {
         match *self {
             Self::Gaussian { noise_multiplier, sampling_rate, .. } => {
                 RdpCurve::new(noise_multiplier, sampling_rate).unwrap_or_else(|_| RdpCurve::unbounded())
+            }
+            Self::CappedPoissonGaussian { noise_multiplier, .. } => {
+                RdpCurve::new(noise_multiplier, 1.0).unwrap_or_else(|_| RdpCurve::unbounded())
             }
         }
     }
@@ -114,6 +129,9 @@ impl Loss {
                     Self::Gaussian { noise_multiplier, sampling_rate: 1.0, adjacency: Adjacency::AddRemove };
                 Some((unsampled.curve(), 4))
             }
+            // No Rényi curve is at hand for a capped draw, so none of it is counted in its favour here: at worst a client
+            // takes the place of another one, which is twice the distance.
+            (_, _, Self::CappedPoissonGaussian { .. }) => Some((self.curve(), 4)),
             _ => Some((self.curve(), 1)),
         }
     }
@@ -393,12 +411,21 @@ impl LedgerEntry {
         d.field(self.unit.as_str().as_bytes());
         match self.loss {
             None => d.field(b""),
+            Some(Loss::CappedPoissonGaussian { noise_multiplier, sampling_rate, .. }) => {
+                d.field(b"capped-poisson-gaussian");
+                d.field(&noise_multiplier.to_bits().to_le_bytes());
+                d.field(&sampling_rate.to_bits().to_le_bytes());
+            }
             Some(Loss::Gaussian { noise_multiplier, sampling_rate, adjacency }) => {
                 d.field(b"gaussian");
                 d.field(adjacency.as_str().as_bytes());
                 d.field(&noise_multiplier.to_bits().to_le_bytes());
                 d.field(&sampling_rate.to_bits().to_le_bytes());
             }
+        }
+        if let Some(Loss::CappedPoissonGaussian { population, cap, .. }) = self.loss {
+            d.field(&population.to_le_bytes());
+            d.field(&cap.to_le_bytes());
         }
         d.field(&self.compositions.to_le_bytes());
         d.field(self.state.word().as_bytes());

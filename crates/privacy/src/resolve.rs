@@ -6,13 +6,19 @@ use crate::contract::{Noise, PrivacyContract, Trust, Unit};
 use crate::discrete_gaussian::NoiseError;
 use crate::ledger::Loss;
 use crate::local::{LocalError, LocalNoise};
-use crate::pld::{ACCOUNTANT, AccountantError, Curve, EpsilonInterval, Mechanism, calibrate};
+use crate::pld::{ACCOUNTANT, AccountantError, Composition, Curve, EpsilonInterval, Mechanism, calibrate};
+use crate::rdp::{MAX_NOISE_MULTIPLIER, MIN_NOISE_MULTIPLIER};
 use crate::sensitivity::{Adjacency, L2Sensitivity};
 use serde::{Deserialize, Serialize};
+use undertone_core::cohort::{Cohort, CohortRule};
 use undertone_core::digest::{Digest, Digester};
 use undertone_core::fixed::Grid;
 use undertone_core::limits::{MAX_LOCAL_STEPS, MAX_ROUNDS};
 use undertone_core::trainer::RecordPrivacy;
+
+/// Noise is counted in sensitivities, whatever the contract's neighbours are: for the accountant one contribution more or
+/// less.
+const NEIGHBOURS: Adjacency = Adjacency::AddRemove;
 
 /// What a job plans to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,6 +39,15 @@ pub enum ContractError {
     /// No steps, or too many.
     #[error("a record-level contract needs 1 to {MAX_LOCAL_STEPS} local_steps in a round, not {0}")]
     LocalSteps(u32),
+    /// A draw of cohorts that no proof covers under this contract.
+    #[error(
+        "rule = \"poisson\" goes with unit = \"client\", trust = \"central\", adjacency = \"add-remove\" alone, where the \
+         coordinator's noise hides how many were drawn, not with {contract}: take rule = \"all\" or rule = \"uniform\""
+    )]
+    Cohort {
+        /// What the contract says instead.
+        contract: String,
+    },
     /// No amount of noise keeps the target.
     #[error(
         "target_epsilon = {target} cannot be kept over {compositions} noisy steps with any noise: plan fewer rounds \
@@ -83,7 +98,36 @@ pub(crate) struct Promised {
     budget_epsilon: f64,
     /// Compositions that an attempt at a round costs.
     charge: u32,
+    draw: Option<CappedDraw>,
     curve: Curve,
+}
+
+/// Clients drawn by themselves with a probability, and cut down to a cap: what amplification by sampling rests on,
+/// against whoever sees released models and does not know the draw.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct CappedDraw {
+    rate: f64,
+    population: u32,
+    cap: u32,
+}
+
+impl CappedDraw {
+    fn of(cohort: &Cohort) -> Option<Self> {
+        match cohort.rule() {
+            CohortRule::Poisson { rate, population, cap, .. } => Some(Self { rate, population, cap }),
+            // A draw of a fixed size is none of these, whatever its size (and everyone is no draw).
+            CohortRule::All { .. } | CohortRule::Uniform { .. } => None,
+        }
+    }
+
+    fn mechanism(&self, noise_multiplier: f64) -> Result<Mechanism, AccountantError> {
+        Mechanism::truncated_poisson_gaussian(
+            noise_multiplier,
+            self.rate,
+            self.population.into(),
+            self.cap.into(),
+        )
+    }
 }
 
 impl PrivacyContract {
@@ -93,6 +137,37 @@ impl PrivacyContract {
     /// # Errors
     /// [`ContractError`].
     pub fn resolve(&self, schedule: Schedule) -> Result<ResolvedContract, ContractError> {
+        self.resolve_drawn(schedule, None)
+    }
+
+    /// The same for the cohorts of a job: ones that are drawn by [`CohortRule::Poisson`] cost less.
+    ///
+    /// # Errors
+    /// [`ContractError`].
+    pub fn resolve_for(
+        &self,
+        schedule: Schedule,
+        cohort: &Cohort,
+    ) -> Result<ResolvedContract, ContractError> {
+        let draw = CappedDraw::of(cohort);
+        let covered = (self.unit(), self.trust(), self.adjacency())
+            == (Unit::Client, Some(Trust::Central), Some(Adjacency::AddRemove));
+        if draw.is_some() && !covered {
+            let mut contract = format!("unit = \"{}\"", self.unit().as_str());
+            if let (Some(trust), Some(adjacency)) = (self.trust(), self.adjacency()) {
+                contract +=
+                    &format!(", trust = \"{}\", adjacency = \"{}\"", trust.as_str(), adjacency.as_str());
+            }
+            return Err(ContractError::Cohort { contract });
+        }
+        self.resolve_drawn(schedule, draw)
+    }
+
+    fn resolve_drawn(
+        &self,
+        schedule: Schedule,
+        draw: Option<CappedDraw>,
+    ) -> Result<ResolvedContract, ContractError> {
         if !(1..=MAX_ROUNDS).contains(&schedule.rounds) {
             return Err(ContractError::Rounds(schedule.rounds));
         }
@@ -107,19 +182,20 @@ impl PrivacyContract {
             Some(p) => {
                 // Without sampling a Gaussian release is the subsampled one at rate 1.
                 let sampling_rate = self.sampling_rate().unwrap_or(1.0);
+                let mechanism = |z| match draw {
+                    Some(draw) => draw.mechanism(z),
+                    None => Mechanism::poisson_gaussian(z, sampling_rate),
+                };
                 let compositions = u64::from(schedule.rounds) * u64::from(charge);
                 let noise_multiplier = match p.noise {
                     Noise::Multiplier(z) => z,
                     Noise::TargetEpsilon(target) => {
-                        // Noise is counted in sensitivities, whatever they are: the accountant's z for one contribution.
-                        let adjacency = Adjacency::AddRemove;
-                        calibrate::least_noise_multiplier(
-                            target,
-                            p.delta,
-                            sampling_rate,
-                            compositions,
-                            adjacency,
-                        )
+                        // A client that pushes another one out of a full cohort moves the sum twice as far.
+                        let least =
+                            if draw.is_some() { 2.0 * MIN_NOISE_MULTIPLIER } else { MIN_NOISE_MULTIPLIER };
+                        calibrate::least_noise(target, p.delta, (least, MAX_NOISE_MULTIPLIER), |z| {
+                            Composition::new(NEIGHBOURS).add(mechanism(z)?, compositions)
+                        })
                         .map_err(|e| match e {
                             AccountantError::Unreachable { .. } => {
                                 ContractError::Unreachable { target, compositions }
@@ -128,8 +204,7 @@ impl PrivacyContract {
                         })?
                     }
                 };
-                let mechanism = Mechanism::poisson_gaussian(noise_multiplier, sampling_rate)?;
-                let curve = Curve::new(mechanism, Adjacency::AddRemove, p.delta)?;
+                let curve = Curve::new(mechanism(noise_multiplier)?, NEIGHBOURS, p.delta)?;
                 Some(Promised {
                     clip_norm: p.clip_norm,
                     adjacency: self.adjacency().unwrap_or_default(),
@@ -137,6 +212,7 @@ impl PrivacyContract {
                     delta: p.delta,
                     budget_epsilon: p.budget_epsilon,
                     charge,
+                    draw,
                     curve,
                 })
             }
@@ -151,12 +227,17 @@ impl PrivacyContract {
 /// Everything that the promise rests on: terms, schedule, price, final noise, accountant.
 fn digest(contract: &PrivacyContract, rounds: u32, charge: u32, promise: Option<&Promised>) -> Digest {
     let mut d = Digester::new();
-    d.field(b"undertone resolved privacy contract 2");
+    d.field(b"undertone resolved privacy contract 3");
     d.field(contract.digest().as_bytes());
     d.field(&rounds.to_le_bytes());
     d.field(&charge.to_le_bytes());
     if let Some(p) = promise {
         d.field(&p.noise_multiplier.to_bits().to_le_bytes());
+        if let Some(draw) = p.draw {
+            d.field(&draw.rate.to_bits().to_le_bytes());
+            d.field(&draw.population.to_le_bytes());
+            d.field(&draw.cap.to_le_bytes());
+        }
         d.field(ACCOUNTANT.as_bytes());
     }
     d.finish()
@@ -191,10 +272,18 @@ impl ResolvedContract {
 
     /// What one composition loses. `None` where nothing is promised.
     pub fn loss(&self) -> Option<Loss> {
-        self.promise.as_ref().map(|p| Loss::Gaussian {
-            noise_multiplier: p.noise_multiplier,
-            sampling_rate: self.contract.sampling_rate().unwrap_or(1.0),
-            adjacency: self.contract.adjacency().unwrap_or_default(),
+        self.promise.as_ref().map(|p| match p.draw {
+            Some(CappedDraw { rate, population, cap }) => Loss::CappedPoissonGaussian {
+                noise_multiplier: p.noise_multiplier,
+                sampling_rate: rate,
+                population,
+                cap,
+            },
+            None => Loss::Gaussian {
+                noise_multiplier: p.noise_multiplier,
+                sampling_rate: self.contract.sampling_rate().unwrap_or(1.0),
+                adjacency: self.contract.adjacency().unwrap_or_default(),
+            },
         })
     }
 
@@ -412,6 +501,36 @@ mod tests {
         let sigma = terms.noise(Grid::new(16).unwrap()).unwrap().sigma();
         assert!((sigma / (4.0 * 2.0 * 0.5 * 65_536.0) - 1.0).abs() < 1e-6, "{sigma}");
         assert!(matches!(local.loss(), Some(Loss::Gaussian { sampling_rate: 1.0, .. })));
+    }
+
+    #[test]
+    fn only_a_poisson_draw_is_amplified_and_its_cap_is_charged() {
+        let plan = Schedule { rounds: 100, local_steps: 1 };
+        let central = |noise| PrivacyContract::client_central(1.0, noise, 1e-6, 100.0).unwrap();
+        let poisson =
+            |cap| Cohort::new(CohortRule::Poisson { rate: 0.1, population: 1000, cap, min_clients: 1 });
+        let of = |cohort: &Cohort| central(Noise::Multiplier(1.0)).resolve_for(plan, cohort).unwrap();
+        let everyone = central(Noise::Multiplier(1.0)).resolve(plan).unwrap();
+        let spent = |r: &ResolvedContract| r.epsilon_after(100).unwrap();
+        // A fixed-size draw of a tenth is charged as if it were everyone.
+        let fixed = of(&Cohort::new(CohortRule::Uniform { size: 100, min_clients: 1 }));
+        assert_eq!((spent(&fixed), fixed.digest()), (spent(&everyone), everyone.digest()));
+        let (wide, capped, tight) = (of(&poisson(200)), of(&poisson(130)), of(&poisson(110)));
+        assert!(spent(&wide) < 0.3 * spent(&everyone), "{} of {}", spent(&wide), spent(&everyone));
+        assert!(spent(&wide) < spent(&capped) && spent(&capped) < spent(&tight));
+        assert_ne!(wide.digest(), capped.digest());
+        assert!(matches!(
+            capped.loss(),
+            Some(Loss::CappedPoissonGaussian { population: 1000, cap: 130, .. })
+        ));
+        let target = central(Noise::TargetEpsilon(2.0)).resolve_for(plan, &poisson(200)).unwrap();
+        assert!(spent(&target) <= 2.0 && spent(&target) > 1.999, "{}", spent(&target));
+        let local = PrivacyContract::client_local(1.0, Noise::Multiplier(9.0), 1e-6, 100.0).unwrap();
+        let replace = central(Noise::Multiplier(9.0)).with_adjacency(Adjacency::ReplaceOne).unwrap();
+        for other in [record(Noise::Multiplier(2.0)), local, replace, PrivacyContract::none()] {
+            let e = other.resolve_for(plan, &poisson(200)).unwrap_err().to_string();
+            assert!(e.contains("goes with unit = \"client\"") && e.contains("rule = \"uniform\""), "{e}");
+        }
     }
 
     #[test]

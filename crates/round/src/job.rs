@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 use undertone_core::aggregate::IntegerSum;
-use undertone_core::cohort::CohortRule;
+use undertone_core::cohort::Cohort;
 use undertone_core::config::{ConfigError, parse_toml, with_suggestion};
 use undertone_core::digest::Digest;
 use undertone_core::duration::Span;
@@ -20,7 +20,7 @@ use undertone_core::schema::DataContract;
 use undertone_core::trainer::{RecordPrivacy, TrainTask};
 use undertone_privacy::clip::bound_in_units;
 use undertone_privacy::contract::{PrivacyContract, Unit};
-use undertone_privacy::resolve::{ResolvedContract, Schedule, Terms};
+use undertone_privacy::resolve::{ContractError, ResolvedContract, Schedule, Terms};
 
 /// Most attempts at one round.
 const MAX_ATTEMPTS: u32 = 100;
@@ -38,7 +38,7 @@ pub struct JobSpec {
     /// What a client does in a round.
     pub training: TrainPlan,
     /// Who is asked in a round.
-    pub cohort: CohortRule,
+    pub cohort: Cohort,
     /// How updates become a new model.
     #[serde(default)]
     pub aggregation: Aggregation,
@@ -242,10 +242,11 @@ impl JobSpec {
             .model
             .layout(self.data.inputs(), self.data.outputs())
             .map_err(|e| bad("model", e.to_string()))?;
-        let contract = self
-            .privacy
-            .resolve(Schedule { rounds: self.rounds, local_steps })
-            .map_err(|e| bad("privacy", e.to_string()))?;
+        let schedule = Schedule { rounds: self.rounds, local_steps };
+        let contract = self.privacy.resolve_for(schedule, &self.cohort).map_err(|e| {
+            let section = if matches!(e, ContractError::Cohort { .. }) { "cohort" } else { "privacy" };
+            bad(section, e.to_string())
+        })?;
         let grid = self.aggregation.fraction_bits;
         let (update_norm_bound, update_norm_units) = match contract.terms() {
             // What leaves is the update with its noise, which is longer than the update.

@@ -77,8 +77,8 @@ impl TryFrom<RawContract> for PrivacyContract {
                 needed("budget_epsilon", raw.budget_epsilon)?,
             ),
             (Unit::Client, Some(_)) if raw.sampling_rate.is_some() => refuse(
-                "unit = \"client\" takes no sampling_rate: cohorts are fixed in size or everyone, for which no \
-                 amplification by sampling can be claimed",
+                "unit = \"client\" takes no sampling_rate: for cohorts of everyone or of a fixed size no amplification by \
+                 sampling can be claimed, and one that is drawn with [cohort] rule = \"poisson\" has its rate there",
             ),
             (Unit::Client, Some(Trust::Central)) => Self::client_central(
                 needed("clip_norm", raw.clip_norm)?,

@@ -70,6 +70,27 @@ fn a_replaced_client_costs_twice_the_noise_and_the_same_epsilon() {
     }
 }
 
+/// A draw may come out empty: then noise alone is released, over the same denominator, and nobody can tell.
+#[test]
+fn an_empty_cohort_releases_noise() {
+    let contract = client();
+    let mut rng = NoiseRng::seeded_for_tests(7);
+    let cohort = Counted { most: 3, denominator: 2.5 };
+    for updates in [0, 3] {
+        let released =
+            release(sum(50_000, updates, 1), &contract, &entry(&contract), cohort, &mut rng).unwrap();
+        let (mean, deviation) = mean_and_deviation(&released);
+        assert!((mean - 0.2 * f64::from(updates)).abs() < 0.01, "{updates}: {mean}");
+        assert!((deviation / 0.4 - 1.0).abs() < 0.02, "{updates}: {deviation}");
+    }
+    let e = release(sum(2, 4, 1), &contract, &entry(&contract), cohort, &mut rng).unwrap_err();
+    assert_eq!(e, ReleaseError::Cohort { updates: 4, cohort_size: 3 });
+    for denominator in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+        let cohort = Counted { most: 3, denominator };
+        assert!(release(sum(2, 1, 1), &contract, &entry(&contract), cohort, &mut rng).is_err());
+    }
+}
+
 #[test]
 fn two_releases_have_different_noise() {
     let contract = client();

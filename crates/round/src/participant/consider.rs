@@ -240,6 +240,23 @@ impl Terms {
     }
 }
 
+/// Holds an offer against the policy and the rule on participation; the data is not looked at.
+pub(super) fn check_offer(
+    terms: &Terms,
+    offer: &Offer,
+    account: Option<&Account>,
+    policy: &Policy,
+) -> Result<(), Refusal> {
+    terms.check(offer.job(), account, policy)?;
+    // The coordinator keeps the same count. The client's own is the one that its promise rests on.
+    match (offer.job().spec().cohort.participation(), account) {
+        (Some(rule), Some(account)) => rule
+            .may_join(account.taken_part(), offer.key().round.0)
+            .map_err(|e| Refusal::open(format!("by this client's own count, {e}"))),
+        _ => Ok(()),
+    }
+}
+
 /// Decides on an offer. `data` is the check of the local data, or why it could not be made.
 pub fn consider(
     offer: &Offer,
@@ -249,7 +266,7 @@ pub fn consider(
 ) -> Decision {
     let terms = Terms::of(offer.job(), account, policy);
     let says_nothing_of_the_data = matches!(offer.job().contract().terms(), Promise::ClientLocal(_));
-    let verdict = match terms.check(offer.job(), account, policy).map(|()| check_data(data)) {
+    let verdict = match check_offer(&terms, offer, account, policy).map(|()| check_data(data)) {
         Ok(Ok(())) => Verdict::Accept(Box::new(accept(offer, &terms, policy, vec![]))),
         // The policy is no secret of the data; what the data is like would be.
         Ok(Err(unfit)) if says_nothing_of_the_data => {

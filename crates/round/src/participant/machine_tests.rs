@@ -1,6 +1,6 @@
 //! Each transition of the participant, one at a time.
 
-use super::sample::{CLIENT, LOCAL, NONE, RECORD, fit, job, job_with, key, offer, unfit};
+use super::sample::{CLIENT, LOCAL, NONE, RECORD, fit, job, job_limited, job_with, key, offer, unfit};
 use super::*;
 use crate::job::Job;
 use std::sync::Arc;
@@ -158,6 +158,43 @@ fn unfit_data_is_kept_from_everyone_where_the_client_adds_the_noise() {
     let out = p.step(Input::Inspected(k, Ok(fit())));
     let Effect::Record(decision) = &out[0] else { unreachable!() };
     assert!(matches!(&decision.verdict, Verdict::Accept(a) if a.withheld().is_empty()));
+}
+
+/// The client keeps its own count, on its disk: a coordinator that asks too often or too early is told no.
+#[test]
+fn a_client_takes_part_no_more_often_than_the_job_says() {
+    let (mut p, job) = (client(), job_limited(RECORD, 2, 3));
+    let mut account = None;
+    for (round, attempt, says) in [
+        (4, 1, None),
+        (4, 2, None),
+        (6, 1, Some("in round 4: by the contract it may do so again from round 7 on")),
+        (7, 1, None),
+        (20, 1, Some("2 times, as often as the contract allows")),
+    ] {
+        let k = key("j", round, attempt);
+        match says {
+            None => {
+                At::training(&mut p, &k, &job);
+                let out = p.step(Input::Trained(k.clone(), update(&job)));
+                let Some(Effect::Store { account: stored, .. }) = out.first() else {
+                    panic!("{:?}", words(&out))
+                };
+                account = Some(stored.clone());
+                p.step(Input::Stored(k.clone(), sealed("u")));
+                p.step(Input::Uploaded(k));
+            }
+            Some(says) => {
+                let out = p.step(offered(&k, &job));
+                assert!(told(&out).contains(says), "{}", told(&out));
+                assert!(p.is_idle());
+            }
+        }
+        // As after a restart: what is on the disk decides.
+        let text = serde_json::to_string(&account).unwrap();
+        p = Participant::new(policy(), serde_json::from_str::<Option<Account>>(&text).unwrap());
+    }
+    assert_eq!(account.unwrap().taken_part().joined(), 2);
 }
 
 #[test]

@@ -181,7 +181,7 @@ impl Participant {
         }
         let account = self.books.accounts.get(&key.job);
         let terms = Terms::of(offer.job(), account, &self.books.policy);
-        if let Err(refusal) = terms.check(offer.job(), account, &self.books.policy) {
+        if let Err(refusal) = consider::check_offer(&terms, &offer, account, &self.books.policy) {
             self.waiting.remove_job(&key.job);
             out.push(Effect::Record(Box::new(Decision {
                 key: key.clone(),
