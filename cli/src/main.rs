@@ -69,6 +69,9 @@ enum Command {
     /// Invite participants with join tokens
     #[command(subcommand)]
     Token(command::token::Command),
+    /// Plan a privacy budget: what noise costs, what a target needs, what a job will spend
+    #[command(subcommand)]
+    Privacy(command::privacy::Command),
     /// See, check and export the privacy ledger
     #[command(subcommand)]
     Ledger(command::ledger::Command),
@@ -91,6 +94,7 @@ async fn main() -> ExitCode {
         Command::Model(command) => command.run(&operator).await,
         Command::Client(command) => command.run(&operator).await,
         Command::Token(command) => command.run(&operator).await,
+        Command::Privacy(command) => command.run(screen),
         Command::Ledger(command) => command.run(&operator).await,
         Command::Demo(arguments) => arguments.run(screen).await,
         Command::RunBelow(command) => Err(command.run()),

@@ -12,6 +12,7 @@ use undertone_core::digest::Digest;
 use undertone_core::limits::MAX_JOB_DOCUMENT_BYTES;
 use undertone_core::model::ModelSpec;
 use undertone_privacy::contract::{Noise, Trust, Unit};
+use undertone_privacy::resolve::ResolvedContract;
 use undertone_privacy::sensitivity::Adjacency;
 use undertone_round::job::{Job, JobError, JobSpec};
 
@@ -149,6 +150,11 @@ impl Submission {
             contract.sampling_rate().map(|q| format!(", sampling rate {}", given(q))).unwrap_or_default();
         lines.push(format!("noise multiplier {}, clip norm {}{sampling}", figure(noise), given(clip)));
         lines
+    }
+
+    /// The job's privacy contract with its numbers.
+    pub(crate) fn contract(&self) -> &ResolvedContract {
+        self.job.contract()
     }
 
     /// What was submitted, for programs.

@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::process::Command;
 
-const COMMANDS: [&str; 21] = [
+const COMMANDS: [&str; 25] = [
     "",
     "job",
     "job submit",
@@ -20,6 +20,10 @@ const COMMANDS: [&str; 21] = [
     "token create",
     "token list",
     "token revoke",
+    "privacy",
+    "privacy epsilon",
+    "privacy calibrate",
+    "privacy plan",
     "ledger",
     "ledger show",
     "ledger verify",

@@ -259,3 +259,70 @@ fn who_cannot_be_reached_is_told_apart() {
     let (_, said) = ends(&undertone(&folder.path().join("operator"), &["job", "list"]), 1);
     assert!(said.contains("nothing listens at https://localhost:"), "{said}");
 }
+
+/// Planning needs no deployment; the JSON is one line, and nonsense is one sentence and exit code 2.
+#[test]
+fn privacy_is_planned_without_a_deployment() {
+    let privacy = |arguments: &str| {
+        Command::new(env!("CARGO_BIN_EXE_undertone"))
+            .arg("privacy")
+            .args(arguments.split_whitespace())
+            .env("UNDERTONE_OPERATOR", "/nonexistent")
+            .output()
+            .unwrap()
+    };
+    let json = |arguments: &str| -> serde_json::Value {
+        let output = privacy(arguments);
+        assert!(output.status.success(), "{output:?}");
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert_eq!(text.lines().count(), 1, "{text}");
+        serde_json::from_str(&text).unwrap()
+    };
+    // Google's dp-accounting 0.6.0 says 1.82824 and 0.95910.
+    let found = json("epsilon --noise-multiplier 1.0 --sampling-rate 0.01 --rounds 1000 --delta 1e-5 --json");
+    let (upper, lower) = (found["epsilon_upper"].as_f64().unwrap(), found["epsilon_lower"].as_f64().unwrap());
+    assert!(lower <= 1.828_244 && (upper / 1.828_244 - 1.0).abs() < 1e-3 && lower < upper, "{found}");
+    assert_eq!((&found["accountant"], found["delta"].as_f64()), (&"pld".into(), Some(1e-5)));
+    let found = json("calibrate --epsilon 2 --sampling-rate 0.01 --rounds 1000 --delta 1e-5 --json");
+    assert!((found["noise_multiplier"].as_f64().unwrap() / 0.959_103 - 1.0).abs() < 1e-3, "{found}");
+    assert!(found["epsilon_upper"].as_f64().unwrap() <= 2.0, "{found}");
+    for mechanism in ["discrete-gaussian --sensitivity 4", "laplace", "blt --participations 3 --separation 2"]
+    {
+        let found = json(&format!(
+            "epsilon --noise-multiplier 3 --rounds 8 --delta 1e-6 --json --mechanism {mechanism}"
+        ));
+        assert!(found["epsilon_upper"].as_f64().unwrap() > 0.5, "{mechanism}: {found}");
+    }
+    let job = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/hospitals/job.toml");
+    let plan = json(&format!("plan {job} --json"));
+    assert_eq!((plan["rounds"].as_u64(), plan["after"].as_array().unwrap().len()), (Some(20), 20));
+    let epsilon = |n: usize| plan["after"][n]["epsilon"].as_f64().unwrap();
+    assert!(
+        (1..20).all(|n| epsilon(n) > epsilon(n - 1)) && epsilon(19) <= 5.0 && epsilon(19) > 4.99,
+        "{plan}"
+    );
+    assert!(
+        plan["attempts_in_budget"].as_u64().unwrap() > 20
+            && plan["alternatives"].as_array().unwrap().len() > 6
+    );
+    for (nonsense, words) in [
+        ("epsilon --noise-multiplier 0 --delta 1e-5", "noise_multiplier from 0.3"),
+        ("epsilon --noise-multiplier nan --delta 1e-5", "NaN"),
+        ("epsilon --noise-multiplier -1 --delta 1e-5", "-1"),
+        ("epsilon --noise-multiplier 1 --sampling-rate 1.5 --delta 1e-5", "sampling_rate"),
+        ("epsilon --noise-multiplier 1 --delta 1", "delta must be"),
+        ("epsilon --noise-multiplier 1 --delta 1e-5 --rounds 1000000000 --sampling-rate 0.1", "at most"),
+        (
+            "epsilon --noise-multiplier 1 --delta 1e-5 --mechanism laplace --sampling-rate 0.1",
+            "random sample",
+        ),
+        ("calibrate --epsilon 0 --delta 1e-5", "epsilon"),
+        ("calibrate --epsilon 1e-5 --delta 1e-9 --rounds 100000000", "cannot be kept"),
+        ("plan /nonexistent/job.toml", "cannot read"),
+    ] {
+        let output = privacy(nonsense);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!((output.status.code(), output.stdout.len()), (Some(2), 0), "{nonsense}: {said}");
+        assert!(said.contains(words) && said.trim().lines().count() == 1, "{nonsense}: {said}");
+    }
+}

@@ -4,6 +4,7 @@ pub(crate) mod client;
 pub(crate) mod job;
 pub(crate) mod ledger;
 pub(crate) mod model;
+pub(crate) mod privacy;
 pub(crate) mod token;
 
 use crate::failure::bad_input;

@@ -316,6 +316,18 @@ impl ResolvedContract {
         promise.curve.interval(u64::from(attempts) * u64::from(self.charge())).ok()
     }
 
+    /// Other terms or another schedule for cohorts that are drawn in the same way.
+    ///
+    /// # Errors
+    /// [`ContractError`].
+    pub fn instead(
+        &self,
+        terms: &PrivacyContract,
+        schedule: Schedule,
+    ) -> Result<ResolvedContract, ContractError> {
+        terms.resolve_drawn(schedule, self.promise.as_ref().and_then(|p| p.draw))
+    }
+
     /// A plan that cannot be carried out is refused before anybody is asked. Retries may still spend a budget early.
     fn check_budget(&self) -> Result<(), ContractError> {
         let rounds = self.schedule.rounds;
@@ -523,6 +535,8 @@ mod tests {
             capped.loss(),
             Some(Loss::CappedPoissonGaussian { population: 1000, cap: 130, .. })
         ));
+        let twice = capped.instead(capped.contract(), Schedule { rounds: 50, ..plan }).unwrap();
+        assert_eq!(twice.epsilon_after(50), capped.epsilon_after(50), "the draw is kept");
         let target = central(Noise::TargetEpsilon(2.0)).resolve_for(plan, &poisson(200)).unwrap();
         assert!(spent(&target) <= 2.0 && spent(&target) > 1.999, "{}", spent(&target));
         let local = PrivacyContract::client_local(1.0, Noise::Multiplier(9.0), 1e-6, 100.0).unwrap();

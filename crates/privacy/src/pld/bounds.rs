@@ -60,26 +60,29 @@ pub(super) struct OneWay {
 #[derive(Debug)]
 struct Sums {
     convolution: Convolution,
-    /// Σ_{j≥i} tilted[j]·e^{-rate·(j-i)h} for the rates that are asked for.
-    by_rate: Vec<Vec<f64>>,
+    /// Σ_{j≥i} tilted[j]·e^{-λ(j-i)h}: what P's masses add up to.
+    slow: Vec<f64>,
+    /// Σ_{j≥i} tilted[j]·e^{-(λ+1)(j-i)h}: what Q's add up to.
+    fast: Vec<f64>,
     /// Bound on the relative error of the sums.
     error: f64,
 }
 
 impl Sums {
-    fn new(convolution: Convolution, rates: &[f64], step: f64) -> Self {
-        let sum = |rate: &f64| {
-            let fall = libm::exp(-rate * step);
-            let mut sums = vec![0.0; convolution.tilted.len() + 1];
-            for (i, mass) in convolution.tilted.iter().enumerate().rev() {
-                sums[i] = mass + fall * sums[i + 1];
-            }
-            sums
-        };
-        // Two roundings and that of e^{-rate·h} at each point, as long as its weight is above e^-80.
-        let slowest = rates.iter().copied().fold(f64::INFINITY, f64::min).max(1e-300);
-        let points = (convolution.tilted.len() as f64).min(80.0 / (slowest * step));
-        Self { by_rate: rates.iter().map(sum).collect(), error: 5e-16 * (points + 2.0), convolution }
+    fn new(convolution: Convolution, tilt: f64, step: f64) -> Self {
+        let (fall_slow, fall_fast) = (libm::exp(-tilt * step), libm::exp(-(tilt + 1.0) * step));
+        let len = convolution.tilted.len();
+        let (mut slow, mut fast) = (vec![0.0; len + 1], vec![0.0; len + 1]);
+        let (mut slow_sum, mut fast_sum) = (0.0, 0.0);
+        for (i, mass) in convolution.tilted.iter().enumerate().rev() {
+            slow_sum = mass + fall_slow * slow_sum;
+            fast_sum = mass + fall_fast * fast_sum;
+            slow[i] = slow_sum;
+            fast[i] = fast_sum;
+        }
+        // Two roundings and that of the exponential at each point, as long as its weight is above e^-80.
+        let points = (len as f64).min(80.0 / (tilt.max(1e-300) * step));
+        Self { slow, fast, error: 5e-16 * (points + 2.0), convolution }
     }
 }
 
@@ -201,7 +204,7 @@ impl Layout {
         let factors = factors(&self.uses, |one| &one.p);
         let fft = transforms.of(self.window.len);
         let convolution = Convolution::new(&factors, self.tilt, self.step, self.window, &self.tails, fft);
-        OneWay { p: Sums::new(convolution, &[self.tilt, self.tilt + 1.0], self.step), layout: self }
+        OneWay { p: Sums::new(convolution, self.tilt, self.step), layout: self }
     }
 }
 
@@ -214,8 +217,8 @@ impl OneWay {
         let apart = ((window.first + at) as f64 * self.layout.step - epsilon).max(0.0);
         let peak = libm::exp(log_hockey_peak(self.layout.tilt));
         let (slow, fast) = (
-            libm::exp(-self.layout.tilt * apart) * self.p.by_rate[0][at as usize],
-            libm::exp(-(self.layout.tilt + 1.0) * apart) * self.p.by_rate[1][at as usize],
+            libm::exp(-self.layout.tilt * apart) * self.p.slow[at as usize],
+            libm::exp(-(self.layout.tilt + 1.0) * apart) * self.p.fast[at as usize],
         );
         let mut sum = (slow - fast).max(0.0) + 2.0 * self.p.error * slow;
         sum += peak * above + self.weights_norm().min(peak * (window.len as f64).sqrt()) * noise;
@@ -270,7 +273,7 @@ impl OneWay {
         let Window { first, len } = self.p.convolution.window;
         let at = ((epsilon / self.layout.step).round() as i64 - first).clamp(AROUND, len as i64 - AROUND - 1);
         let strip = &self.p.convolution.tilted[(at - AROUND) as usize..=(at + AROUND) as usize];
-        let past = self.p.by_rate[1][at as usize];
+        let past = self.p.fast[at as usize];
         if past <= 0.0 {
             return 0.0;
         }
@@ -281,7 +284,7 @@ impl OneWay {
     pub(super) fn hazard_of_delta(&self, epsilon: f64) -> f64 {
         let at = (epsilon / self.layout.step).round() as i64 - self.p.convolution.window.first;
         let at = at.clamp(0, self.p.convolution.window.len as i64) as usize;
-        let (slow, fast) = (self.p.by_rate[0][at], self.p.by_rate[1][at]);
+        let (slow, fast) = (self.p.slow[at], self.p.fast[at]);
         let scale = epsilon.max(0.1 * self.layout.deviation);
         if slow > fast { self.hazard(epsilon) * fast / (slow - fast) * scale } else { 0.0 }
     }
@@ -299,7 +302,7 @@ impl OneWay {
             &tails,
             transforms.of(window.len),
         );
-        Lower { way: self, q: Sums::new(q, &[self.layout.tilt + 1.0], self.layout.step) }
+        Lower { way: self, q: Sums::new(q, self.layout.tilt, self.layout.step) }
     }
 }
 
@@ -322,8 +325,8 @@ impl Lower<'_> {
         let place = (p.convolution.window.first + i as i64) as f64 * way.layout.step;
         let norm = way.weights_norm();
         let lost = p.convolution.above + p.convolution.below + norm * p.convolution.noise;
-        let p_sum = p.by_rate[0][i] * (1.0 - p.error) - lost;
-        let q_sum = q.by_rate[0][i] * (1.0 + q.error) + q.convolution.above + norm * q.convolution.noise;
+        let p_sum = p.slow[i] * (1.0 - p.error) - lost;
+        let q_sum = q.fast[i] * (1.0 + q.error) + q.convolution.above + norm * q.convolution.noise;
         if p_sum <= 0.0 {
             return None;
         }

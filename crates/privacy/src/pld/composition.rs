@@ -34,7 +34,7 @@ pub struct Composition {
     /// Different mechanisms and how often each is used; no pure Gaussian.
     parts: Vec<(Mechanism, u64)>,
     /// The sum of μ² of the pure Gaussians: together they are one with the root of it (Dong, Roth and Su 2019,
-    /// Corollary 3.3).
+    /// arXiv 1905.02383).
     mu_squared: f64,
 }
 

@@ -191,11 +191,12 @@ impl Convolution {
 /// `product` times `spectrum` to the power `count`, entry by entry.
 fn multiply_power(product: &mut Option<Spectrum>, mut spectrum: Spectrum, count: u64) {
     let ends = spectrum.0[0];
-    let real_power = |x: f64| power(Complex { re: x, im: 0.0 }, count).re;
-    for entry in &mut spectrum.0[1..] {
-        *entry = power(*entry, count);
+    for lanes in spectrum.0.chunks_mut(LANES) {
+        raise(lanes, count);
     }
-    spectrum.0[0] = Complex { re: real_power(ends.re), im: real_power(ends.im) };
+    let mut ends = [Complex { re: ends.re, im: 0.0 }, Complex { re: ends.im, im: 0.0 }];
+    raise(&mut ends, count);
+    spectrum.0[0] = Complex { re: ends[0].re, im: ends[1].re };
     match product {
         None => *product = Some(spectrum),
         Some(product) => {
@@ -208,26 +209,38 @@ fn multiply_power(product: &mut Option<Spectrum>, mut spectrum: Spectrum, count:
     }
 }
 
-/// x^count by squaring, for |x| ≤ 1 but for rounding; zero where that is below 1e-30.
-fn power(x: Complex, mut count: u64) -> Complex {
-    let size = x.norm_squared();
-    let mut base = x;
-    if size > 1.0 {
-        let shrink = 1.0 / size.sqrt();
-        base = Complex { re: x.re * shrink, im: x.im * shrink };
+/// Entries that are raised side by side: one alone waits for each of its own multiplications.
+const LANES: usize = 8;
+
+/// x^count of up to [`LANES`] entries by squaring, for |x| ≤ 1 but for rounding; zero where that is below 1e-30.
+fn raise(x: &mut [Complex], mut count: u64) {
+    let (mut base, mut result) = ([Complex::ZERO; LANES], [Complex::ONE; LANES]);
+    for (b, x) in base.iter_mut().zip(x.iter()) {
+        let size = x.norm_squared();
+        let shrink = if size > 1.0 { 1.0 / size.sqrt() } else { 1.0 };
+        *b = Complex { re: x.re * shrink, im: x.im * shrink };
     }
-    let mut result = Complex::ONE;
     loop {
         if count & 1 == 1 {
-            result = result.times(base);
+            for (r, b) in result.iter_mut().zip(&base) {
+                *r = r.times(*b);
+            }
         }
         count >>= 1;
         if count == 0 {
-            return result;
+            break;
         }
-        base = base.times(base);
-        if base.norm_squared() < 1e-60 {
-            return Complex::ZERO;
+        let mut largest: f64 = 0.0;
+        for b in &mut base {
+            let square = b.times(*b);
+            let size = square.norm_squared();
+            *b = if size < 1e-60 { Complex::ZERO } else { square };
+            largest = largest.max(size);
+        }
+        if largest < 1e-60 {
+            result = [Complex::ZERO; LANES];
+            break;
         }
     }
+    x.copy_from_slice(&result[..x.len()]);
 }

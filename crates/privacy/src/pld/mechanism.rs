@@ -91,7 +91,7 @@ impl Mechanism {
         Ok(Self(Kind::Laplace { scale: within("scale", scale, 1.0 / MAX_PURE_EPSILON, 1e6)? }))
     }
 
-    /// The discrete Laplace mechanism: Pr[k] ∝ exp(-`rate`·|k|) on the integers, for a query of integer
+    /// The discrete Laplace mechanism: `Pr[k]` ∝ exp(-`rate`·|k|) on the integers, for a query of integer
     /// `sensitivity`.
     ///
     /// # Errors
@@ -102,7 +102,7 @@ impl Mechanism {
         Ok(Self(Kind::DiscreteLaplace { rate, sensitivity }))
     }
 
-    /// The discrete Gaussian mechanism (Canonne, Kamath and Steinke 2020): Pr[k] ∝ exp(-k²/2σ²) on the integers, for
+    /// The discrete Gaussian mechanism (Canonne, Kamath and Steinke 2020): `Pr[k]` ∝ exp(-k²/2σ²) on the integers, for
     /// a scalar query of integer `sensitivity`.
     ///
     /// # Errors

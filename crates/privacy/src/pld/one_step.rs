@@ -96,6 +96,7 @@ impl OneStep {
         let moves: Vec<Move> = (0..=MAX_DOUBLINGS).map(|j| Move::new(step * f64::from(1u32 << j))).collect();
         let mut y = density.from;
         let mut cell = (density.loss(y) / step).floor() as i64;
+        let mut before = 0;
         while y < density.to {
             let end_of =
                 |doublings: u32| density.point((cell + (1 << doublings)) as f64 * step).min(density.to);
@@ -103,7 +104,8 @@ impl OneStep {
             let mut end = end_of(0);
             if end > y {
                 let room = if cell == 0 { MAX_DOUBLINGS } else { cell.trailing_zeros().min(MAX_DOUBLINGS) };
-                doublings = width.doublings(density, y, end, step).min(room);
+                // Widths change little from one cell to the next.
+                doublings = width.doublings(density, y, end, step).min(room).min(before + 1);
                 while doublings > 0 {
                     // The far end may be denser.
                     let (far, near) = (end_of(doublings), end_of(doublings - 1));
@@ -125,6 +127,7 @@ impl OneStep {
             }
             self.add((cell - self.first) as usize, 1 << doublings, shares);
             cell += 1 << doublings;
+            before = doublings.max(before.saturating_sub(1));
         }
     }
 
@@ -163,15 +166,16 @@ pub(super) struct CellWidth {
 impl CellWidth {
     /// How often a cell of width `step`, from `y` to `end`, may be doubled.
     fn doublings(&self, density: &Density, y: f64, end: f64, step: f64) -> u32 {
-        let tilted_density = |y: f64| {
-            let loss = density.loss(y);
-            density.weight * density.density(y, loss) * libm::exp(self.tilt * loss - self.log_moment)
-        };
+        let exponent = |y: f64| self.tilt * density.loss(y) - self.log_moment;
+        let tilted_density =
+            |y: f64| density.weight * density.density(y, density.loss(y)) * libm::exp(exponent(y));
         let densest = tilted_density(y).max(tilted_density(0.5 * (y + end))).max(tilted_density(end));
         let tilted = densest * (end - y) / step;
         let widest = 4.0 * self.variance_density / tilted.max(1e-300);
-        // Where e^{λw} is not near 1 the variance is not what counts.
-        let widest = widest.min(0.25 / ((self.tilt + 1.0) * (self.tilt + 1.0)));
+        // Where e^{λw} is not near 1 the variance is not what counts, unless the tilted mass is nothing even so.
+        let spare = 0.5 * (-exponent(end) - 60.0);
+        let steepest = spare.max(0.5) / (self.tilt + 1.0);
+        let widest = widest.min(steepest * steepest);
         let near = density.loss(y).abs() <= self.kink;
         let widest = widest.min(if near { self.at_kink } else { self.elsewhere });
         let mut doublings = 0;

@@ -5,8 +5,8 @@
 //! - add: the same pair with the roles changed;
 //! - replace: P as for remove, Q = (1-q)·N(0,1) + q·N(-μ,1) (as in Google's dp-accounting).
 //!
-//! That these dominate for vectors and adaptive queries: Zhu, Dong and Wang (2022, arXiv 2106.08567), Theorems 10
-//! and 11.
+//! That these dominate for vectors and adaptive queries: Zhu, Dong and Wang (2022, arXiv 2106.08567) on
+//! dominating pairs, which also compose.
 
 use super::binomial;
 use super::mechanism::{Adjacency, Kind, Mechanism};
@@ -146,7 +146,7 @@ impl Pair {
     /// Losses Δ·(2k+Δ)/2σ² with the discrete Gaussian's probability of k.
     fn discrete_gaussian(&mut self, sigma: f64, sensitivity: u32, tail: f64) {
         let delta = f64::from(sensitivity);
-        // Pr[k ≥ m] ≤ exp(-m²/2σ²) (Canonne, Kamath and Steinke 2020, Corollary 17).
+        // It is subgaussian with σ² (Canonne, Kamath and Steinke 2020): Pr[k ≥ m] ≤ exp(-m²/2σ²).
         let reach = (sigma * libm::sqrt(-2.0 * libm::log(tail))).ceil();
         let weight = |k: f64| libm::exp(-k * k / (2.0 * sigma * sigma));
         let total_reach = (sigma * 40.0).ceil() as i64;

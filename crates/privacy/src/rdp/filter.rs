@@ -3,7 +3,7 @@
 //! The sum of privacy losses, and a privacy loss distribution, are proofs for steps fixed in advance. Here a step is
 //! admitted only if the Rényi divergences of all steps, this one too, stay within a budget at one order that was fixed
 //! before the first: then the whole is as private as the budget says, however steps were chosen (Feldman and Zrnic
-//! 2021, arXiv 2008.11193, Theorem 3.1 with Section 4). The order must not move to whichever fits best at the end.
+//! 2021, arXiv 2008.11193, Rényi privacy filters). The order must not move to whichever fits best at the end.
 
 use super::RdpCurve;
 
@@ -138,8 +138,8 @@ impl RdpFilter {
     /// ε is what is enforced.
     ///
     /// Rung f has the Rényi budget of 2^f thousandths of the filter's and δ_f = 6δ/(πf)², f = 1, 2, …: each is a filter,
-    /// and by the union bound all hold at once (Lécuyer 2021, arXiv 2103.01379, Section 4). With
-    /// Pr[loss > ε] ≤ e^{(α-1)(B-ε)}.
+    /// and by the union bound all hold at once (Lécuyer 2021, arXiv 2103.01379). By Markov's inequality,
+    /// `Pr[loss > ε]` ≤ e^{(α-1)(B-ε)}.
     pub fn odometer(&self) -> f64 {
         if self.spent == 0.0 {
             return 0.0;

@@ -273,7 +273,7 @@ fn a_repeated_offer_repeats_the_answer_and_nothing_else() {
 #[test]
 fn a_stored_update_is_sent_again_and_never_made_again() {
     let (job, k) = (job(RECORD), key("j", 1, 1));
-    let account = Account::charge(None, &k, job.digest()).with_sealed(sealed("first"));
+    let account = Account::charge(None, &k, job.digest(), None).unwrap().with_sealed(sealed("first"));
     // After a restart, with or without being asked.
     let mut p = Participant::new(policy(), [account.clone()]);
     let out = expect(p.step(Input::SessionUp), &["upload j/1/1 try 0"]);

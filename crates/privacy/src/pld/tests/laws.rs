@@ -169,7 +169,7 @@ fn nonsense_is_refused_in_one_sentence() {
     assert!(matches!(none, Err(AccountantError::Unreachable { .. })), "{none:?}");
     assert_eq!(
         Mechanism::gaussian(-1.0).unwrap_err().to_string(),
-        "the accountant takes a noise_multiplier from 0.3 to 1000000, not -1"
+        "the accountant takes noise_multiplier from 0.3 to 1000000, not -1"
     );
 }
 
@@ -252,6 +252,45 @@ proptest! {
         prop_assert!(there.lower <= delta, "{epsilon:?} {there:?} {delta}");
         if epsilon.lower > 0.0 {
             prop_assert!(composition.delta(epsilon.lower).unwrap().upper >= delta * (1.0 - 1e-9));
+        }
+    }
+}
+
+/// Any mechanism with numbers over the whole of its range.
+fn any_mechanism() -> impl Strategy<Value = Mechanism> {
+    (0u8..7, 0.0f64..1.0, 0.0f64..1.0, 1u32..9).prop_map(|(kind, a, b, sensitivity)| {
+        let log_scale =
+            |low: f64, high: f64, at: f64| (low.ln() + (high / low).ln() * at).exp().clamp(low, high);
+        let (z, q) = (log_scale(0.3, 1e6, a * a * a), log_scale(1e-9, 1.0, b));
+        match kind {
+            0 => Mechanism::gaussian(z),
+            1 => Mechanism::gdp(log_scale(1e-6, 100.0, a)),
+            2 | 3 => Mechanism::poisson_gaussian(z, q),
+            4 => Mechanism::truncated_poisson_gaussian(2.0 * z.min(1e5), q, 10_000, 1 + (b * 9000.0) as u64),
+            5 => Mechanism::laplace(log_scale(0.02, 1e6, a)),
+            6 if b < 0.5 => Mechanism::discrete_laplace(log_scale(1e-6, 5.0, a), sensitivity),
+            _ => Mechanism::discrete_gaussian(log_scale(3.0, 2000.0, a), sensitivity),
+        }
+        .unwrap()
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(20))]
+    #[test]
+    fn extremes_get_a_number_or_a_sentence(
+        first in any_mechanism(), second in any_mechanism(),
+        log_count in 0.0f64..15.0, few in 1u64..20, log_delta in -400.0f64..-1e-3,
+    ) {
+        let composition = Composition::new(Adjacency::AddRemove)
+            .add(first, log_count.exp() as u64)
+            .and_then(|c| c.add(second, few))
+            .unwrap();
+        match composition.epsilon(log_delta.exp()) {
+            Ok(EpsilonInterval { lower, upper }) => {
+                prop_assert!(0.0 <= lower && lower <= upper && upper <= MAX_EPSILON, "[{lower}, {upper}]");
+            }
+            Err(e) => prop_assert!(matches!(e, AccountantError::Epsilon(_)), "{e}"),
         }
     }
 }

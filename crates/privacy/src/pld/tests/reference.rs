@@ -102,3 +102,15 @@ fn calibration_meets_the_reference() {
     assert!(upper(z) <= 2.0 && upper(z) >= 2.0 * (1.0 - 2e-5), "{}", upper(z));
     assert!(upper(z * (1.0 - 1e-4)) > 2.0);
 }
+
+#[test]
+fn bits_are_pinned() {
+    // Clients recompute these and compare digests: every machine and every optimisation level must agree. A change
+    // here is a change of contracts.
+    let EpsilonInterval { lower, upper } = poisson(1.0, 0.01, 1000).epsilon(1e-5).unwrap();
+    let z = calibrate::least_noise_multiplier(2.0, 1e-5, 0.01, 1000, Adjacency::AddRemove).unwrap();
+    let bits = [lower, upper, z].map(f64::to_bits);
+    assert_eq!(bits, PINNED, "{bits:#x?}");
+}
+
+const PINNED: [u64; 3] = [0x3ffd_3faf_b6e6_74b8, 0x3ffd_413a_4929_f435, 0x3fee_b198_20ab_da4d];
