@@ -5,6 +5,7 @@ mod fake;
 use fake::{Fake, Script, undertone, write_profile};
 use serde_json::Value;
 use std::path::Path;
+use std::process::Command;
 use std::process::Output;
 use undertone::v1;
 use undertone_core::digest::Digest;
