@@ -13,6 +13,7 @@ use undertone_core::limits::MAX_JOB_DOCUMENT_BYTES;
 use undertone_core::model::ModelSpec;
 use undertone_privacy::contract::{Noise, Trust, Unit};
 use undertone_privacy::resolve::ResolvedContract;
+use undertone_privacy::sensitivity::Adjacency;
 use undertone_round::job::{Job, JobError, JobSpec};
 
 /// A job that holds together, not yet submitted.
@@ -95,13 +96,19 @@ impl Submission {
 
     fn rounds(&self) -> String {
         let spec = self.job.spec();
-        let cohort = match spec.cohort {
+        let cohort = match spec.cohort.rule() {
             CohortRule::All { size, min_clients } => format!("all of {size} clients, at least {min_clients}"),
             CohortRule::Uniform { size, min_clients } => {
                 format!("{size} clients drawn, at least {min_clients}")
             }
+            CohortRule::Poisson { rate, population, cap, .. } => {
+                format!("each of {population} clients with probability {rate}, at most {cap}")
+            }
         };
-        format!("{}, each with {cohort}", spec.rounds)
+        let often = spec.cohort.participation().map_or(String::new(), |rule| {
+            format!("; a client joins at most {} times, {} rounds apart", rule.limit(), rule.separation())
+        });
+        format!("{}, each with {cohort}{often}", spec.rounds)
     }
 
     fn privacy(&self) -> Vec<String> {
@@ -127,12 +134,16 @@ impl Submission {
             Some(Trust::Central) => "the coordinator is trusted: it adds the noise",
             None => "no noise",
         };
+        let neighbours = match resolved.adjacency() {
+            Some(Adjacency::ReplaceOne) => ", also against its replacement by another",
+            _ => "",
+        };
         let target = match contract.noise() {
             Some(Noise::TargetEpsilon(target)) => format!("target ε {}, ", given(target)),
             _ => String::new(),
         };
         let mut lines = vec![
-            format!("{who}; {trust}"),
+            format!("{who}{neighbours}; {trust}"),
             format!(
                 "{target}planned ε {} after all rounds at δ {}, budget ε {}",
                 figure(planned),
@@ -167,6 +178,7 @@ impl Submission {
                 "promise": resolved.unit() != Unit::None,
                 "unit": resolved.unit().as_str(),
                 "trust": resolved.trust().map(Trust::as_str),
+                "adjacency": resolved.adjacency(),
                 "target_epsilon": target,
                 "planned_epsilon": resolved.epsilon_after(self.job.spec().rounds),
                 "delta": resolved.delta(),

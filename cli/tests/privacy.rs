@@ -26,12 +26,12 @@ fn ends(output: &Output, code: i32) -> String {
 
 #[test]
 fn the_hospitals_job_keeps_its_claim_and_its_control_is_found_out() {
-    let text = ends(&audit(&example("hospitals"), &["--canaries", "20000"]), 0);
+    let text = ends(&audit(&example("hospitals"), &["--canaries", "50000"]), 0);
     assert!(text.starts_with("audit of heart, all 20 rounds, with its noise\n"), "{text}");
     assert!(text.contains("that is 5.00 at the contract's δ 0.001"), "{text}");
     assert!(text.contains("\nno contradiction: "), "{text}");
 
-    let text = ends(&audit(&example("hospitals"), &["--canaries", "20000", "--without-noise"]), 0);
+    let text = ends(&audit(&example("hospitals"), &["--canaries", "50000", "--without-noise"]), 0);
     assert!(text.starts_with("audit of heart, all 20 rounds, WITHOUT its noise\n"), "{text}");
     assert!(text.contains("\nthe control worked: "), "{text}");
 }
@@ -41,7 +41,7 @@ fn programs_read_both_numbers() {
     let read = |flags: &[&str]| -> Value {
         serde_json::from_str(&ends(&audit(&example("quickstart"), flags), 0)).unwrap()
     };
-    let flags = ["--json", "--seed", "7", "--canaries", "20000"];
+    let flags = ["--json", "--seed", "7", "--canaries", "50000"];
     let job = read(&flags);
     let control = read(&[&flags[..], &["--without-noise"]].concat());
     for key in ["canaries", "guesses", "rounds", "delta", "confidence", "epsilon_claimed", "contract"] {

@@ -2,9 +2,11 @@
 
 use crate::config::ClientConfig;
 use std::fmt::{self, Write as _};
+use undertone_core::cohort::CohortRule;
 use undertone_core::id::ClientRole;
 use undertone_core::trainer::{DataReport, TrainerError};
-use undertone_privacy::contract::Unit;
+use undertone_privacy::contract::{Trust, Unit};
+use undertone_privacy::sensitivity::Adjacency;
 use undertone_round::job::{Job, Weights};
 use undertone_round::participant::Terms;
 
@@ -109,6 +111,16 @@ impl Page {
                 self.row("weight", "your declared_rows, which client.toml lacks")
             }
         }
+        if let Some(rule) = spec.cohort.participation() {
+            self.row(
+                "how often",
+                format_args!(
+                    "in at most {} rounds, at least {} rounds apart; this client keeps count itself",
+                    rule.limit(),
+                    rule.separation()
+                ),
+            );
+        }
         self.promise(&terms, job);
         match terms.check(job, None, &config.policy) {
             Ok(()) => self.row("policy", "this client's limits allow it"),
@@ -118,7 +130,9 @@ impl Page {
 
     fn promise(&mut self, terms: &Terms, job: &Job) {
         let clip = terms.clip_norm.unwrap_or_default();
-        let noise = terms.noise_multiplier.unwrap_or_default();
+        // In multiples of the clip norm: a replaced client is twice as far away as one that is missing.
+        let contributions = terms.adjacency.unwrap_or_default().contributions() as f64;
+        let noise = terms.noise_multiplier.unwrap_or_default() * contributions;
         match terms.unit {
             Unit::Record => {
                 self.row("protects", "each row of your data; nobody has to be trusted (noise is added here)");
@@ -133,6 +147,22 @@ impl Page {
                     ),
                 );
             }
+            Unit::Client if terms.trust == Some(Trust::Local) => {
+                self.row(
+                    "protects",
+                    "your whole data set from everyone; nobody has to be trusted (noise is added here)",
+                );
+                self.row("clip norm", format_args!("{clip} for the whole update"));
+                self.row(
+                    "noise",
+                    format_args!("{noise:.4} x clip norm, added here to each value of the update"),
+                );
+                self.neighbours(terms.adjacency);
+                self.row(
+                    "always",
+                    "one update a round: noise alone if training fails or the data does not meet the contract",
+                );
+            }
             Unit::Client => {
                 self.row(
                     "protects",
@@ -145,6 +175,16 @@ impl Page {
                         "{noise:.4} x clip norm, added by the coordinator to the sum of all updates"
                     ),
                 );
+                self.neighbours(terms.adjacency);
+                if let CohortRule::Poisson { rate, .. } = job.spec().cohort.rule() {
+                    self.row(
+                        "drawn",
+                        format_args!(
+                            "by the coordinator, with probability {rate} a round; ε counts on it against those who see \
+                             models"
+                        ),
+                    );
+                }
             }
             Unit::None => {
                 self.row(
@@ -167,6 +207,18 @@ impl Page {
         }
     }
 
+    fn neighbours(&mut self, adjacency: Option<Adjacency>) {
+        self.row(
+            "compared with",
+            match adjacency.unwrap_or_default() {
+                Adjacency::AddRemove => "a job that you have no part in (adjacency = \"add-remove\")",
+                Adjacency::ReplaceOne => {
+                    "a job with any other update in your place (adjacency = \"replace-one\")"
+                }
+            },
+        );
+    }
+
     fn evaluating(&mut self, job: &Job) {
         self.head(&format!("Leaves for each measured model of job \"{}\"", job.spec().name));
         self.row("loss", "mean over your rows, as it is, without noise");
@@ -182,7 +234,7 @@ impl Page {
                 self.row("contract", "met");
             }
             Ok(report) => {
-                self.row("contract", "NOT met: the client will decline");
+                self.row("contract", "NOT met: the data is not trained on");
                 report.problems.iter().for_each(|p| self.line(format_args!("    {p}")));
             }
             Err(e) => self.row("contract", format_args!("NOT checked: {e}")),
@@ -211,20 +263,34 @@ mod tests {
     use undertone_round::job::JobSpec;
 
     fn job(privacy: &str) -> Job {
+        job_with(privacy, "")
+    }
+
+    fn page_of(job: &Job, data: Result<DataReport, TrainerError>) -> String {
+        let name = ClientId::new("cleveland").unwrap();
+        let config = ClientConfig::new("/nowhere", "https://h:1", name, ClientRole::Trainer);
+        Disclosure::of(&config, Some((job, &data))).to_string()
+    }
+
+    fn job_with(privacy: &str, cohort: &str) -> Job {
+        spec(privacy, &format!(r#"rule = "all", size = 4, min_clients = 2{cohort}"#)).resolve().unwrap()
+    }
+
+    fn spec(privacy: &str, cohort: &str) -> JobSpec {
         let text = format!(
             r#"
 name = "heart"
 rounds = 20
 model = {{ kind = "logistic" }}
 training = {{ learning_rate = 0.5, local_steps = 2 }}
-cohort = {{ rule = "all", size = 4, min_clients = 2 }}
+cohort = {{ {cohort} }}
 privacy = {{ {privacy} }}
 [data]
 label = {{ column = "num", classes = [{{ name = "no", values = ["0"] }}, {{ name = "yes", values = ["1"] }}] }}
 columns = [{{ name = "age", kind = "number", range = [0, 120] }}]
 "#
         );
-        JobSpec::from_toml(&text, "job.toml").unwrap().resolve().unwrap()
+        JobSpec::from_toml(&text, "job.toml").unwrap()
     }
 
     fn page(role: ClientRole, privacy: &str, data: Result<DataReport, TrainerError>) -> String {
@@ -261,8 +327,40 @@ columns = [{{ name = "age", kind = "number", range = [0, 120] }}]
                 .replace('\n', " ");
         let text = page(ClientRole::Trainer, &client, fit());
         assert!(text.contains("NOT from the coordinator"), "{text}");
+        assert!(text.contains("4.0000 x clip norm") && text.contains("no part in"), "{text}");
+        let text = page(ClientRole::Trainer, &format!("{client}, adjacency = \"replace-one\""), fit());
+        assert!(text.contains("8.0000 x clip norm") && text.contains("in your place"), "{text}");
+        let local = client.replace("central", "local");
+        let text = page(ClientRole::Trainer, &local, fit());
+        for part in [
+            "from everyone",
+            "8.0000 x clip norm, added here",
+            "in your place",
+            "noise alone if training fails",
+        ] {
+            assert!(text.contains(part), "{part}:\n{text}");
+        }
         let text = page(ClientRole::Trainer, r#"unit = "none""#, fit());
         assert!(text.contains("NOBODY") && text.contains("DECLINED") && !text.contains("ε"), "{text}");
+    }
+
+    #[test]
+    fn a_limit_on_participation_is_told() {
+        let text = page_of(&job_with(r#"unit = "none""#, ", participations = 2, separation = 5"), fit());
+        assert!(text.contains("in at most 2 rounds, at least 5 rounds apart"), "{text}");
+        assert!(!page(ClientRole::Trainer, r#"unit = "none""#, fit()).contains("how often"));
+    }
+
+    #[test]
+    fn a_draw_is_told_with_whom_it_helps_against() {
+        let client = r#"unit = "client", trust = "central", clip_norm = 0.5, noise_multiplier = 4.0, delta = 1e-5, budget_epsilon = 10.0"#;
+        let poisson = r#"rule = "poisson", rate = 0.1, population = 100, cap = 40, min_clients = 2"#;
+        let job = spec(client, poisson).resolve().unwrap();
+        let text = page_of(&job, fit());
+        assert!(
+            text.contains("with probability 0.1 a round; ε counts on it against those who see models"),
+            "{text}"
+        );
     }
 
     #[test]

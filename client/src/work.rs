@@ -10,9 +10,10 @@ use std::sync::Arc;
 use undertone_core::fixed::FixedVector;
 use undertone_core::id::AttemptKey;
 use undertone_core::trainer::TrainerError;
+use undertone_privacy::noise::{NoRandomness, NoiseRng};
 use undertone_round::job::Job;
 use undertone_round::participant::{
-    Acceptance, Account, EncodeError, Failure, Input, ModelRef, Sealed, encode, told,
+    Acceptance, Account, EncodeError, Failure, Input, ModelRef, Sealed, absent, encode, told,
 };
 
 /// What the steps work with.
@@ -35,6 +36,8 @@ enum TrainFailure {
     Trainer(#[from] TrainerError),
     #[error(transparent)]
     Encode(#[from] EncodeError),
+    #[error(transparent)]
+    NoRandomness(#[from] NoRandomness),
 }
 
 impl TrainFailure {
@@ -46,6 +49,7 @@ impl TrainFailure {
             Self::Model(_) => "the client cannot read the fetched model: see the client's log".into(),
             Self::Trainer(e) => told(e).into(),
             Self::Encode(e) => e.told().into(),
+            Self::NoRandomness(_) => "the client's system gives no randomness: see the client's log".into(),
         }
     }
 }
@@ -66,17 +70,33 @@ pub(crate) async fn fetch(mut tools: Tools, key: AttemptKey, model: ModelRef, jo
     }
 }
 
-/// raw -> clipped -> fixed-point, on the trainer's thread: nothing else ever sees the raw update.
+/// raw -> clipped -> fixed-point, on the trainer's thread: nothing else ever sees the raw update. Where the client adds the
+/// noise, what comes of a failure is a message like any other: the noise alone.
 pub(crate) async fn train(tools: Tools, acceptance: Box<Acceptance>) -> Input {
     let key = acceptance.key().clone();
     let models = tools.models.clone();
+    let mut rng = match NoiseRng::from_os() {
+        Ok(rng) => rng,
+        Err(e) => {
+            tracing::error!(error = %e, "no randomness: nothing is trained");
+            let told = "the client's system gives no randomness: see the client's log";
+            return Input::Failed(key, Failure::Final(told.into()));
+        }
+    };
+    let job = Arc::clone(acceptance.job());
+    if !acceptance.withheld().is_empty()
+        && let Some(noise) = absent(&job, &mut rng)
+    {
+        tracing::warn!("the data is not trained on; noise alone is sent");
+        return Input::Trained(key, noise);
+    }
     let outcome = tools.trainer.call(move |trainer| {
         Ok((|| -> Result<(FixedVector, u64), TrainFailure> {
             let job = acceptance.job();
             let weights = models.read(acceptance.model().digest, job.layout())?;
             let raw = trainer.train(acceptance.task(), &weights)?;
             let steps = raw.steps;
-            Ok((encode(job, raw)?, steps))
+            Ok((encode(job, raw, &mut NoiseRng::from_os()?)?, steps))
         })())
     });
     match outcome.await.unwrap_or_else(|e| Err(e.into())) {
@@ -86,7 +106,10 @@ pub(crate) async fn train(tools: Tools, acceptance: Box<Acceptance>) -> Input {
         }
         Err(e) => {
             tracing::warn!(error = %e, "training gave no update");
-            Input::Failed(key, Failure::Final(e.told()))
+            match absent(&job, &mut rng) {
+                Some(noise) => Input::Trained(key, noise),
+                None => Input::Failed(key, Failure::Final(e.told())),
+            }
         }
     }
 }

@@ -121,6 +121,7 @@ fn statement(contract: &ResolvedContract, epsilon: Option<f64>, attempts: u32) -
         "accountant": contract.accountant(),
         "noise_multiplier": contract.noise_multiplier(),
         "clip_norm": contract.contract().clip_norm(),
+        "adjacency": contract.adjacency(),
         "budget_epsilon": contract.budget_epsilon(),
         "attempts": attempts,
         "contract": contract.digest(),

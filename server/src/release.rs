@@ -11,6 +11,7 @@ use std::sync::Arc;
 use undertone_core::aggregate::IntegerSum;
 use undertone_privacy::ledger::LedgerEntry;
 use undertone_privacy::noise::NoiseRng;
+use undertone_privacy::release::Counted;
 use undertone_round::coordinator::{ModelRef, Update};
 use undertone_round::job::Job;
 use undertone_store::BlobError;
@@ -117,7 +118,8 @@ async fn blocking_read(
 fn draw(job: &Job, entry: &LedgerEntry, sum: IntegerSum, file: &[u8]) -> Result<Vec<u8>, String> {
     let mut weights = job.layout().from_safetensors(file).map_err(|e| e.to_string())?;
     let mut noise = NoiseRng::from_os().map_err(|e| e.to_string())?;
-    let cohort = job.spec().cohort.size();
+    let cohort = job.spec().cohort;
+    let cohort = Counted { most: cohort.size(), denominator: cohort.denominator() };
     let released = undertone_privacy::release::release(sum, job.contract(), entry, cohort, &mut noise)
         .map_err(|e| e.to_string())?;
     job.spec().aggregation.server.apply(&mut weights, released.mean());

@@ -12,7 +12,6 @@ use undertone::{ApiError, Fault};
 use undertone_core::digest::{Digest, Digester};
 use undertone_core::fixed::MAX_FIXED;
 use undertone_core::id::{AttemptKey, ClientId};
-use undertone_privacy::clip::bound_in_units;
 use undertone_round::coordinator::Update;
 use undertone_round::job::Job;
 use undertone_store::{BlobError, Blobs};
@@ -217,7 +216,7 @@ impl Summary {
             return Err(format!("value {index} of the update is beyond the range of the wire format"));
         }
         let bound = job.update_norm_bound();
-        let units = bound_in_units(bound, job.grid()).map(u128::from).map_err(|e| e.to_string())?;
+        let units = u128::from(job.update_norm_units());
         if self.squared_norm > units * units {
             let norm = (self.squared_norm as f64).sqrt() / job.grid().units_per_one();
             return Err(format!("the update's norm is {norm:.4}, the job allows at most {bound}"));

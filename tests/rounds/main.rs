@@ -3,6 +3,7 @@
 mod bad_updates;
 mod enrolment;
 mod happy;
+mod participation;
 mod privacy;
 mod restart;
 mod sessions;

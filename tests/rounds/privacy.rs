@@ -59,6 +59,69 @@ async fn a_central_contract_clips_and_noises() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_replaced_client_is_hidden_by_twice_the_noise() {
+    let mut d = Deployment::start().await;
+    for name in ["a", "b"] {
+        d.trainer(name, FnTrainer::constant(0.0)).await;
+    }
+    d.wait_connected(2).await;
+    let mut operator = d.operator().await;
+    // Updates of zero: what the model moves by is noise alone, z · 2C / 2 on each value.
+    let contract =
+        CENTRAL.replace("noise_multiplier = 1.0", "noise_multiplier = 200.0\nadjacency = \"replace-one\"");
+    let text = job("unit = \"none\"", &contract).replace("rounds = 2", "rounds = 1");
+    let text = text.replace("kind = \"logistic\"", "kind = \"mlp\"\nhidden = [64]");
+    let id = operator.submit(&text).await.unwrap();
+    let events = operator.watch_to_end(&id).await;
+    assert_eq!(*events.outcome(), Outcome::Completed, "{}", events.text());
+    let privacy = operator.privacy(&id).await;
+    assert_eq!((&privacy["adjacency"], &privacy["noise_multiplier"]), (&"replace-one".into(), &200.0.into()));
+    let model = operator.model(&id).await;
+    let deviation = (model.iter().map(|&w| f64::from(w).powi(2)).sum::<f64>() / model.len() as f64).sqrt();
+    assert!((80.0..120.0).contains(&deviation), "{deviation} over {} values, not 100", model.len());
+}
+
+const LOCAL: &str = "unit = \"client\"\ntrust = \"local\"\nclip_norm = 0.5\nnoise_multiplier = 100.0\ndelta = 1e-5\nbudget_epsilon = 6.0";
+
+/// What a client sends is noise first of all; one whose training fails, and one whose data is unfit, send it too, and
+/// nobody is told.
+#[tokio::test(flavor = "multi_thread")]
+async fn with_local_trust_every_client_answers_with_noise() {
+    let mut d = Deployment::start().await;
+    d.trainer("trains", FnTrainer::constant(1e30)).await;
+    d.trainer("fails", FnTrainer::failing(TrainerError::Broken("no torch".into()))).await;
+    d.trainer("unfit", FnTrainer::constant(0.0).unfit("line 3 is \"young\"")).await;
+    d.wait_connected(3).await;
+    let mut operator = d.operator().await;
+    let text =
+        job("unit = \"none\"", LOCAL).replace("rounds = 2", "rounds = 1").replace("size = 2", "size = 3");
+    let text = text.replace("min_clients = 1", "min_clients = 3");
+    let text = text.replace("kind = \"logistic\"", "kind = \"mlp\"\nhidden = [64]");
+    let id = operator.submit(&text).await.unwrap();
+    let events = operator.watch_to_end(&id).await;
+    assert_eq!(*events.outcome(), Outcome::Completed, "{}", events.text());
+    let received = events.0.iter().filter(|e| matches!(e, JobEvent::Received { .. })).count();
+    assert_eq!(received, 3, "{}", events.text());
+    for word in ["torch", "young", "data", "declined", "lost"] {
+        assert!(!events.text().contains(word), "{word}: {}", events.text());
+    }
+    // Noise of 100 · 2 · 0.5 on each of three messages, averaged.
+    let model = operator.model(&id).await;
+    let deviation = (model.iter().map(|&w| f64::from(w).powi(2)).sum::<f64>() / model.len() as f64).sqrt();
+    let expected = 100.0 / 3f64.sqrt();
+    assert!(
+        (deviation / expected - 1.0).abs() < 0.2,
+        "{deviation} over {} values, not {expected}",
+        model.len()
+    );
+    let privacy = operator.privacy(&id).await;
+    assert_eq!((&privacy["unit"], &privacy["trust"]), (&"client".into(), &"local".into()));
+    assert_eq!((&privacy["adjacency"], &privacy["attempts"]), (&"replace-one".into(), &1.into()));
+    let log = std::fs::read_to_string(d.path().join("clients/unfit/decisions.jsonl")).unwrap();
+    assert!(log.contains("\"accept\"") && log.contains("young"), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn noise_differs_between_two_runs_of_the_same_job() {
     let mut d = Deployment::start().await;
     for name in ["a", "b"] {

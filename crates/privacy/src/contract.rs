@@ -6,16 +6,18 @@
 //!
 //! ```toml
 //! [privacy]
-//! unit = "record"            # or "client" with trust = "central" and no sampling_rate, or "none" alone
+//! unit = "record"            # or "client" with trust = "central" or "local" and no sampling_rate, or "none" alone
 //! trust = "local"
 //! clip_norm = 1.0
 //! sampling_rate = 0.25
 //! target_epsilon = 5.0       # or noise_multiplier
 //! delta = 1e-3
 //! budget_epsilon = 10.0
+//! adjacency = "add-remove"   # the default, or "replace-one" with unit = "client" (the default with trust = "local")
 //! ```
 
 use crate::rdp::{MAX_NOISE_MULTIPLIER, MIN_NOISE_MULTIPLIER};
+use crate::sensitivity::Adjacency;
 use serde::{Deserialize, Serialize};
 use undertone_core::digest::{Digest, Digester};
 
@@ -44,13 +46,14 @@ pub enum Trust {
 /// How much noise: one of the two, the other follows.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Noise {
-    /// Standard deviation on the sum, in multiples of the clip norm.
+    /// Standard deviation in multiples of the sensitivity: the clip norm, or twice that where neighbours replace one
+    /// client ([`Adjacency::ReplaceOne`]).
     Multiplier(f64),
     /// The ε that the planned rounds may reach together.
     TargetEpsilon(f64),
 }
 
-/// A checked privacy contract. Adjacency is add/remove, weights are uniform.
+/// A checked privacy contract. Weights are uniform.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "RawContract", into = "RawContract")]
 pub struct PrivacyContract(Kind);
@@ -59,7 +62,8 @@ pub struct PrivacyContract(Kind);
 enum Kind {
     NoPromise,
     RecordLocal { promise: Promise, sampling_rate: f64 },
-    ClientCentral { promise: Promise },
+    ClientCentral { promise: Promise, adjacency: Adjacency },
+    ClientLocal { promise: Promise, adjacency: Adjacency },
 }
 
 /// The numbers that every promise has.
@@ -72,8 +76,8 @@ pub(crate) struct Promise {
 }
 
 const VALID: &str = "valid contracts are unit = \"record\" with trust = \"local\" (each client trains with DP-SGD), \
-     unit = \"client\" with trust = \"central\" (the coordinator adds noise to the sum), and unit = \"none\" with \
-     no other key";
+     unit = \"client\" with trust = \"central\" (the coordinator adds noise to the sum), unit = \"client\" with \
+     trust = \"local\" (each client adds all the noise to its own update), and unit = \"none\" with no other key";
 
 /// Why a contract is refused.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -132,7 +136,44 @@ impl PrivacyContract {
         budget_epsilon: f64,
     ) -> Result<Self, InvalidContract> {
         let promise = Promise { clip_norm, noise, delta, budget_epsilon }.checked()?;
-        Ok(Self(Kind::ClientCentral { promise }))
+        Ok(Self(Kind::ClientCentral { promise, adjacency: Adjacency::AddRemove }))
+    }
+
+    /// Client level, all the noise added by each client to its own update before it leaves. Neighbours are any two
+    /// updates of a client ([`Adjacency::ReplaceOne`]), as local differential privacy is commonly understood.
+    ///
+    /// # Errors
+    /// [`InvalidContract`] for a number out of range.
+    pub fn client_local(
+        clip_norm: f64,
+        noise: Noise,
+        delta: f64,
+        budget_epsilon: f64,
+    ) -> Result<Self, InvalidContract> {
+        let promise = Promise { clip_norm, noise, delta, budget_epsilon }.checked()?;
+        Ok(Self(Kind::ClientLocal { promise, adjacency: Adjacency::ReplaceOne }))
+    }
+
+    /// The same contract for other neighbours. Noise is counted in sensitivities: a replaced client costs twice the
+    /// noise, and the same ε.
+    ///
+    /// # Errors
+    /// [`InvalidContract`] where the accountant covers no such neighbours: at record level, where batches are Poisson
+    /// samples, add/remove alone, and nothing where nothing is promised.
+    pub fn with_adjacency(self, adjacency: Adjacency) -> Result<Self, InvalidContract> {
+        match self.0 {
+            Kind::ClientCentral { promise, .. } => Ok(Self(Kind::ClientCentral { promise, adjacency })),
+            Kind::ClientLocal { promise, .. } => Ok(Self(Kind::ClientLocal { promise, adjacency })),
+            // Poisson sampling under replacement has another (greater) loss than the one that is charged.
+            Kind::RecordLocal { .. } if adjacency == Adjacency::AddRemove => Ok(self),
+            Kind::RecordLocal { .. } => raw::refuse(
+                "adjacency = \"replace-one\" does not go with unit = \"record\": the loss of a sampled batch is accounted \
+                 for adjacency = \"add-remove\" alone",
+            ),
+            Kind::NoPromise => raw::refuse(
+                "unit = \"none\" promises no privacy, so adjacency would mean nothing: leave it out",
+            ),
+        }
     }
 
     /// Who is protected.
@@ -140,7 +181,7 @@ impl PrivacyContract {
         match self.0 {
             Kind::NoPromise => Unit::None,
             Kind::RecordLocal { .. } => Unit::Record,
-            Kind::ClientCentral { .. } => Unit::Client,
+            Kind::ClientCentral { .. } | Kind::ClientLocal { .. } => Unit::Client,
         }
     }
 
@@ -148,7 +189,7 @@ impl PrivacyContract {
     pub fn trust(&self) -> Option<Trust> {
         match self.0 {
             Kind::NoPromise => None,
-            Kind::RecordLocal { .. } => Some(Trust::Local),
+            Kind::RecordLocal { .. } | Kind::ClientLocal { .. } => Some(Trust::Local),
             Kind::ClientCentral { .. } => Some(Trust::Central),
         }
     }
@@ -163,6 +204,24 @@ impl PrivacyContract {
         match self.0 {
             Kind::RecordLocal { sampling_rate, .. } => Some(sampling_rate),
             _ => None,
+        }
+    }
+
+    /// Which data sets the promise makes hard to tell apart; `None` where nothing is promised.
+    pub fn adjacency(&self) -> Option<Adjacency> {
+        match self.0 {
+            Kind::NoPromise => None,
+            Kind::RecordLocal { .. } => Some(Adjacency::AddRemove),
+            Kind::ClientCentral { adjacency, .. } | Kind::ClientLocal { adjacency, .. } => Some(adjacency),
+        }
+    }
+
+    /// The neighbours of a contract that does not say which.
+    fn default_adjacency(&self) -> Option<Adjacency> {
+        match self.0 {
+            Kind::NoPromise => None,
+            Kind::RecordLocal { .. } | Kind::ClientCentral { .. } => Some(Adjacency::AddRemove),
+            Kind::ClientLocal { .. } => Some(Adjacency::ReplaceOne),
         }
     }
 
@@ -184,16 +243,19 @@ impl PrivacyContract {
     pub(crate) fn promise(&self) -> Option<Promise> {
         match self.0 {
             Kind::NoPromise => None,
-            Kind::RecordLocal { promise, .. } | Kind::ClientCentral { promise } => Some(promise),
+            Kind::RecordLocal { promise, .. }
+            | Kind::ClientCentral { promise, .. }
+            | Kind::ClientLocal { promise, .. } => Some(promise),
         }
     }
 
     /// The digest of all terms.
     pub fn digest(&self) -> Digest {
         let mut d = Digester::new();
-        d.field(b"undertone privacy contract 1");
+        d.field(b"undertone privacy contract 2");
         d.field(self.unit().as_str().as_bytes());
         d.field(self.trust().map_or("", Trust::as_str).as_bytes());
+        d.field(self.adjacency().map_or("", Adjacency::as_str).as_bytes());
         let mut value = |number: Option<f64>| match number {
             Some(x) => d.field(&x.to_bits().to_le_bytes()),
             None => d.field(b""),

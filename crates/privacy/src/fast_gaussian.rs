@@ -14,7 +14,6 @@
 use crate::discrete_gaussian::{DiscreteGaussian, NoiseError};
 use crate::noise::NoiseRng;
 use crate::resolve::ClientCentral;
-use crate::sensitivity::{Adjacency, L2Sensitivity};
 use rand_chacha::rand_core::TryRng;
 use rand_distr::{Distribution as _, StandardNormal};
 use std::convert::Infallible;
@@ -32,15 +31,13 @@ pub struct FastGaussian {
 }
 
 impl FastGaussian {
-    /// The noise for a sum of clipped updates under a central contract: σ as for
-    /// [`DiscreteGaussian::for_clipped_sum`].
+    /// The noise for a sum of clipped updates under a central contract: σ as in [`crate::release::noise_sum`].
     ///
     /// # Errors
     /// [`NoiseError`] if the contract's clip norm does not suit the grid, or σ is out of the range that
     /// [`DiscreteGaussian`] has.
     pub fn for_clipped_sum(terms: ClientCentral<'_>, grid: Grid) -> Result<Self, NoiseError> {
-        let sensitivity = L2Sensitivity::of_clipped(terms.promise.clip_norm, grid, Adjacency::AddRemove)?;
-        Self::new(sensitivity.sigma(terms.promise.noise_multiplier))
+        Self::new(terms.sensitivity(grid)?.sigma(terms.promise.noise_multiplier))
     }
 
     fn new(sigma: f64) -> Result<Self, NoiseError> {

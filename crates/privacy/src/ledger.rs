@@ -11,6 +11,7 @@ pub mod population;
 use crate::contract::Unit;
 use crate::rdp::RdpCurve;
 use crate::resolve::ResolvedContract;
+use crate::sensitivity::Adjacency;
 use population::{PopulationSpentUp, Totals};
 use serde::{Deserialize, Serialize};
 use undertone_core::digest::{Digest, Digester};
@@ -73,12 +74,27 @@ pub struct LedgerEntry {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "mechanism", rename_all = "lowercase", deny_unknown_fields)]
 pub enum Loss {
-    /// Gaussian noise on a Poisson sample, or on everything at `sampling_rate` 1; add/remove adjacency.
+    /// Gaussian noise on a Poisson sample, or on everything at `sampling_rate` 1.
     Gaussian {
         /// Standard deviation of the noise in sensitivities.
         noise_multiplier: f64,
         /// The probability with which a unit is in the sample.
         sampling_rate: f64,
+        /// Which data sets are neighbours: a client (or record) more or less, or one in the place of another.
+        #[serde(default)]
+        adjacency: Adjacency,
+    },
+    /// Gaussian noise on a Poisson sample of a population that is cut down to a cap by chance; one client more or less.
+    #[serde(rename = "capped-poisson-gaussian")]
+    CappedPoissonGaussian {
+        /// Standard deviation of the noise in sensitivities.
+        noise_multiplier: f64,
+        /// The probability with which a client is drawn.
+        sampling_rate: f64,
+        /// Clients that may be drawn.
+        population: u32,
+        /// Most that are kept.
+        cap: u32,
     },
 }
 
@@ -86,9 +102,37 @@ impl Loss {
     /// Its Rényi curve. A loss that the accountant refuses (no contract has one) counts as unbounded.
     fn curve(&self) -> RdpCurve {
         match *self {
-            Self::Gaussian { noise_multiplier, sampling_rate } => {
+            Self::Gaussian { noise_multiplier, sampling_rate, .. } => {
                 RdpCurve::new(noise_multiplier, sampling_rate).unwrap_or_else(|_| RdpCurve::unbounded())
             }
+            Self::CappedPoissonGaussian { noise_multiplier, .. } => {
+                RdpCurve::new(noise_multiplier, 1.0).unwrap_or_else(|_| RdpCurve::unbounded())
+            }
+        }
+    }
+
+    /// What one composition of an entry over `unit` loses for each record or each client (`level`): a curve, and how often
+    /// it counts. `None` if nothing is promised at that level.
+    ///
+    /// A changed record replaces its client's whole contribution by another: where clients are only added or removed,
+    /// that is twice the distance and so four times the Rényi loss of a Gaussian, and no sampling of clients is counted
+    /// in its favour.
+    fn at_level(&self, level: Unit, unit: Unit) -> Option<(RdpCurve, u64)> {
+        match (level, unit, *self) {
+            (_, Unit::None, _) | (Unit::None, ..) | (Unit::Client, Unit::Record, _) => None,
+            (
+                Unit::Record,
+                Unit::Client,
+                Self::Gaussian { noise_multiplier, adjacency: Adjacency::AddRemove, .. },
+            ) => {
+                let unsampled =
+                    Self::Gaussian { noise_multiplier, sampling_rate: 1.0, adjacency: Adjacency::AddRemove };
+                Some((unsampled.curve(), 4))
+            }
+            // No Rényi curve is at hand for a capped draw, so none of it is counted in its favour here: at worst a client
+            // takes the place of another one, which is twice the distance.
+            (_, _, Self::CappedPoissonGaussian { .. }) => Some((self.curve(), 4)),
+            _ => Some((self.curve(), 1)),
         }
     }
 }
@@ -367,11 +411,21 @@ impl LedgerEntry {
         d.field(self.unit.as_str().as_bytes());
         match self.loss {
             None => d.field(b""),
-            Some(Loss::Gaussian { noise_multiplier, sampling_rate }) => {
-                d.field(b"gaussian");
+            Some(Loss::CappedPoissonGaussian { noise_multiplier, sampling_rate, .. }) => {
+                d.field(b"capped-poisson-gaussian");
                 d.field(&noise_multiplier.to_bits().to_le_bytes());
                 d.field(&sampling_rate.to_bits().to_le_bytes());
             }
+            Some(Loss::Gaussian { noise_multiplier, sampling_rate, adjacency }) => {
+                d.field(b"gaussian");
+                d.field(adjacency.as_str().as_bytes());
+                d.field(&noise_multiplier.to_bits().to_le_bytes());
+                d.field(&sampling_rate.to_bits().to_le_bytes());
+            }
+        }
+        if let Some(Loss::CappedPoissonGaussian { population, cap, .. }) = self.loss {
+            d.field(&population.to_le_bytes());
+            d.field(&cap.to_le_bytes());
         }
         d.field(&self.compositions.to_le_bytes());
         d.field(self.state.word().as_bytes());

@@ -31,9 +31,10 @@ pub mod local;
 #[cfg(test)]
 mod neighbour_replay;
 pub mod noise;
-pub mod participation;
 pub mod pld;
 pub mod rdp;
 pub mod release;
 pub mod resolve;
 pub mod sensitivity;
+
+pub use undertone_core::participation;

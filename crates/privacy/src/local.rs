@@ -78,6 +78,11 @@ impl LocalNoise {
         Ok(Self { clip_norm, grid, sensitivity, noise })
     }
 
+    /// The L2 norm that updates are to be clipped to.
+    pub fn clip_norm(&self) -> f64 {
+        self.clip_norm
+    }
+
     /// How far one client can move its message.
     pub fn sensitivity(&self) -> L2Sensitivity {
         self.sensitivity
@@ -108,6 +113,11 @@ impl LocalNoise {
     /// what noise is to hide.
     pub fn absent(&self, len: usize, rng: &mut NoiseRng) -> LocallyPrivate {
         self.noised(vec![0; len], rng)
+    }
+
+    /// The same in units of the grid, rounded up. It may be more than the wire holds in one value.
+    pub fn message_bound_units(&self, len: usize) -> u64 {
+        (self.message_bound(len) * self.grid.units_per_one()).ceil() as u64
     }
 
     fn noised(&self, mut units: Vec<i64>, rng: &mut NoiseRng) -> LocallyPrivate {
@@ -186,6 +196,8 @@ mod tests {
             assert!((mean - 655.36).abs() < 5.0 * noise.sigma() / 100.0, "{mean}");
             assert!(check_norm(vector.units(), grid(), noise.message_bound(10_000)).is_ok());
             assert!(check_norm(vector.units(), grid(), noise.message_bound(7_000)).is_err());
+            let units = noise.message_bound_units(10_000) as f64;
+            assert!((units / 65_536.0 / noise.message_bound(10_000) - 1.0).abs() < 1e-4, "{units}");
         }
     }
 

@@ -7,7 +7,7 @@
 use crate::discrete_gaussian::{DiscreteGaussian, NoiseError};
 use crate::ledger::{EntryState, LedgerEntry};
 use crate::noise::NoiseRng;
-use crate::resolve::{ClientCentral, NoPromise, RecordLocal, ResolvedContract, Terms};
+use crate::resolve::{ClientCentral, ClientLocal, NoPromise, RecordLocal, ResolvedContract, Terms};
 use std::fmt;
 use undertone_core::aggregate::IntegerSum;
 use undertone_core::fixed::Grid;
@@ -55,16 +55,31 @@ pub enum ReleaseError {
     Noise(#[from] NoiseError),
 }
 
+/// The public numbers that a round counts on, however many reported.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Counted {
+    /// Most updates that a sum may hold.
+    pub most: u32,
+    /// What a sum is divided by.
+    pub denominator: f64,
+}
+
+impl From<u32> for Counted {
+    /// A cohort of a fixed size.
+    fn from(size: u32) -> Self {
+        Self { most: size, denominator: f64::from(size) }
+    }
+}
+
 /// A mean that may leave the coordinator.
 #[derive(Clone, PartialEq)]
 pub struct Releasable {
     grid: Grid,
     units: Vec<i64>,
-    denominator: u64,
+    denominator: f64,
 }
 
-/// Takes the way that the contract prescribes. `cohort_size` is the public number of clients that the round counts
-/// on, however many reported.
+/// Takes the way that the contract prescribes. `cohort` is what the round counts on, however many reported.
 ///
 /// # Errors
 /// [`ReleaseError`].
@@ -72,18 +87,20 @@ pub fn release(
     sum: IntegerSum,
     contract: &ResolvedContract,
     entry: &LedgerEntry,
-    cohort_size: u32,
+    cohort: impl Into<Counted>,
     rng: &mut NoiseRng,
 ) -> Result<Releasable, ReleaseError> {
     match contract.terms() {
-        Terms::ClientCentral(terms) => noise_sum(sum, terms, entry, cohort_size, rng),
+        Terms::ClientCentral(terms) => noise_sum(sum, terms, entry, cohort, rng),
+        Terms::ClientLocal(terms) => locally_private(sum, terms, entry),
         Terms::RecordLocal(terms) => already_private(sum, terms, entry),
         Terms::NoPromise(terms) => no_promise(sum, terms, entry),
     }
 }
 
-/// Client level: adds discrete Gaussian noise with σ = noise multiplier · ⌊clip_norm·2^f⌋ units to each value and
-/// divides by the fixed `cohort_size`, also when fewer reported (a divisor that follows the private number of
+/// Client level: adds discrete Gaussian noise with σ = noise multiplier · sensitivity to each value, where the sensitivity
+/// is ⌊clip_norm·2^f⌋ units, or twice as much where neighbours replace one client, and
+/// divides by the fixed denominator of `cohort`, also when fewer reported (a divisor that follows the private number of
 /// reporters has no bounded sensitivity).
 ///
 /// That each update in the sum is within the bound is the receiver's check,
@@ -95,22 +112,22 @@ pub fn noise_sum(
     sum: IntegerSum,
     terms: ClientCentral<'_>,
     entry: &LedgerEntry,
-    cohort_size: u32,
+    cohort: impl Into<Counted>,
     rng: &mut NoiseRng,
 ) -> Result<Releasable, ReleaseError> {
+    let Counted { most, denominator } = cohort.into();
     check_entry(entry, terms.contract)?;
     let (grid, updates, total_weight) = (sum.grid(), sum.updates(), sum.total_weight());
     if total_weight != u64::from(updates) {
         return Err(ReleaseError::NotUniform { updates, total_weight });
     }
-    if cohort_size == 0 || updates > cohort_size {
-        return Err(ReleaseError::Cohort { updates, cohort_size });
+    if !(denominator.is_finite() && denominator > 0.0) || updates > most {
+        return Err(ReleaseError::Cohort { updates, cohort_size: most });
     }
-    let noise =
-        DiscreteGaussian::for_clipped_sum(terms.promise.noise_multiplier, terms.promise.clip_norm, grid)?;
+    let noise = DiscreteGaussian::for_sensitivity(terms.promise.noise_multiplier, terms.sensitivity(grid)?)?;
     let mut units = sum.into_units();
     noise.add_to(&mut units, rng);
-    Ok(Releasable { grid, units, denominator: u64::from(cohort_size) })
+    Ok(Releasable { grid, units, denominator })
 }
 
 /// Record level: updates were private before they left the clients, and whatever is computed from them stays so
@@ -124,6 +141,25 @@ pub fn already_private(
     entry: &LedgerEntry,
 ) -> Result<Releasable, ReleaseError> {
     check_entry(entry, terms.contract)?;
+    weighted_mean(sum)
+}
+
+/// Client level, local trust: each update was private before it left its client, and whatever is computed from them
+/// stays so (post-processing). Divides by the number of updates received.
+///
+/// # Errors
+/// [`ReleaseError`].
+pub fn locally_private(
+    sum: IntegerSum,
+    terms: ClientLocal<'_>,
+    entry: &LedgerEntry,
+) -> Result<Releasable, ReleaseError> {
+    check_entry(entry, terms.contract)?;
+    let (updates, total_weight) = (sum.updates(), sum.total_weight());
+    // A weight would travel beside the message, without noise.
+    if total_weight != u64::from(updates) {
+        return Err(ReleaseError::NotUniform { updates, total_weight });
+    }
     weighted_mean(sum)
 }
 
@@ -143,7 +179,7 @@ pub fn no_promise(
 impl Releasable {
     /// The mean of each value, in the model's own unit.
     pub fn mean(&self) -> impl ExactSizeIterator<Item = f64> + '_ {
-        let divisor = self.grid.units_per_one() * self.denominator as f64;
+        let divisor = self.grid.units_per_one() * self.denominator;
         self.units.iter().map(move |&u| u as f64 / divisor)
     }
 }
@@ -169,7 +205,7 @@ fn weighted_mean(sum: IntegerSum) -> Result<Releasable, ReleaseError> {
     if denominator == 0 {
         return Err(ReleaseError::NothingReceived);
     }
-    Ok(Releasable { grid, units: sum.into_units(), denominator })
+    Ok(Releasable { grid, units: sum.into_units(), denominator: denominator as f64 })
 }
 
 #[cfg(test)]

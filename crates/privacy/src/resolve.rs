@@ -3,14 +3,22 @@
 //! Coordinator and clients resolve for themselves and compare digests; neither takes the other's ε on trust.
 
 use crate::contract::{Noise, PrivacyContract, Trust, Unit};
+use crate::discrete_gaussian::NoiseError;
 use crate::ledger::Loss;
-use crate::pld::{
-    ACCOUNTANT, AccountantError, Adjacency, Composition, Curve, EpsilonInterval, Mechanism, calibrate,
-};
+use crate::local::{LocalError, LocalNoise};
+use crate::pld::{ACCOUNTANT, AccountantError, Composition, Curve, EpsilonInterval, Mechanism, calibrate};
+use crate::rdp::{MAX_NOISE_MULTIPLIER, MIN_NOISE_MULTIPLIER};
+use crate::sensitivity::{Adjacency, L2Sensitivity};
 use serde::{Deserialize, Serialize};
+use undertone_core::cohort::{Cohort, CohortRule};
 use undertone_core::digest::{Digest, Digester};
+use undertone_core::fixed::Grid;
 use undertone_core::limits::{MAX_LOCAL_STEPS, MAX_ROUNDS};
 use undertone_core::trainer::RecordPrivacy;
+
+/// Noise is counted in sensitivities, whatever the contract's neighbours are: for the accountant one contribution more or
+/// less.
+const NEIGHBOURS: Adjacency = Adjacency::AddRemove;
 
 /// What a job plans to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,6 +39,15 @@ pub enum ContractError {
     /// No steps, or too many.
     #[error("a record-level contract needs 1 to {MAX_LOCAL_STEPS} local_steps in a round, not {0}")]
     LocalSteps(u32),
+    /// A draw of cohorts that no proof covers under this contract.
+    #[error(
+        "rule = \"poisson\" goes with unit = \"client\", trust = \"central\", adjacency = \"add-remove\" alone, where the \
+         coordinator's noise hides how many were drawn, not with {contract}: take rule = \"all\" or rule = \"uniform\""
+    )]
+    Cohort {
+        /// What the contract says instead.
+        contract: String,
+    },
     /// No amount of noise keeps the target.
     #[error(
         "target_epsilon = {target} cannot be kept over {compositions} noisy steps with any noise: plan fewer rounds \
@@ -75,12 +92,42 @@ pub struct ResolvedContract {
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Promised {
     pub(crate) clip_norm: f64,
+    pub(crate) adjacency: Adjacency,
     pub(crate) noise_multiplier: f64,
     delta: f64,
     budget_epsilon: f64,
     /// Compositions that an attempt at a round costs.
     charge: u32,
+    draw: Option<CappedDraw>,
     curve: Curve,
+}
+
+/// Clients drawn by themselves with a probability, and cut down to a cap: what amplification by sampling rests on,
+/// against whoever sees released models and does not know the draw.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct CappedDraw {
+    rate: f64,
+    population: u32,
+    cap: u32,
+}
+
+impl CappedDraw {
+    fn of(cohort: &Cohort) -> Option<Self> {
+        match cohort.rule() {
+            CohortRule::Poisson { rate, population, cap, .. } => Some(Self { rate, population, cap }),
+            // A draw of a fixed size is none of these, whatever its size (and everyone is no draw).
+            CohortRule::All { .. } | CohortRule::Uniform { .. } => None,
+        }
+    }
+
+    fn mechanism(&self, noise_multiplier: f64) -> Result<Mechanism, AccountantError> {
+        Mechanism::truncated_poisson_gaussian(
+            noise_multiplier,
+            self.rate,
+            self.population.into(),
+            self.cap.into(),
+        )
+    }
 }
 
 impl PrivacyContract {
@@ -90,6 +137,37 @@ impl PrivacyContract {
     /// # Errors
     /// [`ContractError`].
     pub fn resolve(&self, schedule: Schedule) -> Result<ResolvedContract, ContractError> {
+        self.resolve_drawn(schedule, None)
+    }
+
+    /// The same for the cohorts of a job: ones that are drawn by [`CohortRule::Poisson`] cost less.
+    ///
+    /// # Errors
+    /// [`ContractError`].
+    pub fn resolve_for(
+        &self,
+        schedule: Schedule,
+        cohort: &Cohort,
+    ) -> Result<ResolvedContract, ContractError> {
+        let draw = CappedDraw::of(cohort);
+        let covered = (self.unit(), self.trust(), self.adjacency())
+            == (Unit::Client, Some(Trust::Central), Some(Adjacency::AddRemove));
+        if draw.is_some() && !covered {
+            let mut contract = format!("unit = \"{}\"", self.unit().as_str());
+            if let (Some(trust), Some(adjacency)) = (self.trust(), self.adjacency()) {
+                contract +=
+                    &format!(", trust = \"{}\", adjacency = \"{}\"", trust.as_str(), adjacency.as_str());
+            }
+            return Err(ContractError::Cohort { contract });
+        }
+        self.resolve_drawn(schedule, draw)
+    }
+
+    fn resolve_drawn(
+        &self,
+        schedule: Schedule,
+        draw: Option<CappedDraw>,
+    ) -> Result<ResolvedContract, ContractError> {
         if !(1..=MAX_ROUNDS).contains(&schedule.rounds) {
             return Err(ContractError::Rounds(schedule.rounds));
         }
@@ -104,18 +182,20 @@ impl PrivacyContract {
             Some(p) => {
                 // Without sampling a Gaussian release is the subsampled one at rate 1.
                 let sampling_rate = self.sampling_rate().unwrap_or(1.0);
+                let mechanism = |z| match draw {
+                    Some(draw) => draw.mechanism(z),
+                    None => Mechanism::poisson_gaussian(z, sampling_rate),
+                };
                 let compositions = u64::from(schedule.rounds) * u64::from(charge);
                 let noise_multiplier = match p.noise {
                     Noise::Multiplier(z) => z,
                     Noise::TargetEpsilon(target) => {
-                        let adjacency = Adjacency::AddRemove;
-                        calibrate::least_noise_multiplier(
-                            target,
-                            p.delta,
-                            sampling_rate,
-                            compositions,
-                            adjacency,
-                        )
+                        // A client that pushes another one out of a full cohort moves the sum twice as far.
+                        let least =
+                            if draw.is_some() { 2.0 * MIN_NOISE_MULTIPLIER } else { MIN_NOISE_MULTIPLIER };
+                        calibrate::least_noise(target, p.delta, (least, MAX_NOISE_MULTIPLIER), |z| {
+                            Composition::new(NEIGHBOURS).add(mechanism(z)?, compositions)
+                        })
                         .map_err(|e| match e {
                             AccountantError::Unreachable { .. } => {
                                 ContractError::Unreachable { target, compositions }
@@ -124,14 +204,15 @@ impl PrivacyContract {
                         })?
                     }
                 };
-                let mechanism = Mechanism::poisson_gaussian(noise_multiplier, sampling_rate)?;
-                let curve = Curve::new(mechanism, Adjacency::AddRemove, p.delta)?;
+                let curve = Curve::new(mechanism(noise_multiplier)?, NEIGHBOURS, p.delta)?;
                 Some(Promised {
                     clip_norm: p.clip_norm,
+                    adjacency: self.adjacency().unwrap_or_default(),
                     noise_multiplier,
                     delta: p.delta,
                     budget_epsilon: p.budget_epsilon,
                     charge,
+                    draw,
                     curve,
                 })
             }
@@ -146,12 +227,17 @@ impl PrivacyContract {
 /// Everything that the promise rests on: terms, schedule, price, final noise, accountant.
 fn digest(contract: &PrivacyContract, rounds: u32, charge: u32, promise: Option<&Promised>) -> Digest {
     let mut d = Digester::new();
-    d.field(b"undertone resolved privacy contract 2");
+    d.field(b"undertone resolved privacy contract 3");
     d.field(contract.digest().as_bytes());
     d.field(&rounds.to_le_bytes());
     d.field(&charge.to_le_bytes());
     if let Some(p) = promise {
         d.field(&p.noise_multiplier.to_bits().to_le_bytes());
+        if let Some(draw) = p.draw {
+            d.field(&draw.rate.to_bits().to_le_bytes());
+            d.field(&draw.population.to_le_bytes());
+            d.field(&draw.cap.to_le_bytes());
+        }
         d.field(ACCOUNTANT.as_bytes());
     }
     d.finish()
@@ -186,15 +272,29 @@ impl ResolvedContract {
 
     /// What one composition loses. `None` where nothing is promised.
     pub fn loss(&self) -> Option<Loss> {
-        self.promise.as_ref().map(|p| Loss::Gaussian {
-            noise_multiplier: p.noise_multiplier,
-            sampling_rate: self.contract.sampling_rate().unwrap_or(1.0),
+        self.promise.as_ref().map(|p| match p.draw {
+            Some(CappedDraw { rate, population, cap }) => Loss::CappedPoissonGaussian {
+                noise_multiplier: p.noise_multiplier,
+                sampling_rate: rate,
+                population,
+                cap,
+            },
+            None => Loss::Gaussian {
+                noise_multiplier: p.noise_multiplier,
+                sampling_rate: self.contract.sampling_rate().unwrap_or(1.0),
+                adjacency: self.contract.adjacency().unwrap_or_default(),
+            },
         })
     }
 
-    /// Standard deviation of the noise in multiples of the clip norm, given or computed.
+    /// Standard deviation of the noise in multiples of the sensitivity, given or computed.
     pub fn noise_multiplier(&self) -> Option<f64> {
         self.promise.as_ref().map(|p| p.noise_multiplier)
+    }
+
+    /// Which data sets the promise makes hard to tell apart; `None` where nothing is promised.
+    pub fn adjacency(&self) -> Option<Adjacency> {
+        self.contract.adjacency()
     }
 
     /// ε at the contract's δ after so many attempts at rounds, whatever became of them. `None` where nothing is
@@ -223,6 +323,18 @@ impl ResolvedContract {
     pub fn epsilon_interval_after(&self, attempts: u32) -> Option<EpsilonInterval> {
         let promise = self.promise.as_ref()?;
         promise.curve.interval(u64::from(attempts) * u64::from(self.charge())).ok()
+    }
+
+    /// Other terms or another schedule for cohorts that are drawn in the same way.
+    ///
+    /// # Errors
+    /// [`ContractError`].
+    pub fn instead(
+        &self,
+        terms: &PrivacyContract,
+        schedule: Schedule,
+    ) -> Result<ResolvedContract, ContractError> {
+        terms.resolve_drawn(schedule, self.promise.as_ref().and_then(|p| p.draw))
     }
 
     /// A plan that cannot be carried out is refused before anybody is asked. Retries may still spend a budget early.
@@ -281,9 +393,18 @@ impl ResolvedContract {
         })
     }
 
+    /// Whether the coordinator draws the noise of a release: then another draw over the same updates would be another
+    /// release.
+    pub fn is_noised_by_the_coordinator(&self) -> bool {
+        matches!(self.terms(), Terms::ClientCentral(_))
+    }
+
     /// The kind of promise, as the evidence that a mechanism of [`crate::release`] asks for.
     pub fn terms(&self) -> Terms<'_> {
         match (self.unit(), &self.promise) {
+            (Unit::Client, Some(promise)) if self.trust() == Some(Trust::Local) => {
+                Terms::ClientLocal(ClientLocal { contract: self, promise })
+            }
             (Unit::Record, Some(_)) => Terms::RecordLocal(RecordLocal { contract: self }),
             (Unit::Client, Some(promise)) => Terms::ClientCentral(ClientCentral { contract: self, promise }),
             _ => Terms::NoPromise(NoPromise { contract: self }),
@@ -300,6 +421,8 @@ pub enum Terms<'a> {
     RecordLocal(RecordLocal<'a>),
     /// `unit = "client"`, `trust = "central"`.
     ClientCentral(ClientCentral<'a>),
+    /// `unit = "client"`, `trust = "local"`.
+    ClientLocal(ClientLocal<'a>),
 }
 
 /// Evidence that a contract promises nothing.
@@ -319,6 +442,31 @@ pub struct RecordLocal<'a> {
 pub struct ClientCentral<'a> {
     pub(crate) contract: &'a ResolvedContract,
     pub(crate) promise: &'a Promised,
+}
+
+impl ClientCentral<'_> {
+    /// How far two neighbours can be apart in the sum, in units of `grid`.
+    pub(crate) fn sensitivity(&self, grid: Grid) -> Result<L2Sensitivity, NoiseError> {
+        Ok(L2Sensitivity::of_clipped(self.promise.clip_norm, grid, self.promise.adjacency)?)
+    }
+}
+
+/// Evidence that each client must add all the noise to its own update.
+#[derive(Debug, Clone, Copy)]
+pub struct ClientLocal<'a> {
+    pub(crate) contract: &'a ResolvedContract,
+    promise: &'a Promised,
+}
+
+impl ClientLocal<'_> {
+    /// The mechanism of one client, for messages on `grid`.
+    ///
+    /// # Errors
+    /// [`LocalError`] if clip norm or noise does not suit the grid or the wire.
+    pub fn noise(&self, grid: Grid) -> Result<LocalNoise, LocalError> {
+        let p = self.promise;
+        LocalNoise::new(p.clip_norm, p.noise_multiplier, p.adjacency, grid)
+    }
 }
 
 #[cfg(test)]
@@ -354,6 +502,58 @@ mod tests {
         let interval = resolved.epsilon_interval_after(100).unwrap();
         assert!(interval.lower <= interval.upper && interval.upper - interval.lower < 1e-3, "{interval:?}");
         assert_eq!((resolved.charge(), resolved.record_privacy(100)), (1, None));
+    }
+
+    #[test]
+    fn a_local_message_is_one_gaussian_release_a_round() {
+        let of = |contract: Result<PrivacyContract, _>| {
+            let contract: PrivacyContract = contract.unwrap();
+            contract.resolve(Schedule { rounds: 100, local_steps: 7 }).unwrap()
+        };
+        let local = of(PrivacyContract::client_local(0.5, Noise::Multiplier(4.0), 1e-6, 20.0));
+        let central = of(PrivacyContract::client_central(0.5, Noise::Multiplier(4.0), 1e-6, 20.0));
+        // Nobody is sampled, and the noise is counted in sensitivities: the price is that of the central mechanism.
+        assert_eq!(local.epsilon_after(100), central.epsilon_after(100));
+        assert_eq!(local.charge(), 1);
+        assert_ne!(local.digest(), central.digest());
+        assert!(!local.is_noised_by_the_coordinator() && central.is_noised_by_the_coordinator());
+        let Terms::ClientLocal(terms) = local.terms() else { panic!() };
+        // Any two updates are neighbours: twice the clip norm.
+        let sigma = terms.noise(Grid::new(16).unwrap()).unwrap().sigma();
+        assert!((sigma / (4.0 * 2.0 * 0.5 * 65_536.0) - 1.0).abs() < 1e-6, "{sigma}");
+        assert!(matches!(local.loss(), Some(Loss::Gaussian { sampling_rate: 1.0, .. })));
+    }
+
+    #[test]
+    fn only_a_poisson_draw_is_amplified_and_its_cap_is_charged() {
+        let plan = Schedule { rounds: 100, local_steps: 1 };
+        let central = |noise| PrivacyContract::client_central(1.0, noise, 1e-6, 100.0).unwrap();
+        let poisson =
+            |cap| Cohort::new(CohortRule::Poisson { rate: 0.1, population: 1000, cap, min_clients: 1 });
+        let of = |cohort: &Cohort| central(Noise::Multiplier(1.0)).resolve_for(plan, cohort).unwrap();
+        let everyone = central(Noise::Multiplier(1.0)).resolve(plan).unwrap();
+        let spent = |r: &ResolvedContract| r.epsilon_after(100).unwrap();
+        // A fixed-size draw of a tenth is charged as if it were everyone.
+        let fixed = of(&Cohort::new(CohortRule::Uniform { size: 100, min_clients: 1 }));
+        assert_eq!((spent(&fixed), fixed.digest()), (spent(&everyone), everyone.digest()));
+        let (wide, capped, tight) = (of(&poisson(200)), of(&poisson(130)), of(&poisson(110)));
+        assert!(spent(&wide) < 0.3 * spent(&everyone), "{} of {}", spent(&wide), spent(&everyone));
+        assert!(spent(&wide) < spent(&capped) && spent(&capped) < spent(&tight));
+        assert_ne!(wide.digest(), capped.digest());
+        assert!(matches!(
+            capped.loss(),
+            Some(Loss::CappedPoissonGaussian { population: 1000, cap: 130, .. })
+        ));
+        let twice = capped.instead(capped.contract(), Schedule { rounds: 50, ..plan }).unwrap();
+        assert_eq!(twice.epsilon_after(50), capped.epsilon_after(50), "the draw is kept");
+        let target = central(Noise::TargetEpsilon(2.0)).resolve_for(plan, &poisson(200)).unwrap();
+        assert!(spent(&target) <= 2.0 && spent(&target) > 1.999, "{}", spent(&target));
+        let local = PrivacyContract::client_local(1.0, Noise::Multiplier(9.0), 1e-6, 100.0).unwrap();
+        let replace = central(Noise::Multiplier(9.0)).with_adjacency(Adjacency::ReplaceOne).unwrap();
+        for other in [record(Noise::Multiplier(2.0)), local, replace, PrivacyContract::none()] {
+            let e = other.resolve_for(plan, &poisson(200)).unwrap_err().to_string();
+            assert!(e.contains("goes with unit = \"client\"") && e.contains("rule = \"uniform\""), "{e}");
+        }
     }
 
     #[test]

@@ -8,16 +8,25 @@ use serde::{Deserialize, Serialize};
 use undertone_core::fixed::Grid;
 
 /// Which data sets are neighbours.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Adjacency {
     /// One client (or record) more or less: its contribution moves the sum by its own norm.
+    #[default]
     AddRemove,
     /// One client (or record) replaced by another: both contributions move the sum, in opposite directions at worst.
     ReplaceOne,
 }
 
 impl Adjacency {
+    /// The word in config, reports and logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::AddRemove => "add-remove",
+            Self::ReplaceOne => "replace-one",
+        }
+    }
+
     /// Contributions that differ between neighbours: 1 or 2.
     pub fn contributions(self) -> u64 {
         match self {

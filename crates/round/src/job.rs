@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 use undertone_core::aggregate::IntegerSum;
-use undertone_core::cohort::CohortRule;
+use undertone_core::cohort::Cohort;
 use undertone_core::config::{ConfigError, parse_toml, with_suggestion};
 use undertone_core::digest::Digest;
 use undertone_core::duration::Span;
@@ -20,7 +20,7 @@ use undertone_core::schema::DataContract;
 use undertone_core::trainer::{RecordPrivacy, TrainTask};
 use undertone_privacy::clip::bound_in_units;
 use undertone_privacy::contract::{PrivacyContract, Unit};
-use undertone_privacy::resolve::{ResolvedContract, Schedule};
+use undertone_privacy::resolve::{ContractError, ResolvedContract, Schedule, Terms};
 
 /// Most attempts at one round.
 const MAX_ATTEMPTS: u32 = 100;
@@ -38,7 +38,7 @@ pub struct JobSpec {
     /// What a client does in a round.
     pub training: TrainPlan,
     /// Who is asked in a round.
-    pub cohort: CohortRule,
+    pub cohort: Cohort,
     /// How updates become a new model.
     #[serde(default)]
     pub aggregation: Aggregation,
@@ -242,15 +242,28 @@ impl JobSpec {
             .model
             .layout(self.data.inputs(), self.data.outputs())
             .map_err(|e| bad("model", e.to_string()))?;
-        let contract = self
-            .privacy
-            .resolve(Schedule { rounds: self.rounds, local_steps })
-            .map_err(|e| bad("privacy", e.to_string()))?;
-        let job = Job { digest: self.digest(), spec: self, layout, contract };
-        if let Err(e) = bound_in_units(job.update_norm_bound(), job.grid()) {
-            return Err(bad("aggregation", e.to_string()));
-        }
-        Ok(job)
+        let schedule = Schedule { rounds: self.rounds, local_steps };
+        let contract = self.privacy.resolve_for(schedule, &self.cohort).map_err(|e| {
+            let section = if matches!(e, ContractError::Cohort { .. }) { "cohort" } else { "privacy" };
+            bad(section, e.to_string())
+        })?;
+        let grid = self.aggregation.fraction_bits;
+        let (update_norm_bound, update_norm_units) = match contract.terms() {
+            // What leaves is the update with its noise, which is longer than the update.
+            Terms::ClientLocal(terms) => {
+                let noise = terms.noise(grid).map_err(|e| bad("privacy", e.to_string()))?;
+                (noise.message_bound(layout.len()), noise.message_bound_units(layout.len()))
+            }
+            terms => {
+                let bound = match terms {
+                    Terms::ClientCentral(_) => self.privacy.clip_norm(),
+                    _ => None,
+                }
+                .unwrap_or(self.aggregation.max_update_norm);
+                (bound, bound_in_units(bound, grid).map_err(|e| bad("aggregation", e.to_string()))?)
+            }
+        };
+        Ok(Job { digest: self.digest(), spec: self, layout, contract, update_norm_bound, update_norm_units })
     }
 
     fn check_aggregation(&self) -> Result<(), JobError> {
@@ -300,6 +313,8 @@ pub struct Job {
     digest: Digest,
     layout: ModelLayout,
     contract: ResolvedContract,
+    update_norm_bound: f64,
+    update_norm_units: u64,
 }
 
 impl Job {
@@ -346,13 +361,15 @@ impl Job {
         self.spec.model.initial_values(self.spec.data.inputs(), self.spec.data.outputs())
     }
 
-    /// The largest L2 norm of an update: the contract's clip norm where the promise rests on it, else the job's
-    /// sanity bound.
+    /// The largest L2 norm of an update on the wire: the contract's clip norm where the coordinator's noise rests on it,
+    /// what a clipped update with its noise reaches where clients add it, else the job's sanity bound.
     pub fn update_norm_bound(&self) -> f64 {
-        match self.contract.unit() {
-            Unit::Client => self.spec.privacy.clip_norm().unwrap_or(self.spec.aggregation.max_update_norm),
-            Unit::Record | Unit::None => self.spec.aggregation.max_update_norm,
-        }
+        self.update_norm_bound
+    }
+
+    /// The same in units of the grid.
+    pub fn update_norm_units(&self) -> u64 {
+        self.update_norm_units
     }
 
     /// The weight of a client that declares this many rows.

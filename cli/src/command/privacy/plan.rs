@@ -156,7 +156,7 @@ fn alternatives(contract: &ResolvedContract) -> Vec<Alternative> {
     let (terms, plan) = (contract.contract(), contract.schedule());
     let mut list = vec![];
     let mut add = |what: String, terms: &PrivacyContract, schedule: Schedule| {
-        list.push(Alternative { what, outcome: terms.resolve(schedule) });
+        list.push(Alternative { what, outcome: contract.instead(terms, schedule) });
     };
     for rounds in [plan.rounds / 2, plan.rounds.saturating_mul(2)] {
         if rounds > 0 {

@@ -2,7 +2,8 @@
 
 use super::evidence::Evidence;
 use crate::contract::Unit;
-use crate::resolve::ResolvedContract;
+use crate::ledger::Loss;
+use crate::resolve::{ResolvedContract, Terms};
 use undertone_core::limits::MAX_COHORT;
 
 /// Numbers of canaries that are tried in turn where none is asked for.
@@ -39,6 +40,12 @@ pub enum AuditError {
     /// `unit = "none"`.
     #[error("the job promises no privacy (unit = \"none\"): there is no claim to audit")]
     NoPromise,
+    /// No attack is built for it.
+    #[error(
+        "there is no audit for contracts with trust = \"local\" at client level, nor for cohorts that are drawn at random: \
+         it covers unit = \"record\", and unit = \"client\" with trust = \"central\" and everyone or a fixed number asked"
+    )]
+    NotCovered,
     /// Too few or too many canaries.
     #[error("an audit has {MIN_CANARIES} to {MAX_CANARIES} canaries, not {0}")]
     Canaries(u32),
@@ -128,6 +135,10 @@ impl Design {
         let rounds = wishes.rounds.unwrap_or(planned);
         if !(1..=planned).contains(&rounds) {
             return Err(AuditError::Rounds { rounds, planned });
+        }
+        let drawn = matches!(contract.loss(), Some(Loss::CappedPoissonGaussian { .. }));
+        if drawn || matches!(contract.terms(), Terms::ClientLocal(_)) {
+            return Err(AuditError::NotCovered);
         }
         let claims = claims(contract, rounds)?;
         let steps = u64::from(rounds) * u64::from(contract.charge());

@@ -37,6 +37,7 @@ impl Subject for JobUnderAudit<'_> {
         match contract.terms() {
             Terms::ClientCentral(_) => client_level::released(contract, *grid, rounds, included, noise),
             Terms::RecordLocal(_) => record_level::noised(contract, rounds, included, noise),
+            Terms::ClientLocal(_) => Err(AuditError::NotCovered),
             Terms::NoPromise(_) => Err(AuditError::NoPromise),
         }
     }
@@ -64,6 +65,7 @@ impl Subject for WithoutNoise<'_> {
         match contract.terms() {
             Terms::ClientCentral(_) => client_level::summed(contract, *grid, rounds, included),
             Terms::RecordLocal(_) => record_level::summed(contract, rounds, included, sampling),
+            Terms::ClientLocal(_) => Err(AuditError::NotCovered),
             Terms::NoPromise(_) => Err(AuditError::NoPromise),
         }
     }

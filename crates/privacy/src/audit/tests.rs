@@ -63,7 +63,7 @@ fn record_level_with_full_batches_keeps_its_claim_and_fails_without_noise() {
 /// The contract of the hospitals' example.
 #[test]
 fn record_level_with_sampling_keeps_its_claim_and_fails_without_noise() {
-    let wishes = Wishes { canaries: Some(20_000), ..WISHES };
+    let wishes = Wishes { canaries: Some(50_000), ..WISHES };
     let measured = check(&record(0.25, Noise::TargetEpsilon(5.0), 1e-3, 20, 2), wishes);
     assert!(measured.iter().all(|&m| m > 0.5), "{measured:?}");
 }
@@ -142,6 +142,10 @@ fn what_cannot_be_audited_is_refused() {
     let refuse = |wishes| Design::new(&contract, wishes).unwrap_err();
     let none = PrivacyContract::none().resolve(Schedule { rounds: 3, local_steps: 1 }).unwrap();
     assert_eq!(Design::new(&none, WISHES).unwrap_err(), AuditError::NoPromise);
+    let noise = Noise::Multiplier(4.0);
+    let local = PrivacyContract::client_local(1.0, noise, 1e-5, 50.0).unwrap();
+    let local = local.resolve(Schedule { rounds: 3, local_steps: 1 }).unwrap();
+    assert_eq!(Design::new(&local, WISHES).unwrap_err(), AuditError::NotCovered);
     for canaries in [0, 99, 65_537, u32::MAX] {
         assert_eq!(refuse(Wishes { canaries: Some(canaries), ..WISHES }), AuditError::Canaries(canaries));
     }

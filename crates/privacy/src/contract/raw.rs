@@ -1,6 +1,7 @@
 //! The contract as it is written in a file, before it is checked.
 
 use super::{InvalidContract, Noise, PrivacyContract, Trust, Unit};
+use crate::sensitivity::Adjacency;
 use serde::{Deserialize, Serialize};
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -9,6 +10,8 @@ pub(super) struct RawContract {
     unit: Unit,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     trust: Option<Trust>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    adjacency: Option<Adjacency>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     clip_norm: Option<f64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -36,6 +39,7 @@ impl RawContract {
         ]
         .into_iter()
         .filter_map(|(key, value)| value.map(|_| key))
+        .chain(self.adjacency.map(|_| "adjacency"))
         .collect()
     }
 
@@ -59,7 +63,7 @@ impl TryFrom<RawContract> for PrivacyContract {
             Some(x) => Ok(x),
             None => refuse(format!("unit = \"{}\" needs {key}", raw.unit.as_str())),
         };
-        match (raw.unit, raw.trust) {
+        let contract = match (raw.unit, raw.trust) {
             (Unit::None, None) if raw.given().is_empty() => Ok(Self::none()),
             (Unit::None, None) => refuse(format!(
                 "unit = \"none\" promises no privacy, so {} would mean nothing: leave it out",
@@ -72,11 +76,17 @@ impl TryFrom<RawContract> for PrivacyContract {
                 needed("delta", raw.delta)?,
                 needed("budget_epsilon", raw.budget_epsilon)?,
             ),
-            (Unit::Client, Some(Trust::Central)) if raw.sampling_rate.is_some() => refuse(
-                "unit = \"client\" takes no sampling_rate: cohorts are fixed in size or everyone, for which no \
-                 amplification by sampling can be claimed",
+            (Unit::Client, Some(_)) if raw.sampling_rate.is_some() => refuse(
+                "unit = \"client\" takes no sampling_rate: for cohorts of everyone or of a fixed size no amplification by \
+                 sampling can be claimed, and one that is drawn with [cohort] rule = \"poisson\" has its rate there",
             ),
             (Unit::Client, Some(Trust::Central)) => Self::client_central(
+                needed("clip_norm", raw.clip_norm)?,
+                raw.noise()?,
+                needed("delta", raw.delta)?,
+                needed("budget_epsilon", raw.budget_epsilon)?,
+            ),
+            (Unit::Client, Some(Trust::Local)) => Self::client_local(
                 needed("clip_norm", raw.clip_norm)?,
                 raw.noise()?,
                 needed("delta", raw.delta)?,
@@ -88,6 +98,10 @@ impl TryFrom<RawContract> for PrivacyContract {
                 unit.as_str(),
                 trust.as_str()
             )),
+        }?;
+        match raw.adjacency {
+            Some(adjacency) => contract.with_adjacency(adjacency),
+            None => Ok(contract),
         }
     }
 }
@@ -102,6 +116,8 @@ impl From<PrivacyContract> for RawContract {
         Self {
             unit: contract.unit(),
             trust: contract.trust(),
+            // The default stays unwritten, as it was before the key existed.
+            adjacency: contract.adjacency().filter(|a| Some(*a) != contract.default_adjacency()),
             clip_norm: contract.clip_norm(),
             sampling_rate: contract.sampling_rate(),
             noise_multiplier,
@@ -112,6 +128,6 @@ impl From<PrivacyContract> for RawContract {
     }
 }
 
-fn refuse<T>(problem: impl Into<String>) -> Result<T, InvalidContract> {
+pub(super) fn refuse<T>(problem: impl Into<String>) -> Result<T, InvalidContract> {
     Err(InvalidContract::Combination { problem: problem.into() })
 }

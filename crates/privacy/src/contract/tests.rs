@@ -7,6 +7,8 @@ const RECORD: &str = "unit = \"record\"\ntrust = \"local\"\nclip_norm = 1\nsampl
                       target_epsilon = 5\ndelta = 1e-3\nbudget_epsilon = 10\n";
 const CLIENT: &str = "unit = \"client\"\ntrust = \"central\"\nclip_norm = 0.5\nnoise_multiplier = 1.2\n\
                       delta = 1e-5\nbudget_epsilon = 8\n";
+const LOCAL: &str = "unit = \"client\"\ntrust = \"local\"\nclip_norm = 0.5\nnoise_multiplier = 4\n\
+                     delta = 1e-5\nbudget_epsilon = 8\n";
 const NONE: &str = "unit = \"none\"\n";
 
 fn parse(text: &str) -> Result<PrivacyContract, String> {
@@ -14,8 +16,8 @@ fn parse(text: &str) -> Result<PrivacyContract, String> {
 }
 
 #[test]
-fn the_three_shapes_are_read_and_written_back() {
-    for text in [RECORD, CLIENT, NONE] {
+fn the_shapes_are_read_and_written_back() {
+    for text in [RECORD, CLIENT, LOCAL, NONE] {
         let contract = parse(text).unwrap();
         let json = serde_json::to_string(&contract).unwrap();
         assert_eq!(serde_json::from_str::<PrivacyContract>(&json).unwrap(), contract, "{json}");
@@ -28,14 +30,47 @@ fn the_three_shapes_are_read_and_written_back() {
 }
 
 #[test]
+fn neighbours_are_a_key_of_client_level_contracts() {
+    let with = |text: &str, a: &str| parse(&format!("{text}adjacency = \"{a}\"\n"));
+    let central = parse(CLIENT).unwrap();
+    assert_eq!(central.adjacency(), Some(Adjacency::AddRemove));
+    // The default, written or not, is one contract, and stays unwritten.
+    assert_eq!(with(CLIENT, "add-remove"), Ok(central));
+    assert!(!serde_json::to_string(&central).unwrap().contains("adjacency"));
+    let replace = with(CLIENT, "replace-one").unwrap();
+    assert_eq!(replace.adjacency(), Some(Adjacency::ReplaceOne));
+    let json = serde_json::to_string(&replace).unwrap();
+    assert_eq!(serde_json::from_str::<PrivacyContract>(&json).unwrap(), replace, "{json}");
+    // With local trust any two updates are neighbours unless the contract says less.
+    let local = parse(LOCAL).unwrap();
+    assert_eq!((local.unit(), local.trust()), (Unit::Client, Some(Trust::Local)));
+    assert_eq!(local.adjacency(), Some(Adjacency::ReplaceOne));
+    assert_eq!(with(LOCAL, "replace-one"), Ok(local));
+    let less = with(LOCAL, "add-remove").unwrap();
+    assert_eq!(less.adjacency(), Some(Adjacency::AddRemove));
+    assert_ne!(less.digest(), local.digest());
+    let json = serde_json::to_string(&less).unwrap();
+    assert_eq!(serde_json::from_str::<PrivacyContract>(&json).unwrap(), less, "{json}");
+    assert_eq!(with(RECORD, "add-remove"), parse(RECORD));
+    let e = with(RECORD, "replace-one").unwrap_err();
+    assert!(
+        e.contains("accounted for adjacency = \"add-remove\" alone") && e.contains("valid contracts are"),
+        "{e}"
+    );
+    assert!(with(NONE, "replace-one").unwrap_err().contains("adjacency would mean nothing"));
+    assert!(with(CLIENT, "replace").unwrap_err().contains("did you mean \"replace-one\"?"));
+}
+
+#[test]
 fn what_has_no_proof_is_refused_with_the_valid_ones() {
     for (base, from, to, says) in [
         (RECORD, "\"local\"", "\"central\"", "does not go with trust"),
-        (CLIENT, "\"central\"", "\"local\"", "does not go with trust"),
         (CLIENT, "trust = \"central\"\n", "", "needs trust"),
         (NONE, "\n", "\ntrust = \"local\"\n", "does not go with trust"),
         (NONE, "\n", "\ndelta = 0.1\n", "delta would mean nothing"),
         (CLIENT, "delta", "sampling_rate = 0.1\ndelta", "no amplification"),
+        (LOCAL, "delta", "sampling_rate = 0.1\ndelta", "no amplification"),
+        (LOCAL, "clip_norm = 0.5\n", "", "needs clip_norm"),
         (RECORD, "sampling_rate = 0.25\n", "", "needs sampling_rate"),
         (RECORD, "delta = 1e-3\n", "", "needs delta"),
         (RECORD, "budget_epsilon = 10\n", "", "needs budget_epsilon"),
@@ -102,6 +137,9 @@ fn every_term_is_in_the_digest() {
     ] {
         digests.push(parse(&RECORD.replacen(from, to, 1)).unwrap().digest());
     }
+    digests.push(parse(CLIENT).unwrap().with_adjacency(Adjacency::ReplaceOne).unwrap().digest());
+    digests.push(parse(LOCAL).unwrap().digest());
+    digests.push(parse(&LOCAL.replace("\"local\"", "\"central\"")).unwrap().digest());
     let all = digests.len();
     digests.sort();
     digests.dedup();

@@ -183,10 +183,8 @@ impl Chain {
             return damaged("its job takes no more attempts");
         }
         let is_new = self.jobs.get(&line.entry.key.job).is_none_or(|l| l.entry(&line.entry.key).is_none());
-        if is_new {
-            if line.entry.state != EntryState::Reserved {
-                return damaged("an attempt does not begin as reserved");
-            }
+        if is_new && line.entry.state != EntryState::Reserved {
+            return damaged("an attempt does not begin as reserved");
         }
         let ledger = self.jobs.entry(line.entry.key.job.clone()).or_default();
         ledger.apply(line.entry.clone()).map_err(|e| DamagedLedger { seq: line.seq, ..e })?;

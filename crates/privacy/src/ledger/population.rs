@@ -61,7 +61,8 @@ const TOLD: PopulationBudget = PopulationBudget { epsilon: 8.0, delta: 1e-6 };
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PopulationSpent {
-    /// ε of each record, by record-level and client-level jobs together.
+    /// ε of each record, by record-level and client-level jobs together. A changed record changes its client's whole
+    /// contribution: a client-level release costs a record up to what replacing the client costs.
     pub record_epsilon: f64,
     /// The δ that goes with it.
     pub record_delta: f64,
@@ -150,16 +151,15 @@ impl Totals {
     /// # Errors
     /// [`PopulationSpentUp`].
     pub fn admit(&self, entry: &LedgerEntry) -> Result<(), PopulationSpentUp> {
-        let curve = entry.loss.map(|loss| loss.curve());
-        for (spending, covered, unit, also) in [
-            (&self.record, entry.unit != Unit::None, "record", " or \"client\""),
-            (&self.client, entry.unit == Unit::Client, "client", ""),
+        for (spending, level, unit, also) in [
+            (&self.record, Unit::Record, "record", " or \"client\""),
+            (&self.client, Unit::Client, "client", ""),
         ] {
             let Some(budget) = spending.budget else { continue };
-            let Some(curve) = curve.as_ref().filter(|_| covered) else {
+            let Some((curve, times)) = entry.loss.and_then(|loss| loss.at_level(level, entry.unit)) else {
                 return Err(PopulationSpentUp::NoPromise { unit, also });
             };
-            if spending.filter.clone().admit(curve, entry.compositions.into()).is_err() {
+            if spending.filter.clone().admit(&curve, times * u64::from(entry.compositions)).is_err() {
                 let left = (100.0 * (1.0 - spending.filter.share_spent())).max(0.0);
                 return Err(PopulationSpentUp::Filter {
                     unit,
@@ -174,14 +174,15 @@ impl Totals {
 
     /// How many attempts of this kind the budgets still admit; none: no budget limits them.
     pub fn attempts_left(&self, unit: Unit, loss: Option<Loss>, compositions: u32) -> Option<u64> {
-        let curve = loss.map(|loss| loss.curve());
-        let left = |spending: &Spending, covered: bool| {
+        let left = |spending: &Spending, level: Unit| {
             spending.budget?;
-            let Some(curve) = curve.as_ref().filter(|_| covered) else { return Some(0) };
-            Some(spending.filter.room(curve) / u64::from(compositions.max(1)))
+            let Some((curve, times)) = loss.and_then(|loss| loss.at_level(level, unit)) else {
+                return Some(0);
+            };
+            Some(spending.filter.room(&curve) / (times * u64::from(compositions.max(1))))
         };
-        let record = left(&self.record, unit != Unit::None);
-        let client = left(&self.client, unit == Unit::Client);
+        let record = left(&self.record, Unit::Record);
+        let client = left(&self.client, Unit::Client);
         record.into_iter().chain(client).min()
     }
 
@@ -201,11 +202,13 @@ impl Totals {
             self.clients_unprotected += 1;
             return;
         };
-        let (curve, times) = (loss.curve(), u64::from(entry.compositions));
-        self.record.filter.charge(&curve, times);
-        match entry.unit {
-            Unit::Client => self.client.filter.charge(&curve, times),
-            Unit::Record | Unit::None => self.clients_unprotected += 1,
+        let compositions = u64::from(entry.compositions);
+        if let Some((curve, times)) = loss.at_level(Unit::Record, entry.unit) {
+            self.record.filter.charge(&curve, times * compositions);
+        }
+        match loss.at_level(Unit::Client, entry.unit) {
+            Some((curve, times)) => self.client.filter.charge(&curve, times * compositions),
+            None => self.clients_unprotected += 1,
         }
     }
 }

@@ -2,15 +2,7 @@
 
 use super::AccountantError;
 use crate::rdp::{MAX_NOISE_MULTIPLIER, MIN_NOISE_MULTIPLIER};
-
-/// Which data sets are neighbours.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Adjacency {
-    /// One contribution more or less. Two directions, composed apart; the worse counts.
-    AddRemove,
-    /// One contribution changed into another. A Gaussian sum moves by two clip norms.
-    ReplaceOne,
-}
+pub use crate::sensitivity::Adjacency;
 
 /// A mechanism with its numbers, all relative to its sensitivity. Only checked ones exist.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -5,6 +5,7 @@ use crate::contract::{Noise, PrivacyContract};
 use crate::ledger::Ledger;
 use crate::ledger::population::{Budgets, Totals};
 use crate::resolve::Schedule;
+use crate::sensitivity::Adjacency;
 use undertone_core::digest::Digest;
 use undertone_core::id::{Attempt, JobId, Round};
 
@@ -56,6 +57,41 @@ fn client_level_noise_does_not_shrink_when_clients_drop_out() {
 }
 
 #[test]
+fn a_replaced_client_costs_twice_the_noise_and_the_same_epsilon() {
+    let plain = PrivacyContract::client_central(1.0, Noise::Multiplier(1.0), 1e-5, 50.0).unwrap();
+    let [plain, replace] = [plain, plain.with_adjacency(Adjacency::ReplaceOne).unwrap()].map(resolve);
+    assert_eq!(plain.epsilon_after(3), replace.epsilon_after(3));
+    assert_ne!(plain.digest(), replace.digest());
+    let mut rng = NoiseRng::seeded_for_tests(5);
+    for (contract, factor) in [(plain, 1.0), (replace, 2.0)] {
+        let released = release(sum(50_000, 1, 1), &contract, &entry(&contract), 10, &mut rng).unwrap();
+        let (_, deviation) = mean_and_deviation(&released);
+        assert!((deviation / (0.1 * factor) - 1.0).abs() < 0.02, "{factor}: {deviation}");
+    }
+}
+
+/// A draw may come out empty: then noise alone is released, over the same denominator, and nobody can tell.
+#[test]
+fn an_empty_cohort_releases_noise() {
+    let contract = client();
+    let mut rng = NoiseRng::seeded_for_tests(7);
+    let cohort = Counted { most: 3, denominator: 2.5 };
+    for updates in [0, 3] {
+        let released =
+            release(sum(50_000, updates, 1), &contract, &entry(&contract), cohort, &mut rng).unwrap();
+        let (mean, deviation) = mean_and_deviation(&released);
+        assert!((mean - 0.2 * f64::from(updates)).abs() < 0.01, "{updates}: {mean}");
+        assert!((deviation / 0.4 - 1.0).abs() < 0.02, "{updates}: {deviation}");
+    }
+    let e = release(sum(2, 4, 1), &contract, &entry(&contract), cohort, &mut rng).unwrap_err();
+    assert_eq!(e, ReleaseError::Cohort { updates: 4, cohort_size: 3 });
+    for denominator in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+        let cohort = Counted { most: 3, denominator };
+        assert!(release(sum(2, 1, 1), &contract, &entry(&contract), cohort, &mut rng).is_err());
+    }
+}
+
+#[test]
 fn two_releases_have_different_noise() {
     let contract = client();
     let mut rng = NoiseRng::from_os().unwrap();
@@ -72,6 +108,18 @@ fn record_level_and_no_promise_divide_by_the_weight_received() {
         let nothing = release(sum(4, 0, 1), &contract, &entry(&contract), 100, &mut rng);
         assert_eq!(nothing, Err(ReleaseError::NothingReceived));
     }
+}
+
+#[test]
+fn local_messages_are_averaged_without_more_noise_and_without_weights() {
+    let mut rng = NoiseRng::seeded_for_tests(6);
+    let contract = resolve(PrivacyContract::client_local(1.0, Noise::Multiplier(1.0), 1e-5, 50.0).unwrap());
+    let released = release(sum(4, 3, 1), &contract, &entry(&contract), 100, &mut rng).unwrap();
+    assert_eq!(released.mean().collect::<Vec<_>>(), [0.5; 4]);
+    let e = release(sum(4, 3, 7), &contract, &entry(&contract), 100, &mut rng).unwrap_err();
+    assert!(matches!(e, ReleaseError::NotUniform { updates: 3, total_weight: 21 }), "{e}");
+    let e = release(sum(4, 0, 1), &contract, &entry(&contract), 100, &mut rng).unwrap_err();
+    assert_eq!(e, ReleaseError::NothingReceived);
 }
 
 #[test]

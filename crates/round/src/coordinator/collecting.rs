@@ -137,6 +137,14 @@ impl Collecting {
                     open => {
                         let bytes = update.bytes;
                         *open = Standing::Received(update.clone());
+                        // From here on the client's data may be in a release, whatever becomes of this attempt.
+                        if let Some(rule) = ctx.job.spec().cohort.participation() {
+                            let history = state.taken_part.get(&client).copied().unwrap_or_default();
+                            let joined = rule
+                                .join(&history, round.0)
+                                .map_err(|e| Refusal(format!("{client}: {e}")))?;
+                            step.next.taken_part.insert(client.clone(), joined);
+                        }
                         step.accepted = Some((key, update));
                         step.events.push(JobEvent::Received { round, client, bytes });
                     }
@@ -221,14 +229,21 @@ impl Collecting {
 
     /// Goes on if everyone is in or out, or if enough can no longer be reached. Else those who came back are asked
     /// again (the same attempt: nothing is done twice).
-    fn settle(self, state: &JobState, mut step: Step, back: &[ClientId], ctx: &Context<'_>) -> Option<Step> {
+    pub(super) fn settle(
+        self,
+        state: &JobState,
+        mut step: Step,
+        back: &[ClientId],
+        ctx: &Context<'_>,
+    ) -> Option<Step> {
         let received = self.received().count();
         let open = self.members.values().filter(|m| m.standing.is_open()).count();
-        let needed = ctx.job.spec().cohort.min_clients() as usize;
+        let needed = ctx.job.spec().cohort.min_updates() as usize;
         if received + open < needed {
             let reason =
                 format!("{received} usable updates of {} clients asked, {needed} needed", self.members.len());
-            step.absorb(self.attempt().abort(state, &reason, ctx));
+            let aborted = self.attempt().abort(&step.next, &reason, ctx);
+            step.absorb(aborted);
             return Some(step);
         }
         if open == 0 {

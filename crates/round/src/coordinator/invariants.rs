@@ -4,6 +4,7 @@
 //! | name | design |
 //! |---|---|
 //! | [`BudgetBeforeOffers`](Invariant::BudgetBeforeOffers), [`WithinBudget`](Invariant::WithinBudget) | budget before noise |
+//! | [`MayTakePart`](Invariant::MayTakePart) | participation limits |
 //! | [`CountsOnce`](Invariant::CountsOnce) | every accepted update counts exactly once |
 //! | [`OneDraw`](Invariant::OneDraw), [`CommittedBeforePublished`](Invariant::CommittedBeforePublished) | noise before release; never two draws |
 //! | [`LedgerOnlyGrows`](Invariant::LedgerOnlyGrows) | what is reserved stays spent |
@@ -12,7 +13,6 @@
 use super::{Context, Effect, JobState, Phase, Standing, Step, Update};
 use std::collections::BTreeSet;
 use undertone_core::id::AttemptKey;
-use undertone_privacy::contract::Unit;
 use undertone_privacy::ledger::{EntryState, LedgerEntry};
 
 /// The names.
@@ -20,6 +20,8 @@ use undertone_privacy::ledger::{EntryState, LedgerEntry};
 pub enum Invariant {
     /// No client is asked in an attempt whose charge and cohort are not in the ledger.
     BudgetBeforeOffers,
+    /// No client is asked in a round that the rule on participation keeps it out of.
+    MayTakePart,
     /// No ledger entry brings ε above the budget.
     WithinBudget,
     /// What is summed are the updates that count, all of them, one of each client.
@@ -48,8 +50,9 @@ pub struct Broken(pub Invariant);
 /// # Errors
 /// [`Broken`] with the first invariant that does not hold.
 pub fn check(before: &JobState, step: &Step, ctx: &Context<'_>) -> Result<(), Broken> {
-    let checks: [(Invariant, bool); 8] = [
+    let checks: [(Invariant, bool); 9] = [
         (Invariant::BudgetBeforeOffers, budget_before_offers(step, ctx)),
+        (Invariant::MayTakePart, may_take_part(before, step, ctx)),
         (Invariant::WithinBudget, within_budget(step, ctx)),
         (Invariant::CountsOnce, counts_once(before, step)),
         (Invariant::OneDraw, one_draw(before, step, ctx)),
@@ -75,6 +78,13 @@ fn budget_before_offers(step: &Step, ctx: &Context<'_>) -> bool {
             asked = Some(key);
             entry(step, ctx, key).is_some_and(|e| matches!(e.state, EntryState::Sampled { .. }))
         }
+        _ => true,
+    })
+}
+
+fn may_take_part(before: &JobState, step: &Step, ctx: &Context<'_>) -> bool {
+    step.effects.iter().all(|effect| match effect {
+        Effect::Offer { client, key, .. } => before.may_join(client, key.round, ctx.job),
         _ => true,
     })
 }
@@ -114,7 +124,9 @@ fn counts_once(before: &JobState, step: &Step) -> bool {
 
 fn one_draw(before: &JobState, step: &Step, ctx: &Context<'_>) -> bool {
     let draws = step.effects.iter().any(|e| matches!(e, Effect::Release { .. }));
-    !(draws && ctx.job.contract().unit() == Unit::Client && matches!(before.phase, Phase::Releasing(_)))
+    !(draws
+        && ctx.job.contract().is_noised_by_the_coordinator()
+        && matches!(before.phase, Phase::Releasing(_)))
 }
 
 fn committed_before_published(step: &Step, ctx: &Context<'_>) -> bool {

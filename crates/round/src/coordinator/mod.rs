@@ -36,8 +36,10 @@ pub use releasing::Releasing;
 use crate::event::{JobEvent, Outcome};
 use crate::job::Job;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use undertone_core::digest::Digest;
 use undertone_core::id::{Attempt, AttemptKey, ClientId, JobId, Round};
+use undertone_core::participation::History;
 use undertone_core::trainer::Metrics;
 use undertone_privacy::ledger::population::Totals;
 use undertone_privacy::ledger::{Ledger, LedgerEntry};
@@ -74,6 +76,9 @@ pub struct JobState {
     /// What evaluators were asked and have not answered.
     #[serde(default)]
     pub measuring: Measuring,
+    /// Who took part in which rounds, as far as the cohort's rule on participation asks for it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub taken_part: BTreeMap<ClientId, History>,
     /// What is going on.
     pub phase: Phase,
 }
@@ -295,7 +300,16 @@ impl JobState {
     /// A job that was just accepted.
     pub fn new(model: ModelRef, now_ms: u64) -> Self {
         let phase = Phase::Offering(Offering::first(now_ms));
-        Self { model, released: 0, measuring: Measuring::default(), phase }
+        let (measuring, taken_part) = (Measuring::default(), BTreeMap::new());
+        Self { model, released: 0, measuring, taken_part, phase }
+    }
+
+    /// Whether a client may join a round by the rule on participation, if the job has one.
+    fn may_join(&self, client: &ClientId, round: Round, job: &Job) -> bool {
+        job.spec().cohort.participation().is_none_or(|rule| {
+            let history = self.taken_part.get(client).copied().unwrap_or_default();
+            rule.may_join(&history, round.0).is_ok()
+        })
     }
 
     /// The word used in listings.

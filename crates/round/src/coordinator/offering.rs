@@ -4,6 +4,8 @@ use super::{Collecting, Context, Effect, Input, JobState, Phase, Step, key};
 use crate::event::{JobEvent, Outcome};
 use crate::job::Job;
 use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
+use undertone_core::cohort::CohortRule;
 use undertone_core::digest::{Digest, Digester};
 use undertone_core::id::{Attempt, ClientId, Round};
 use undertone_privacy::ledger::ReserveError;
@@ -85,27 +87,54 @@ impl Offering {
             return None;
         }
         let rule = ctx.job.spec().cohort;
-        let present = ctx.trainers.len();
-        if present < rule.size() as usize
+        let eligible = self.eligible(state, ctx);
+        let present = eligible.len();
+        if let CohortRule::Poisson { population, .. } = rule.rule()
+            && present > population as usize
+        {
+            // ε was computed for a smaller crowd.
+            let mut step = Step::stay(state);
+            step.end(Outcome::Failed {
+                reason: format!(
+                    "{present} trainers are connected, more than [cohort] population = {population}: submit the job with \
+                     the number that there are"
+                ),
+            });
+            return Some(step);
+        }
+        if present < rule.whole() as usize
             && present >= rule.min_clients() as usize
             && ctx.now_ms < self.patient_until_ms(ctx.job)
         {
             return None;
         }
-        match rule.draw(ctx.trainers, &mut ctx.rng) {
+        match rule.draw(&eligible, &mut ctx.rng) {
             Some(cohort) => Some(self.offer(state, cohort, ctx)),
-            None => self.wait(state, ctx),
+            None => self.wait(state, present as u32, ctx),
         }
     }
 
-    fn wait(&self, state: &JobState, ctx: &Context<'_>) -> Option<Step> {
+    /// The connected trainers that may join this round.
+    fn eligible<'a>(&self, state: &JobState, ctx: &Context<'a>) -> Cow<'a, [ClientId]> {
+        if ctx.job.spec().cohort.participation().is_none() {
+            return Cow::Borrowed(ctx.trainers);
+        }
+        ctx.trainers.iter().filter(|c| state.may_join(c, self.round, ctx.job)).cloned().collect()
+    }
+
+    fn wait(&self, state: &JobState, present: u32, ctx: &Context<'_>) -> Option<Step> {
         let mut step = Step::stay(state);
-        let (present, needed) = (ctx.trainers.len() as u32, ctx.job.spec().cohort.min_clients());
+        let cohort = ctx.job.spec().cohort;
+        let needed = cohort.min_clients();
+        let (which, rule) = match cohort.participation() {
+            None => ("", ""),
+            Some(_) => (" and may take part again", " or change its participations and separation"),
+        };
         if ctx.now_ms >= self.gives_up_at_ms(ctx.job) {
             step.end(Outcome::Failed {
                 reason: format!(
-                    "only {present} of the {needed} trainers that round {} needs were connected for {}: start more \
-                     clients, or lower [cohort] min_clients",
+                    "only {present} of the {needed} trainers that round {} needs were connected{which} for {}: start more \
+                     clients, or lower [cohort] min_clients{rule}",
                     self.round,
                     humantime_of(ctx.job)
                 ),
@@ -162,7 +191,13 @@ impl Offering {
                 deadline_ms,
             })
             .collect();
-        step.next.phase = Phase::Collecting(Collecting::new(self.round, self.attempt, deadline_ms, cohort));
+        let nobody = cohort.is_empty();
+        let collecting = Collecting::new(self.round, self.attempt, deadline_ms, cohort);
+        if nobody {
+            // A draw that came out empty is released as noise: to stop here would tell.
+            return collecting.settle(state, step.clone(), &[], ctx).unwrap_or(step);
+        }
+        step.next.phase = Phase::Collecting(collecting);
         step
     }
 }

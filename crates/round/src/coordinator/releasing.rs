@@ -6,7 +6,6 @@ use super::{
 use crate::event::Outcome;
 use serde::{Deserialize, Serialize};
 use undertone_core::id::{Attempt, Round};
-use undertone_privacy::contract::Unit;
 
 /// The sum is being released.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,7 +29,7 @@ impl Releasing {
     ) -> Result<Option<Step>, Refusal> {
         let current = key(ctx.id, self.round, self.attempt);
         match input {
-            Input::Recovered if ctx.job.contract().unit() == Unit::Client => {
+            Input::Recovered if ctx.job.contract().is_noised_by_the_coordinator() => {
                 // Noise may have been drawn over these inputs before the restart. A second draw over the same
                 // inputs would be a second release: the attempt stays spent and a new one is paid for.
                 let reason = "the coordinator restarted while it drew noise";

@@ -70,9 +70,21 @@ struct World {
 
 impl World {
     fn new(privacy: &str) -> Self {
+        Self::of(job(privacy))
+    }
+
+    /// A job of its own cohort table.
+    fn with_cohort(cohort: &str, privacy: &str) -> Self {
+        let text =
+            JOB.replace("rule = \"all\"\nsize = 3\nmin_clients = 2\n", cohort).replace("PRIVACY", privacy);
+        assert!(text.contains(cohort));
+        Self::of(JobSpec::from_toml(&text, "t.toml").unwrap().resolve().unwrap())
+    }
+
+    fn of(job: Job) -> Self {
         Self {
             id: JobId::new("t-1").unwrap(),
-            job: job(privacy),
+            job,
             state: JobState::new(model(0), 0),
             ledger: Ledger::default(),
             population: Totals::new(Default::default()),
@@ -180,6 +192,119 @@ fn two_rounds_and_the_end() {
     w.deliver(&["a", "b", "c"], 2, 1);
     w.release(2, 1);
     assert_eq!(w.outcome(), Some(&Outcome::Completed));
+}
+
+#[test]
+fn nobody_is_asked_more_often_than_the_rule_allows() {
+    let limited = "rule = \"all\"\nsize = 3\nmin_clients = 2\nparticipations = 1\nseparation = 1\n";
+    let mut w = World::with_cohort(limited, NONE);
+    w.feed(Input::Sessions).unwrap();
+    w.deliver(&["a", "b"], 1, 1);
+    let (client, key) = (name("c"), w.key(1, 1));
+    w.feed(Input::Failure { client, key, reason: "no torch".into() }).unwrap();
+    // The attempt is lost with all that was sent; in the same round the same clients may try again.
+    w.feed(Input::ReleaseFailed { key: w.key(1, 1), reason: "disk".into() }).unwrap();
+    w.now_ms += 1_000;
+    w.feed(Input::Sessions).unwrap();
+    let asked = |w: &World| -> Vec<String> {
+        let offers = w.effects.iter().filter_map(|e| match e {
+            Effect::Offer { client, .. } => Some(client.to_string()),
+            _ => None,
+        });
+        offers.collect()
+    };
+    assert_eq!(asked(&w), ["a", "b", "c"]);
+    w.deliver(&["a", "b"], 1, 2);
+    let (client, key) = (name("c"), w.key(1, 2));
+    w.feed(Input::Failure { client, key, reason: "no torch".into() }).unwrap();
+    w.release(1, 2);
+    // Only c, whose update never came, may take part in round 2.
+    w.feed(Input::Sessions).unwrap();
+    assert_eq!(w.state.status(), "waiting");
+    w.trainers.push(name("d"));
+    w.feed(Input::Connected { client: name("d") }).unwrap();
+    assert_eq!(asked(&w), ["c", "d"]);
+    let taken: Vec<_> = w.state.taken_part.iter().map(|(c, h)| (c.as_str(), h.joined())).collect();
+    assert_eq!(taken, [("a", 1), ("b", 1)]);
+    // A step that asks one of the others all the same is not made.
+    let ctx = Context {
+        id: &w.id,
+        job: &w.job,
+        ledger: &w.ledger,
+        population: &w.population,
+        trainers: &w.trainers,
+        evaluators: &[],
+        enrolled_evaluators: &[],
+        now_ms: w.now_ms,
+        rng: &mut w.rng,
+    };
+    let mut wrong = Step::stay(&w.state);
+    let key = AttemptKey { job: w.id.clone(), round: Round(2), attempt: Attempt(1) };
+    for (client, holds) in [("c", true), ("a", false)] {
+        wrong.effects =
+            vec![Effect::Offer { client: name(client), key: key.clone(), model: model(1), deadline_ms: 1 }];
+        assert_eq!(invariants::check(&w.state, &wrong, &ctx).is_ok(), holds, "{client}");
+    }
+}
+
+const POISSON: &str = "rule = \"poisson\"\nrate = RATE\npopulation = 3\ncap = 3\nmin_clients = 2\n";
+
+#[test]
+fn a_draw_that_comes_out_empty_is_released_all_the_same() {
+    let central = CENTRAL.replace("BUDGET", "10.0");
+    let mut w = World::with_cohort(&POISSON.replace("RATE", "0.000001"), &central);
+    for round in 1..=2 {
+        w.feed(Input::Sessions).unwrap();
+        assert!(
+            matches!(&w.effects[..], [Effect::Release { updates, .. }] if updates.is_empty()),
+            "{:?}",
+            w.effects
+        );
+        assert!(matches!(w.ledger.entries().last().unwrap().state, EntryState::Sampled { .. }));
+        w.release(round, 1);
+    }
+    assert_eq!(w.outcome(), Some(&Outcome::Completed));
+    let spent = w.ledger.spent(w.job.contract()).unwrap();
+    assert!(spent < 1.0, "a millionth of a chance is not the price of everyone: {spent}");
+}
+
+#[test]
+fn the_number_that_was_drawn_or_came_in_ends_no_round() {
+    let central = CENTRAL.replace("BUDGET", "10.0");
+    let mut w = World::with_cohort(&POISSON.replace("RATE", "1.0"), &central);
+    w.trainers.truncate(1);
+    w.feed(Input::Sessions).unwrap();
+    assert_eq!(w.state.status(), "waiting", "min_clients counts who is there before the draw");
+    w.trainers = ["a", "b", "c"].map(name).to_vec();
+    w.feed(Input::Sessions).unwrap();
+    for c in ["a", "b", "c"] {
+        let (client, key) = (name(c), w.key(1, 1));
+        w.feed(Input::Failure { client, key, reason: "no torch".into() }).unwrap();
+    }
+    assert!(
+        matches!(&w.effects[..], [Effect::Release { updates, .. }] if updates.is_empty()),
+        "{:?}",
+        w.effects
+    );
+    w.release(1, 1);
+    // More people than ε was computed for.
+    w.trainers.push(name("d"));
+    w.feed(Input::Sessions).unwrap();
+    let Some(Outcome::Failed { reason }) = w.outcome() else { panic!("{:?}", w.state) };
+    assert!(reason.contains("4 trainers") && reason.contains("population = 3"), "{reason}");
+}
+
+#[test]
+fn a_job_that_used_up_its_participations_says_so() {
+    let limited = "rule = \"all\"\nsize = 3\nmin_clients = 2\nparticipations = 1\nseparation = 1\n";
+    let mut w = World::with_cohort(limited, NONE);
+    w.round(1);
+    w.feed(Input::Sessions).unwrap();
+    w.now_ms += 50_000;
+    w.feed(Input::Tick).unwrap();
+    let Some(Outcome::Failed { reason }) = w.outcome() else { panic!("{:?}", w.state) };
+    assert!(reason.contains("only 0 of the 2") && reason.contains("take part again"), "{reason}");
+    assert!(reason.contains("participations and separation"), "{reason}");
 }
 
 #[test]

@@ -6,6 +6,7 @@
 use serde::{Deserialize, Serialize};
 use undertone_core::digest::Digest;
 use undertone_core::id::{Attempt, AttemptKey, JobId, Round};
+use undertone_core::participation::{History, MayNotJoin, Participation};
 
 /// One job's account.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,6 +17,9 @@ pub struct Account {
     updates: u32,
     round: Round,
     attempt: Attempt,
+    /// The rounds that the client took part in, for the job's rule on participation.
+    #[serde(default)]
+    taken_part: History,
     sealed: Option<Sealed>,
 }
 
@@ -34,15 +38,33 @@ pub struct Sealed {
 impl Account {
     /// The account after one more update, for `key`: counted before the update is stored, so that a crash can
     /// only count too much.
-    pub(crate) fn charge(before: Option<&Self>, key: &AttemptKey, document: Digest) -> Self {
-        Self {
+    ///
+    /// # Errors
+    /// [`MayNotJoin`] if the job's `rule` keeps the client out of the round.
+    pub(crate) fn charge(
+        before: Option<&Self>,
+        key: &AttemptKey,
+        document: Digest,
+        rule: Option<Participation>,
+    ) -> Result<Self, MayNotJoin> {
+        let history = before.map_or(History::default(), |a| a.taken_part);
+        Ok(Self {
             job: key.job.clone(),
             document,
             updates: before.map_or(0, |a| a.updates).saturating_add(1),
             round: key.round,
             attempt: key.attempt,
+            taken_part: match rule {
+                Some(rule) => rule.join(&history, key.round.0)?,
+                None => history,
+            },
             sealed: None,
-        }
+        })
+    }
+
+    /// The rounds that the client took part in.
+    pub fn taken_part(&self) -> &History {
+        &self.taken_part
     }
 
     /// The account with the update's bytes in the outbox.

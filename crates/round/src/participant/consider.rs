@@ -11,7 +11,9 @@ use std::sync::Arc;
 use undertone_core::digest::{Digest, Digester};
 use undertone_core::id::AttemptKey;
 use undertone_core::trainer::{DataReport, TrainTask, TrainerError};
-use undertone_privacy::contract::Unit;
+use undertone_privacy::contract::{Trust, Unit};
+use undertone_privacy::resolve::Terms as Promise;
+use undertone_privacy::sensitivity::Adjacency;
 
 /// What the data owner allows and declares.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -33,6 +35,8 @@ pub struct Terms {
     pub job_document: Digest,
     /// Whom the contract protects.
     pub unit: Unit,
+    /// Who must be trusted with more than released models.
+    pub trust: Option<Trust>,
     /// Values in an update.
     pub values: u64,
     /// Bytes that leave in a round.
@@ -45,7 +49,9 @@ pub struct Terms {
     pub max_norm: f64,
     /// The contract's clip norm.
     pub clip_norm: Option<f64>,
-    /// The contract's noise, in multiples of `clip_norm`.
+    /// Which data sets the contract makes hard to tell apart.
+    pub adjacency: Option<Adjacency>,
+    /// The contract's noise, in multiples of the sensitivity that follows from `clip_norm` and `adjacency`.
     pub noise_multiplier: Option<f64>,
     /// The contract's sampling rate (record level only).
     pub sampling_rate: Option<f64>,
@@ -80,6 +86,7 @@ pub struct Acceptance {
     model: ModelRef,
     task: TrainTask,
     weight: u32,
+    withheld: Vec<String>,
 }
 
 /// A decision with the numbers it was based on.
@@ -151,6 +158,12 @@ impl Acceptance {
     pub fn weight(&self) -> u32 {
         self.weight
     }
+
+    /// Why the data is not to be trained on although the client takes part: with local trust at client level noise leaves
+    /// in its place, so that nobody is told that the data does not fit. Empty: train. For the client's own log.
+    pub fn withheld(&self) -> &[String] {
+        &self.withheld
+    }
 }
 
 impl Terms {
@@ -161,12 +174,14 @@ impl Terms {
         Self {
             job_document: job.digest(),
             unit: contract.unit(),
+            trust: contract.trust(),
             values: job.layout().len() as u64,
             update_bytes: job.update_bytes(),
             weight: job.weight(policy.declared_rows.unwrap_or(1)),
             declared_rows: policy.declared_rows,
             max_norm: job.update_norm_bound(),
             clip_norm: contract.contract().clip_norm(),
+            adjacency: contract.adjacency(),
             noise_multiplier: contract.noise_multiplier(),
             sampling_rate: contract.contract().sampling_rate(),
             delta: contract.delta(),
@@ -225,6 +240,23 @@ impl Terms {
     }
 }
 
+/// Holds an offer against the policy and the rule on participation; the data is not looked at.
+pub(super) fn check_offer(
+    terms: &Terms,
+    offer: &Offer,
+    account: Option<&Account>,
+    policy: &Policy,
+) -> Result<(), Refusal> {
+    terms.check(offer.job(), account, policy)?;
+    // The coordinator keeps the same count. The client's own is the one that its promise rests on.
+    match (offer.job().spec().cohort.participation(), account) {
+        (Some(rule), Some(account)) => rule
+            .may_join(account.taken_part(), offer.key().round.0)
+            .map_err(|e| Refusal::open(format!("by this client's own count, {e}"))),
+        _ => Ok(()),
+    }
+}
+
 /// Decides on an offer. `data` is the check of the local data, or why it could not be made.
 pub fn consider(
     offer: &Offer,
@@ -233,9 +265,15 @@ pub fn consider(
     data: Result<&DataReport, &TrainerError>,
 ) -> Decision {
     let terms = Terms::of(offer.job(), account, policy);
-    let verdict = match terms.check(offer.job(), account, policy).and_then(|()| check_data(data)) {
-        Ok(()) => Verdict::Accept(Box::new(accept(offer, &terms, policy))),
-        Err(refusal) => Verdict::Decline(refusal),
+    let says_nothing_of_the_data = matches!(offer.job().contract().terms(), Promise::ClientLocal(_));
+    let verdict = match check_offer(&terms, offer, account, policy).map(|()| check_data(data)) {
+        Ok(Ok(())) => Verdict::Accept(Box::new(accept(offer, &terms, policy, vec![]))),
+        // The policy is no secret of the data; what the data is like would be.
+        Ok(Err(unfit)) if says_nothing_of_the_data => {
+            let why = std::iter::once(unfit.told).chain(unfit.details).collect();
+            Verdict::Accept(Box::new(accept(offer, &terms, policy, why)))
+        }
+        Ok(Err(refusal)) | Err(refusal) => Verdict::Decline(refusal),
     };
     Decision { key: offer.key().clone(), terms, verdict }
 }
@@ -248,7 +286,7 @@ fn check_data(data: Result<&DataReport, &TrainerError>) -> Result<(), Refusal> {
     }
 }
 
-fn accept(offer: &Offer, terms: &Terms, policy: &Policy) -> Acceptance {
+fn accept(offer: &Offer, terms: &Terms, policy: &Policy, withheld: Vec<String>) -> Acceptance {
     let job = offer.job();
     let seed = policy.sampling_seed.map(|seed| sampling_seed(seed, job, offer.key()));
     // Jobs that need the declared rows were refused without; the others read no number here.
@@ -259,6 +297,7 @@ fn accept(offer: &Offer, terms: &Terms, policy: &Policy) -> Acceptance {
         model: offer.model(),
         task,
         weight: terms.weight,
+        withheld,
     }
 }
 

@@ -1,10 +1,14 @@
-//! raw -> clipped -> fixed-point: the only way from what training gave to what may leave.
+//! raw -> clipped -> fixed-point (-> noised, where clients add the noise): the only way from what training gave to what
+//! may leave.
 
 use crate::job::Job;
 use undertone_core::fixed::FixedVector;
 use undertone_core::trainer::LocalUpdate;
 use undertone_privacy::clip::{BoundError, ClipError, RawUpdate, clip};
 use undertone_privacy::contract::Unit;
+use undertone_privacy::local::LocalError;
+use undertone_privacy::noise::NoiseRng;
+use undertone_privacy::resolve::Terms;
 
 /// Why an update does not leave. The sentences may hold values of the update: they are for the client's own log.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -34,6 +38,9 @@ pub enum EncodeError {
     /// The bound does not suit the grid.
     #[error(transparent)]
     Bound(#[from] BoundError),
+    /// The noise does not suit the update or the grid.
+    #[error(transparent)]
+    Local(#[from] LocalError),
 }
 
 impl EncodeError {
@@ -47,7 +54,7 @@ impl EncodeError {
             Self::Clip(ClipError::NotFinite { .. }) => {
                 "training diverged (NaN or infinity): lower learning_rate"
             }
-            Self::Clip(ClipError::Bound(_)) | Self::Bound(_) => {
+            Self::Clip(ClipError::Bound(_)) | Self::Bound(_) | Self::Local(_) => {
                 "the job's norm bound does not suit its grid: change fraction_bits"
             }
         }
@@ -55,11 +62,11 @@ impl EncodeError {
 }
 
 /// Turns what training gave into what may leave: for a client-level contract clipped to its clip norm, otherwise
-/// within the job's bound on the norm; then rounded to the job's grid.
+/// within the job's bound on the norm; then rounded to the job's grid; then, with local trust at client level, noised.
 ///
 /// # Errors
-/// [`EncodeError`]; then nothing leaves.
-pub fn encode(job: &Job, raw: LocalUpdate) -> Result<FixedVector, EncodeError> {
+/// [`EncodeError`]; then nothing leaves, or what [`absent`] gives.
+pub fn encode(job: &Job, raw: LocalUpdate, rng: &mut NoiseRng) -> Result<FixedVector, EncodeError> {
     let (found, wanted) = (raw.delta.len(), job.layout().len());
     if found != wanted {
         return Err(EncodeError::WrongLength { found, wanted });
@@ -71,12 +78,26 @@ pub fn encode(job: &Job, raw: LocalUpdate) -> Result<FixedVector, EncodeError> {
             return Err(EncodeError::TooLong { norm, bound });
         }
     }
+    if let Terms::ClientLocal(terms) = job.contract().terms() {
+        let noise = terms.noise(job.grid())?;
+        let clipped = clip(RawUpdate::new(raw.delta), noise.clip_norm())?;
+        return Ok(noise.privatise(&clipped, rng)?.into_vector());
+    }
     Ok(clip(RawUpdate::new(raw.delta), bound)?.to_grid(job.grid())?)
+}
+
+/// What leaves in place of an update that is not to be had (unfit data, training that failed): noise alone, where the
+/// contract says that the client adds it, because silence would tell what the noise is to hide. `None` under any other
+/// contract: then nothing leaves.
+pub fn absent(job: &Job, rng: &mut NoiseRng) -> Option<FixedVector> {
+    let Terms::ClientLocal(terms) = job.contract().terms() else { return None };
+    // A job whose noise does not suit its grid does not resolve.
+    Some(terms.noise(job.grid()).ok()?.absent(job.layout().len(), rng).into_vector())
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::sample::{CLIENT, NONE, RECORD, job, job_with};
+    use super::super::sample::{CLIENT, LOCAL, NONE, RECORD, job, job_with};
     use super::*;
     use proptest::prelude::*;
     use undertone_privacy::clip::check_norm;
@@ -88,16 +109,52 @@ mod tests {
     #[test]
     fn a_client_level_update_is_clipped_and_any_other_that_is_too_long_is_kept_back() {
         let client = job(CLIENT);
-        let fixed = encode(&client, raw(&[30.0, 40.0])).unwrap();
+        let fixed = encode(&client, raw(&[30.0, 40.0]), &mut rng()).unwrap();
         check_norm(fixed.units(), client.grid(), 0.5).unwrap();
         assert!((fixed.decode()[0] - 0.3).abs() < 1e-4 && (fixed.decode()[1] - 0.4).abs() < 1e-4);
         for privacy in [RECORD, NONE] {
             let job = job_with(privacy, "max_update_norm = 5.0");
-            assert_eq!(encode(&job, raw(&[3.0, 4.0])).unwrap().decode(), [3.0, 4.0]);
-            let e = encode(&job, raw(&[3.1, 4.0])).unwrap_err();
+            assert_eq!(encode(&job, raw(&[3.0, 4.0]), &mut rng()).unwrap().decode(), [3.0, 4.0]);
+            let e = encode(&job, raw(&[3.1, 4.0]), &mut rng()).unwrap_err();
             assert!(matches!(e, EncodeError::TooLong { bound: 5.0, .. }), "{e}");
             // What is told holds no number of the update.
             assert!(!e.told().contains(char::is_numeric));
+        }
+    }
+
+    fn rng() -> NoiseRng {
+        NoiseRng::from_os().unwrap()
+    }
+
+    /// An update, a larger one, NaN or nothing at all: one message of the same size, and none tells which it was.
+    #[test]
+    fn with_local_trust_noise_leaves_whatever_there_is() {
+        let job = job(LOCAL);
+        let sent = |delta: &[f32]| match encode(&job, raw(delta), &mut rng()) {
+            Ok(message) => message,
+            Err(EncodeError::Clip(_) | EncodeError::WrongLength { .. }) => absent(&job, &mut rng()).unwrap(),
+            Err(e) => panic!("{e}"),
+        };
+        let deviation = |delta: &[f32], expected: f64| {
+            let of = |_| f64::from(sent(delta).units()[0]) / 65_536.0;
+            let values: Vec<f64> = (0..2000).map(of).collect();
+            let mean = values.iter().sum::<f64>() / 2000.0;
+            // σ = 4 · 2 · 0.5; the mean is within five standard errors.
+            assert!((mean - expected).abs() < 5.0 * 4.0 / 2000f64.sqrt(), "{delta:?}: {mean}");
+            (values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / 2000.0).sqrt()
+        };
+        for (delta, mean) in
+            [(&[0.3f32, 0.4][..], 0.3), (&[3e30, 4e30], 0.3), (&[f32::NAN, 0.0], 0.0), (&[], 0.0)]
+        {
+            let found = deviation(delta, mean);
+            assert!((found / 4.0 - 1.0).abs() < 0.1, "{delta:?}: {found}");
+            let message = sent(delta);
+            check_norm(message.units(), job.grid(), job.update_norm_bound()).unwrap();
+            assert_eq!(message.to_bytes().len() as u64, job.update_bytes());
+        }
+        assert_ne!(sent(&[0.0, 0.0]), sent(&[0.0, 0.0]), "noise is drawn for each message");
+        for other in [CLIENT, RECORD, NONE] {
+            assert_eq!(absent(&super::super::sample::job(other), &mut rng()), None);
         }
     }
 
@@ -106,11 +163,14 @@ mod tests {
         for privacy in [CLIENT, RECORD, NONE] {
             let job = job(privacy);
             for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-                assert!(matches!(encode(&job, raw(&[0.0, bad])), Err(EncodeError::Clip(_))), "{bad}");
+                assert!(
+                    matches!(encode(&job, raw(&[0.0, bad]), &mut rng()), Err(EncodeError::Clip(_))),
+                    "{bad}"
+                );
             }
-            let e = encode(&job, raw(&[0.0])).unwrap_err();
+            let e = encode(&job, raw(&[0.0]), &mut rng()).unwrap_err();
             assert_eq!(e, EncodeError::WrongLength { found: 1, wanted: 2 });
-            assert!(encode(&job, raw(&[f32::MAX, 1e38])).is_ok() == (privacy == CLIENT));
+            assert!(encode(&job, raw(&[f32::MAX, 1e38]), &mut rng()).is_ok() == (privacy == CLIENT));
         }
     }
 
@@ -119,7 +179,7 @@ mod tests {
         fn what_leaves_is_within_the_bound(a in any::<f32>(), b in any::<f32>()) {
             for privacy in [CLIENT, RECORD] {
                 let job = job(privacy);
-                if let Ok(fixed) = encode(&job, raw(&[a, b])) {
+                if let Ok(fixed) = encode(&job, raw(&[a, b]), &mut rng()) {
                     prop_assert!(check_norm(fixed.units(), job.grid(), job.update_norm_bound()).is_ok());
                 }
             }

@@ -1,6 +1,6 @@
 //! Each transition of the participant, one at a time.
 
-use super::sample::{CLIENT, NONE, RECORD, fit, job, job_with, key, offer, unfit};
+use super::sample::{CLIENT, LOCAL, NONE, RECORD, fit, job, job_limited, job_with, key, offer, unfit};
 use super::*;
 use crate::job::Job;
 use std::sync::Arc;
@@ -141,6 +141,62 @@ fn unfit_or_unreadable_data_is_declined_and_only_the_own_log_says_why() {
     assert!(!told(&out).contains("17"));
 }
 
+/// With local trust at client level a "no" because of the data would be an answer without noise.
+#[test]
+fn unfit_data_is_kept_from_everyone_where_the_client_adds_the_noise() {
+    let (mut p, job, k) = (client(), job(LOCAL), key("j", 1, 1));
+    for data in [Ok(unfit()), Err(TrainerError::Broken("exit 3".into()))] {
+        At::inspecting(&mut p, &k, &job);
+        let out =
+            expect(p.step(Input::Inspected(k.clone(), data)), &["record yes", "accept j/1/1", "fetch j/1/1"]);
+        let Effect::Record(decision) = &out[0] else { unreachable!() };
+        let Verdict::Accept(acceptance) = &decision.verdict else { unreachable!() };
+        assert_eq!(acceptance.withheld().len(), 2, "for the own log: {:?}", acceptance.withheld());
+        p.step(Input::Withdrawn(k.clone()));
+    }
+    At::inspecting(&mut p, &k, &job);
+    let out = p.step(Input::Inspected(k, Ok(fit())));
+    let Effect::Record(decision) = &out[0] else { unreachable!() };
+    assert!(matches!(&decision.verdict, Verdict::Accept(a) if a.withheld().is_empty()));
+}
+
+/// The client keeps its own count, on its disk: a coordinator that asks too often or too early is told no.
+#[test]
+fn a_client_takes_part_no_more_often_than_the_job_says() {
+    let (mut p, job) = (client(), job_limited(RECORD, 2, 3));
+    let mut account = None;
+    for (round, attempt, says) in [
+        (4, 1, None),
+        (4, 2, None),
+        (6, 1, Some("in round 4: by the contract it may do so again from round 7 on")),
+        (7, 1, None),
+        (20, 1, Some("2 times, as often as the contract allows")),
+    ] {
+        let k = key("j", round, attempt);
+        match says {
+            None => {
+                At::training(&mut p, &k, &job);
+                let out = p.step(Input::Trained(k.clone(), update(&job)));
+                let Some(Effect::Store { account: stored, .. }) = out.first() else {
+                    panic!("{:?}", words(&out))
+                };
+                account = Some(stored.clone());
+                p.step(Input::Stored(k.clone(), sealed("u")));
+                p.step(Input::Uploaded(k));
+            }
+            Some(says) => {
+                let out = p.step(offered(&k, &job));
+                assert!(told(&out).contains(says), "{}", told(&out));
+                assert!(p.is_idle());
+            }
+        }
+        // As after a restart: what is on the disk decides.
+        let text = serde_json::to_string(&account).unwrap();
+        p = Participant::new(policy(), serde_json::from_str::<Option<Account>>(&text).unwrap());
+    }
+    assert_eq!(account.unwrap().taken_part().joined(), 2);
+}
+
 #[test]
 fn a_job_beyond_the_policy_never_opens_the_data() {
     let declined = |policy: Policy, job: &Arc<Job>, says: &str| {
@@ -217,7 +273,7 @@ fn a_repeated_offer_repeats_the_answer_and_nothing_else() {
 #[test]
 fn a_stored_update_is_sent_again_and_never_made_again() {
     let (job, k) = (job(RECORD), key("j", 1, 1));
-    let account = Account::charge(None, &k, job.digest()).with_sealed(sealed("first"));
+    let account = Account::charge(None, &k, job.digest(), None).unwrap().with_sealed(sealed("first"));
     // After a restart, with or without being asked.
     let mut p = Participant::new(policy(), [account.clone()]);
     let out = expect(p.step(Input::SessionUp), &["upload j/1/1 try 0"]);

@@ -34,7 +34,7 @@ mod sample;
 
 pub use account::{Account, Sealed};
 pub use consider::{Acceptance, DATA_UNFIT, Decision, Policy, Refusal, Terms, Verdict, consider, told};
-pub use encode::{EncodeError, encode};
+pub use encode::{EncodeError, absent, encode};
 pub use message::{Effect, Failure, Input};
 pub use offer::{ModelRef, Offer, UnreadableOffer, check_model_size};
 
@@ -181,7 +181,7 @@ impl Participant {
         }
         let account = self.books.accounts.get(&key.job);
         let terms = Terms::of(offer.job(), account, &self.books.policy);
-        if let Err(refusal) = terms.check(offer.job(), account, &self.books.policy) {
+        if let Err(refusal) = consider::check_offer(&terms, &offer, account, &self.books.policy) {
             self.waiting.remove_job(&key.job);
             out.push(Effect::Record(Box::new(Decision {
                 key: key.clone(),

@@ -285,7 +285,8 @@ fn a_second_draw_would_be_noticed() {
     let k = key("job-0", 1, 1);
     for text in ["one", "two"] {
         let sealed = Sealed { update: Digest::of(text.as_bytes()), bytes: 3, weight: 1 };
-        let account = Account::charge(None, &k, world.job.digest()).with_sealed(sealed.clone());
+        let account =
+            Account::charge(None, &k, world.job.digest(), None).unwrap().with_sealed(sealed.clone());
         world.disk.insert(k.job.clone(), account);
         world.watch(Effect::Upload { key: k.clone(), sealed, tries: 0 });
     }

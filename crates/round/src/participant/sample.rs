@@ -22,10 +22,26 @@ noise_multiplier = 4.0
 delta = 1e-5
 budget_epsilon = 10.0"#;
 
+pub(super) const LOCAL: &str = r#"unit = "client"
+trust = "local"
+clip_norm = 0.5
+noise_multiplier = 4.0
+delta = 1e-5
+budget_epsilon = 10.0"#;
+
 pub(super) const NONE: &str = r#"unit = "none""#;
 
 /// A job of 20 rounds, two steps each, with this `[privacy]` table and these lines in `[aggregation]`.
 pub(super) fn job_with(privacy: &str, aggregation: &str) -> Arc<Job> {
+    job_of(privacy, aggregation, "")
+}
+
+/// A job in which a client takes part at most `limit` times, `separation` rounds apart.
+pub(super) fn job_limited(privacy: &str, limit: u32, separation: u32) -> Arc<Job> {
+    job_of(privacy, "", &format!("participations = {limit}\nseparation = {separation}"))
+}
+
+fn job_of(privacy: &str, aggregation: &str, cohort: &str) -> Arc<Job> {
     let text = format!(
         r#"
 name = "heart"
@@ -39,6 +55,7 @@ local_steps = 2
 rule = "all"
 size = 4
 min_clients = 2
+{cohort}
 [aggregation]
 {aggregation}
 [privacy]

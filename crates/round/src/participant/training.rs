@@ -24,7 +24,15 @@ impl Training {
     pub(super) fn trained(self, update: FixedVector, books: &mut Books, out: &mut Vec<Effect>) -> State {
         let key = self.key().clone();
         let before = books.accounts.get(&key.job);
-        let account = Account::charge(before, &key, self.acceptance.job().digest());
+        let job = self.acceptance.job();
+        let account = match Account::charge(before, &key, job.digest(), job.spec().cohort.participation()) {
+            Ok(account) => account,
+            // It was checked before the offer was accepted; what changed since then counts.
+            Err(e) => {
+                Failure::Final(e.to_string()).report(&key, out);
+                return State::Idle;
+            }
+        };
         books.accounts.insert(key.job.clone(), account.clone());
         Storing::begin(key, account, update, self.acceptance.weight(), out)
     }

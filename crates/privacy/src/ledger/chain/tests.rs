@@ -5,6 +5,7 @@ use super::super::population::{PopulationBudget, PopulationSpentUp};
 use super::*;
 use crate::contract::{Noise, PrivacyContract, Unit};
 use crate::resolve::{ResolvedContract, Schedule};
+use crate::sensitivity::Adjacency;
 use proptest::prelude::*;
 use std::sync::LazyLock;
 use undertone_core::id::{Attempt, AttemptKey, Round};
@@ -150,6 +151,25 @@ fn what_no_budget_can_cover_is_refused() {
     // A client-level promise covers records too.
     let mut chain = Chain::new(budgets(Some(8.0), Some(8.0)));
     attempt(&mut chain, "a", &CLIENT).unwrap();
+}
+
+/// Where clients are only added or removed, a changed record is a client taken away and another put in its place.
+#[test]
+fn a_record_pays_for_its_clients_replacement() {
+    let spent = |contract: &ResolvedContract| {
+        let mut chain = Chain::new(budgets(None, None));
+        attempt(&mut chain, "a", contract).unwrap();
+        chain.totals().spent()
+    };
+    let of = |z| PrivacyContract::client_central(1.0, Noise::Multiplier(z), 1e-5, 90.0).unwrap();
+    let plain = spent(&resolve(of(5.0)));
+    let halved = spent(&resolve(of(2.5)));
+    assert!((plain.record_epsilon / halved.client_epsilon - 1.0).abs() < 1e-9, "{plain:?} {halved:?}");
+    assert!(plain.client_epsilon < plain.record_epsilon, "{plain:?}");
+    // The noise of a contract that says replace-one is scaled to that already.
+    let replace = spent(&resolve(of(5.0).with_adjacency(Adjacency::ReplaceOne).unwrap()));
+    assert_eq!(replace.record_epsilon, replace.client_epsilon);
+    assert_eq!(replace.client_epsilon, plain.client_epsilon);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! How often a client may take part: at most k times, at least b rounds apart.
 //!
 //! Where nobody draws a random sample ("who shows up"), this is what the privacy of correlated noise rests on
-//! ([`crate::blt`]). The coordinator keeps a [`History`] for each client and so does the client itself, durably: a
+//! (BLT in the privacy crate). The coordinator keeps a [`History`] for each client and so does the client itself, durably: a
 //! client refuses an offer that breaks the rule, whatever the coordinator says.
 
 use serde::{Deserialize, Serialize};
