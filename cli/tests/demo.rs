@@ -130,6 +130,8 @@ fn four_hospitals_reach_a_useful_model_within_the_budget() {
     assert!(number("epsilon") > 4.9 && number("epsilon") <= 5.0, "{result}");
     assert_eq!((number("delta"), &result["unit"], number("rounds")), (1e-3, &"record".into(), 20.0));
     assert_eq!(result["accountant"], "pld");
+    let width = number("epsilon") - number("epsilon_lower");
+    assert!((0.0..0.01).contains(&width), "{result}");
     // A run's noise moves this by about 0.01 around 0.83 (seed 1); answering "ill" to everyone gives 0.55.
     assert!(number("test_accuracy") > 0.76, "{result}");
     assert!(number("test_loss") < 0.55, "{result}");

@@ -87,7 +87,7 @@ pub(crate) async fn train(tools: Tools, acceptance: Box<Acceptance>) -> Input {
     if !acceptance.withheld().is_empty()
         && let Some(noise) = absent(&job, &mut rng)
     {
-        tracing::warn!("the data is not trained on; noise alone is sent");
+        tracing::warn!("the data is not trained on; what is sent says nothing of it");
         return Input::Trained(key, noise);
     }
     let outcome = tools.trainer.call(move |trainer| {

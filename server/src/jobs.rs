@@ -117,6 +117,7 @@ fn statement(contract: &ResolvedContract, epsilon: Option<f64>, attempts: u32) -
         "unit": contract.unit().as_str(),
         "trust": contract.trust().map(|t| t.as_str()),
         "epsilon": epsilon,
+        "epsilon_lower": contract.epsilon_interval_after(attempts).map(|i| i.lower),
         "delta": contract.delta(),
         "accountant": contract.accountant(),
         "noise_multiplier": contract.noise_multiplier(),

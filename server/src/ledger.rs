@@ -10,6 +10,17 @@ use undertone_store::{LedgerRow, Store};
 /// Lines read at once.
 const PAGE: u32 = 1024;
 
+/// Why the chain could not be brought up to date.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LedgerFault {
+    /// It may be read later.
+    #[error(transparent)]
+    Store(#[from] undertone_store::StoreError),
+    /// What is stored is no ledger.
+    #[error("{0}")]
+    Damaged(String),
+}
+
 /// The chain behind a lock: whoever adds lines decides, saves and applies them under it, one after the other.
 pub(crate) struct PopulationLedger {
     chain: Mutex<Chain>,
@@ -24,7 +35,7 @@ impl PopulationLedger {
     /// If the store cannot be read, or a line does not follow from those before it: then nothing may be spent.
     pub(crate) async fn open(store: &dyn Store, budgets: Budgets) -> Result<Self, String> {
         let mut chain = Chain::new(budgets);
-        catch_up(&mut chain, store).await?;
+        catch_up(&mut chain, store).await.map_err(|e| e.to_string())?;
         let totals = RwLock::new(Arc::new(chain.totals().clone()));
         Ok(Self { chain: Mutex::new(chain), totals })
     }
@@ -54,8 +65,8 @@ impl PopulationLedger {
     /// Reads the lines that others added.
     ///
     /// # Errors
-    /// As [`PopulationLedger::open`].
-    pub(crate) async fn catch_up(&self, chain: &mut Chain, store: &dyn Store) -> Result<(), String> {
+    /// [`LedgerFault`].
+    pub(crate) async fn catch_up(&self, chain: &mut Chain, store: &dyn Store) -> Result<(), LedgerFault> {
         catch_up(chain, store).await?;
         *self.totals.write().expect("no panic while locked") = Arc::new(chain.totals().clone());
         Ok(())
@@ -67,14 +78,15 @@ impl PopulationLedger {
     }
 }
 
-async fn catch_up(chain: &mut Chain, store: &dyn Store) -> Result<(), String> {
+async fn catch_up(chain: &mut Chain, store: &dyn Store) -> Result<(), LedgerFault> {
     loop {
-        let rows = store.ledger(chain.len(), PAGE).await.map_err(|e| e.to_string())?;
+        let rows = store.ledger(chain.len(), PAGE).await?;
         let whole = rows.len() == PAGE as usize;
         for row in rows {
-            let line: Line = serde_json::from_str(&row.document)
-                .map_err(|e| format!("line {} of the privacy ledger cannot be read: {e}", row.seq))?;
-            chain.apply(line).map_err(|e| e.to_string())?;
+            let line: Line = serde_json::from_str(&row.document).map_err(|e| {
+                LedgerFault::Damaged(format!("line {} of the privacy ledger cannot be read: {e}", row.seq))
+            })?;
+            chain.apply(line).map_err(|e| LedgerFault::Damaged(e.to_string()))?;
         }
         if !whole {
             return Ok(());

@@ -22,18 +22,49 @@ async fn a_plan_beyond_its_budget_is_refused_with_the_rounds_that_fit() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_budget_that_failed_attempts_have_spent_ends_the_job_and_is_no_error() {
-    let mut d = Deployment::start().await;
+    let d = Deployment::start().await;
+    let mut clients = vec![];
     for name in ["a", "b"] {
-        d.trainer(name, FnTrainer::failing(TrainerError::Broken("no torch".into()))).await;
+        let mut raw = d.raw(name, ClientRole::Trainer).await;
+        raw.hello(1, 1).await.unwrap();
+        clients.push(raw);
     }
     d.wait_connected(2).await;
     let mut operator = d.operator().await;
     let text = job("unit = \"none\"", CENTRAL).replace("rounds = 2", "rounds = 1");
     let id = operator.submit(&text).await.unwrap();
+    for client in &mut clients {
+        let attempt = client.offer().await.attempt;
+        let failure = undertone::v1::Failure { attempt, reason: "the machine is going down".into() };
+        client.say(undertone::v1::client_message::Kind::Failure(failure)).await;
+    }
     let events = operator.watch_to_end(&id).await;
     let Outcome::BudgetSpent { reason } = events.outcome() else { panic!("{}", events.text()) };
     assert!(reason.contains("the budget of 6"), "{reason}");
     assert_eq!(operator.privacy(&id).await["attempts"], 1);
+}
+
+/// A client whose data or training is bad must not show as one: what it sends is nothing, and the noise covers it.
+#[tokio::test(flavor = "multi_thread")]
+async fn under_a_central_contract_bad_data_does_not_decide_whether_a_model_is_released() {
+    let mut d = Deployment::start().await;
+    d.trainer("broken", FnTrainer::failing(TrainerError::Broken("no torch".into()))).await;
+    d.trainer("diverges", FnTrainer::constant(f32::NAN)).await;
+    d.trainer("unfit", FnTrainer::constant(1.0).unfit("row 7: age is 400")).await;
+    d.wait_connected(3).await;
+    let mut operator = d.operator().await;
+    let text = job("unit = \"none\"", CENTRAL).replace("rounds = 2", "rounds = 1");
+    let text = text.replace("size = 2", "size = 3").replace("min_clients = 1", "min_clients = 3");
+    let id = operator.submit(&text).await.unwrap();
+    let events = operator.watch_to_end(&id).await;
+    assert_eq!(*events.outcome(), Outcome::Completed, "{}", events.text());
+    assert!(matches!(
+        events.0.iter().find(|e| matches!(e, JobEvent::Released { .. })),
+        Some(JobEvent::Released { clients: 3, .. })
+    ));
+    for word in ["declined", "lost", "refused", "age is 400"] {
+        assert!(!events.text().contains(word), "{word}: {}", events.text());
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

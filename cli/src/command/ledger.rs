@@ -13,6 +13,7 @@ use std::process::ExitCode;
 use undertone::v1;
 use undertone_privacy::ledger::chain::{Chain, Line};
 use undertone_privacy::ledger::population::{Budgets, PopulationSpent};
+use undertone_privacy::ledger::recompute;
 
 /// See, check and export the privacy ledger.
 #[derive(Debug, Subcommand)]
@@ -25,8 +26,8 @@ pub(crate) enum Command {
     },
     /// Check that no line was changed, removed or reordered, and recompute every ε
     #[command(after_help = "\
-Each line holds the digest of the line before it, and the mechanism and its numbers: everything is recomputed from the
-lines alone. Keep the digest that is printed (in a diary, with an auditor): a ledger whose line N has another digest
+Each line holds the digest of the line before it, and the mechanism and its numbers: the ε of every job is recomputed from
+the lines alone. Keep the digest that is printed (in a diary, with an auditor): a ledger whose line N has another digest
 later was rewritten. Exit code 1 if a line does not follow.")]
     Verify {
         /// A file that `undertone ledger export` wrote; without it, the coordinator's ledger
@@ -147,6 +148,7 @@ fn verify(operator: &Operator, lines: Vec<Line>, holds: Option<&str>) -> Result<
             printable(wanted)
         )));
     }
+    recompute(&lines)?;
     let found = holds.map(|wanted| lines.iter().find(|l| l.digest.to_string() == wanted).map(|l| l.seq));
     // Budgets play no part: what is spent follows from the lines.
     let chain = Chain::from_lines(Budgets::default(), lines)?;

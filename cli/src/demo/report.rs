@@ -71,6 +71,9 @@ pub(crate) struct Statement {
     #[serde(default)]
     trust: Option<String>,
     epsilon: f64,
+    /// The mechanism's ε is not below this.
+    #[serde(default)]
+    epsilon_lower: Option<f64>,
     delta: f64,
     accountant: String,
     #[serde(default)]
@@ -94,6 +97,8 @@ impl Statement {
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
     epsilon: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    epsilon_lower: Option<f64>,
     delta: f64,
     unit: String,
     accountant: String,
@@ -117,6 +122,7 @@ impl Report {
         let alone = |(name, b): &(_, Baseline)| (ToString::to_string(name), b.accuracy.into());
         Self {
             epsilon: statement.epsilon,
+            epsilon_lower: statement.epsilon_lower,
             delta: statement.delta,
             unit: statement.unit.clone(),
             accountant: statement.accountant.clone(),
@@ -137,11 +143,12 @@ impl Report {
         let s = &self.statement;
         let mut lines = vec![
             paint.bold(&format!(
-                "privacy loss   ε = {} at δ = {} for each {} (accountant: {})",
+                "privacy loss   ε = {} at δ = {} for each {} (accountant: {}{})",
                 figure(s.epsilon),
                 given(s.delta),
                 printable(&s.unit),
-                printable(&s.accountant)
+                printable(&s.accountant),
+                s.epsilon_lower.map_or_else(String::new, |e| format!(", ε from {e:.4} to {:.4}", s.epsilon))
             )),
             paint.bold(&format!("test accuracy  {:.3}", self.test_accuracy)),
             paint.bold(&format!("test loss      {:.3}", self.test_loss)),

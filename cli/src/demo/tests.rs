@@ -42,7 +42,7 @@ fn the_result_is_that_of_the_last_model() {
 
 fn statement() -> Value {
     json!({
-        "promise": true, "unit": "record", "trust": "local", "epsilon": 4.98765, "delta": 0.001, "accountant": "pld",
+        "promise": true, "unit": "record", "trust": "local", "epsilon": 4.98765, "epsilon_lower": 4.98712, "delta": 0.001, "accountant": "pld",
         "noise_multiplier": 1.3, "budget_epsilon": 10.0, "attempts": 20,
     })
 }
@@ -62,7 +62,7 @@ fn report(fewest_clients: u32) -> Report {
 fn the_document_has_exactly_the_promised_fields() {
     assert_eq!(
         serde_json::to_string(&report(4)).unwrap(),
-        r#"{"epsilon":4.98765,"delta":0.001,"unit":"record","accountant":"pld","test_loss":0.41,"test_accuracy":0.826,"rounds":20,"baseline_pooled_accuracy":0.81,"baseline_single_accuracy":{"cleveland":0.8,"switzerland":0.59},"seconds":21.23}"#
+        r#"{"epsilon":4.98765,"epsilon_lower":4.98712,"delta":0.001,"unit":"record","accountant":"pld","test_loss":0.41,"test_accuracy":0.826,"rounds":20,"baseline_pooled_accuracy":0.81,"baseline_single_accuracy":{"cleveland":0.8,"switzerland":0.59},"seconds":21.23}"#
     );
 }
 
@@ -80,7 +80,7 @@ fn the_table_shows_worth_and_price() {
     let text = report(4).lines(&example, Paint::default()).join("\n");
     for part in [
         "ε = 4.99 at δ = 0.001 for each record",
-        "pld",
+        "(accountant: pld, ε from 4.9871 to 4.9877)",
         "185",
         "0.826",
         "0.810",

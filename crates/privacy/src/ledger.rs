@@ -7,6 +7,9 @@
 
 pub mod chain;
 pub mod population;
+mod recompute;
+
+pub use recompute::recompute;
 
 use crate::contract::Unit;
 use crate::rdp::RdpCurve;
@@ -61,6 +64,9 @@ pub struct LedgerEntry {
     /// What one composition loses, in numbers that anyone can recompute ε from. Absent where no privacy is promised.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss: Option<Loss>,
+    /// The δ that ε is told at. Absent where no privacy is promised.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub delta: Option<f64>,
     /// Compositions charged.
     pub compositions: u32,
     /// What became of it.
@@ -284,6 +290,7 @@ impl Ledger {
             contract: wanted,
             unit: contract.unit(),
             loss: contract.loss(),
+            delta: contract.delta(),
             compositions: contract.charge(),
             state: EntryState::Reserved,
             epsilon_after,
@@ -427,6 +434,7 @@ impl LedgerEntry {
             d.field(&population.to_le_bytes());
             d.field(&cap.to_le_bytes());
         }
+        d.field(&self.delta.map_or([0xff; 8], |delta| delta.to_bits().to_le_bytes()));
         d.field(&self.compositions.to_le_bytes());
         d.field(self.state.word().as_bytes());
         match &self.state {

@@ -104,6 +104,12 @@ impl RdpCurve {
         self.points.iter().map(convert).fold(f64::INFINITY, f64::min).max(0.0)
     }
 
+    /// The curve without its orders above `largest`.
+    pub(crate) fn up_to(mut self, largest: f64) -> Self {
+        self.points.retain(|(order, _)| *order <= largest);
+        self
+    }
+
     /// No bound at any order.
     pub(crate) fn unbounded() -> Self {
         let orders = fractional_orders().chain(integer_orders().map(f64::from));

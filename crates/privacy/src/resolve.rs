@@ -48,6 +48,12 @@ pub enum ContractError {
         /// What the contract says instead.
         contract: String,
     },
+    /// Who may be drawn would depend on who was drawn before, which the amplification keeps secret.
+    #[error(
+        "rule = \"poisson\" does not go with participations and separation: who may be drawn would tell who was drawn before; \
+         take one of the two, or rule = \"all\" or \"uniform\" with the limits"
+    )]
+    DrawnParticipation,
     /// No amount of noise keeps the target.
     #[error(
         "target_epsilon = {target} cannot be kept over {compositions} noisy steps with any noise: plan fewer rounds \
@@ -159,6 +165,9 @@ impl PrivacyContract {
                     &format!(", trust = \"{}\", adjacency = \"{}\"", trust.as_str(), adjacency.as_str());
             }
             return Err(ContractError::Cohort { contract });
+        }
+        if draw.is_some() && cohort.participation().is_some() {
+            return Err(ContractError::DrawnParticipation);
         }
         self.resolve_drawn(schedule, draw)
     }
@@ -285,6 +294,12 @@ impl ResolvedContract {
                 adjacency: self.contract.adjacency().unwrap_or_default(),
             },
         })
+    }
+
+    /// Whether ε counts on a random draw of the cohort, which holds against observers of models and not against the
+    /// coordinator.
+    pub fn is_drawn(&self) -> bool {
+        self.promise.as_ref().is_some_and(|p| p.draw.is_some())
     }
 
     /// Standard deviation of the noise in multiples of the sensitivity, given or computed.

@@ -15,6 +15,7 @@ pub(crate) use supervise::start;
 use crate::clock::unix_ms;
 use crate::coordinator::Shared;
 use crate::crash::crash_point;
+use crate::ledger::LedgerFault;
 use crate::sessions::Change;
 use bytes::Bytes;
 use rand_chacha::ChaCha20Rng;
@@ -327,8 +328,12 @@ impl Driver {
                 ) => return Err(Stop::Halt(e.to_string())),
                 Err(e @ (CommitError::Conflict { .. } | CommitError::LedgerMoved { .. })) => {
                     if let Some(chain) = chain {
-                        let caught_up = self.shared.ledger.catch_up(chain, &*self.shared.store).await;
-                        caught_up.map_err(Stop::Halt)?;
+                        match self.shared.ledger.catch_up(chain, &*self.shared.store).await {
+                            Ok(()) => {}
+                            Err(LedgerFault::Damaged(reason)) => return Err(Stop::Halt(reason)),
+                            // Read again when the driver is begun again.
+                            Err(LedgerFault::Store(e)) => return Err(Stop::Stale(e.to_string())),
+                        }
                     }
                     return Err(Stop::Stale(e.to_string()));
                 }

@@ -2,6 +2,7 @@
 
 use super::{Command, Driver, FIRST_PAUSE, Handle, LoadedJob, QUEUE, Snapshot, Stop, load};
 use crate::coordinator::Shared;
+use crate::ledger::LedgerFault;
 use bytes::Bytes;
 use rand::SeedableRng as _;
 use rand_chacha::ChaCha20Rng;
@@ -139,9 +140,13 @@ impl Supervised {
             };
             // Read under the lock: what the job spent is what the chain says now.
             let mut chain = self.shared.ledger.lock().await;
-            if let Err(e) = self.shared.ledger.catch_up(&mut chain, &*self.shared.store).await {
-                tracing::error!(error = %e, "cannot read the privacy ledger; trying again");
-                continue;
+            match self.shared.ledger.catch_up(&mut chain, &*self.shared.store).await {
+                Ok(()) => {}
+                Err(LedgerFault::Damaged(reason)) => return Err(Some(reason)),
+                Err(LedgerFault::Store(e)) => {
+                    tracing::error!(error = %e, "cannot read the privacy ledger; trying again");
+                    continue;
+                }
             }
             let ledger = chain.job(&self.id);
             drop(chain);

@@ -26,6 +26,8 @@ use undertone_store::{StoreError, TokenRecord};
 const MAX_TOKEN_LIFETIME_S: u64 = 90 * 86_400;
 /// Most uses of a join token.
 const MAX_TOKEN_USES: u32 = 100_000;
+/// How long a look at the ledger waits for a step that is being saved.
+const LEDGER_WAIT: std::time::Duration = std::time::Duration::from_secs(3);
 /// Events read from the store at once.
 const EVENT_PAGE: u32 = 256;
 
@@ -183,7 +185,11 @@ impl Operator for OperatorService {
 
     async fn get_ledger(&self, request: Request<v1::GetLedgerRequest>) -> Reply<v1::LedgerSummary> {
         require_operator(&request)?;
-        let chain = self.0.shared.ledger.lock().await;
+        // Whoever saves a step holds the chain; on a disk that fails that may be long.
+        let chain = tokio::time::timeout(LEDGER_WAIT, self.0.shared.ledger.lock()).await.map_err(|_| {
+            let text = "the ledger is being written and the disk does not answer: `undertone job list` says what is wrong";
+            ApiError::new(Fault::Unavailable, text)
+        })?;
         let totals = chain.totals();
         let json = |value: serde_json::Result<String>| value.expect("plain data");
         let job = |(id, job): (&JobId, ClosedJob)| v1::LedgerJob {

@@ -74,7 +74,7 @@ The ε of the mechanism lies between the two bounds; a budget is held against th
 sample is really drawn at random with that probability and stays unknown to whoever the promise is made against: shuffled
 or fixed-size cohorts have no such proof.")]
 pub(crate) struct Epsilon {
-    /// Standard deviation of the noise over the sensitivity (the clip norm)
+    /// Standard deviation of the noise over the sensitivity (the clip norm; for blt, that of the whole run)
     #[arg(long, value_name = "Z", allow_negative_numbers = true)]
     noise_multiplier: f64,
     #[command(flatten)]
@@ -174,6 +174,16 @@ impl Prepared {
         Composition::new(adjacency).add(mechanism, count)
     }
 
+    /// BLT's sensitivity over the whole run, in clip norms.
+    fn run_sensitivity(&self) -> f64 {
+        let r = &self.release;
+        let rounds = u32::try_from(r.rounds).unwrap_or(u32::MAX);
+        match (&self.blt, Participation::new(r.participations, r.separation)) {
+            (Some(parameters), Ok(participation)) => parameters.sensitivity(rounds, participation),
+            _ => 1.0,
+        }
+    }
+
     fn interval(&self, z: f64) -> Result<EpsilonInterval> {
         let found = self.composition(z).and_then(|c| c.epsilon(self.release.delta));
         found.map_err(|e| bad_input(e.to_string()))
@@ -199,7 +209,10 @@ impl Prepared {
         screen.line(&format!("noise multiplier {z:.6}, accountant {}", pld::ACCOUNTANT))?;
         if let Some(parameters) = &self.blt {
             screen.line(&format!(
-                "blt: decays {}, weights {}, over {} rounds with at most {} participations, {} rounds apart",
+                "blt: the whole run has a sensitivity of {:.4} clip norms, so σ is {:.4} of them; decays {}, weights {}, over \
+                 {} rounds with at most {} participations, {} rounds apart",
+                self.run_sensitivity(),
+                z * self.run_sensitivity(),
                 list(parameters.theta()),
                 list(parameters.omega()),
                 r.rounds,

@@ -54,6 +54,9 @@ impl Budgets {
     }
 }
 
+/// Curves of sampled mechanisms end here.
+const LARGEST_ORDER: f64 = 1024.0;
+
 /// The scale on which spending is told where no budget sets one.
 const TOLD: PopulationBudget = PopulationBudget { epsilon: 8.0, delta: 1e-6 };
 
@@ -226,9 +229,11 @@ impl Spending {
     /// The order is the one at which a pure Gaussian could spend the most: it depends on the budget alone.
     fn new(budget: Option<PopulationBudget>) -> Self {
         let scale = budget.unwrap_or(TOLD);
-        let gaussian = RdpCurve::new(1.0, 1.0).expect("a noise multiplier of 1 has a curve");
+        // At one of the orders that every curve has, sampled or not.
+        let gaussian =
+            RdpCurve::new(1.0, 1.0).expect("a noise multiplier of 1 has a curve").up_to(LARGEST_ORDER);
         let filter = RdpFilter::planned(scale.epsilon, scale.delta, &gaussian);
-        // Orders go to 2^24: only an ε below 1e-5 leaves none, and then nothing may be spent.
+        // An ε so small that no order leaves anything: then nothing may be spent.
         let filter = filter.unwrap_or_else(|_| RdpFilter::closed(scale.delta));
         Self { filter, budget, delta: scale.delta }
     }

@@ -171,6 +171,9 @@ impl Terms {
     pub fn of(job: &Job, account: Option<&Account>, policy: &Policy) -> Self {
         let contract = job.contract();
         let updates_before = account.map_or(0, Account::updates);
+        let paid = updates_before.saturating_add(1);
+        // Where the draw is what protects, rounds in which the client was not drawn are compositions too.
+        let counted = if contract.is_drawn() { paid.max(job.spec().rounds) } else { paid };
         Self {
             job_document: job.digest(),
             unit: contract.unit(),
@@ -187,7 +190,7 @@ impl Terms {
             delta: contract.delta(),
             updates_before,
             epsilon_one_round: contract.epsilon_after(1),
-            epsilon_after: contract.epsilon_after(updates_before.saturating_add(1)),
+            epsilon_after: contract.epsilon_after(counted),
             epsilon_planned: contract.epsilon_after(job.spec().rounds),
             epsilon_budget: contract.budget_epsilon(),
         }
@@ -265,7 +268,8 @@ pub fn consider(
     data: Result<&DataReport, &TrainerError>,
 ) -> Decision {
     let terms = Terms::of(offer.job(), account, policy);
-    let says_nothing_of_the_data = matches!(offer.job().contract().terms(), Promise::ClientLocal(_));
+    let terms_of = offer.job().contract().terms();
+    let says_nothing_of_the_data = matches!(terms_of, Promise::ClientLocal(_) | Promise::ClientCentral(_));
     let verdict = match check_offer(&terms, offer, account, policy).map(|()| check_data(data)) {
         Ok(Ok(())) => Verdict::Accept(Box::new(accept(offer, &terms, policy, vec![]))),
         // The policy is no secret of the data; what the data is like would be.

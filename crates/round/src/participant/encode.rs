@@ -86,13 +86,17 @@ pub fn encode(job: &Job, raw: LocalUpdate, rng: &mut NoiseRng) -> Result<FixedVe
     Ok(clip(RawUpdate::new(raw.delta), bound)?.to_grid(job.grid())?)
 }
 
-/// What leaves in place of an update that is not to be had (unfit data, training that failed): noise alone, where the
-/// contract says that the client adds it, because silence would tell what the noise is to hide. `None` under any other
-/// contract: then nothing leaves.
+/// What leaves in place of an update that is not to be had (unfit data, training that failed) under a client-level
+/// contract, because silence would tell what the noise is to hide: noise alone where the client adds it, zeros where the
+/// coordinator does. `None` under any other contract: then nothing leaves.
 pub fn absent(job: &Job, rng: &mut NoiseRng) -> Option<FixedVector> {
-    let Terms::ClientLocal(terms) = job.contract().terms() else { return None };
-    // A job whose noise does not suit its grid does not resolve.
-    Some(terms.noise(job.grid()).ok()?.absent(job.layout().len(), rng).into_vector())
+    let len = job.layout().len();
+    match job.contract().terms() {
+        // A job whose noise does not suit its grid does not resolve.
+        Terms::ClientLocal(terms) => Some(terms.noise(job.grid()).ok()?.absent(len, rng).into_vector()),
+        Terms::ClientCentral(_) => FixedVector::from_units(job.grid(), vec![0; len]).ok(),
+        Terms::RecordLocal(_) | Terms::NoPromise(_) => None,
+    }
 }
 
 #[cfg(test)]
@@ -153,7 +157,13 @@ mod tests {
             assert_eq!(message.to_bytes().len() as u64, job.update_bytes());
         }
         assert_ne!(sent(&[0.0, 0.0]), sent(&[0.0, 0.0]), "noise is drawn for each message");
-        for other in [CLIENT, RECORD, NONE] {
+        let central = super::super::sample::job(CLIENT);
+        assert_eq!(
+            absent(&central, &mut rng()).unwrap().units(),
+            [0, 0],
+            "the coordinator's noise covers it"
+        );
+        for other in [RECORD, NONE] {
             assert_eq!(absent(&super::super::sample::job(other), &mut rng()), None);
         }
     }

@@ -1,7 +1,7 @@
 //! The chain: what follows, what does not, and what a population may spend.
 
-use super::super::ReserveError;
 use super::super::population::{PopulationBudget, PopulationSpentUp};
+use super::super::{ReserveError, recompute};
 use super::*;
 use crate::contract::{Noise, PrivacyContract, Unit};
 use crate::resolve::{ResolvedContract, Schedule};
@@ -106,6 +106,38 @@ fn any_change_to_any_line_is_noticed() {
         let mut missing = lines.clone();
         missing.remove(at);
         assert!(check(missing).is_err());
+    }
+}
+
+#[test]
+fn a_forged_loss_is_found_even_in_a_chain_that_holds() {
+    let mut chain = Chain::new(budgets(None, None));
+    let mut lines = vec![];
+    for (job, contract) in [("a", &RECORD), ("b", &CLIENT), ("c", &NONE), ("a", &RECORD)] {
+        lines.extend(attempt(&mut chain, job, contract).unwrap());
+    }
+    recompute(&lines).unwrap();
+    let forgeries: [fn(&mut Line); 5] = [
+        |l| l.entry.epsilon_after = l.entry.epsilon_after.map(|e| e * 0.99),
+        |l| l.entry.epsilon_after = l.entry.epsilon_after.map(|e| e * 1.01),
+        |l| l.entry.compositions += 1,
+        |l| l.entry.delta = Some(1e-2),
+        |l| l.entry.loss = None,
+    ];
+    for (n, forge) in forgeries.iter().enumerate() {
+        // The lines of one job, every digest made to fit again.
+        let mut forged = lines.clone();
+        forged.iter_mut().filter(|l| l.entry.key.job.as_str() == "b").for_each(forge);
+        let mut before = Digest::of(b"");
+        for line in &mut forged {
+            line.before = before;
+            line.digest = line.digest_of();
+            before = line.digest;
+        }
+        if n != 4 {
+            assert!(Chain::from_lines(budgets(None, None), forged.clone()).is_ok(), "forgery {n}");
+        }
+        assert!(recompute(&forged).is_err(), "forgery {n}");
     }
 }
 
