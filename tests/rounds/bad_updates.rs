@@ -45,6 +45,21 @@ async fn an_update_of_the_wrong_shape() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_upload_that_goes_on_beyond_the_model() {
+    let (d, id, mut bad, offer) = with_bad_client(&one_round()).await;
+    let header = UploadHeader {
+        attempt: offer.attempt,
+        update: Some(undertone::v1::BlobRef::new(Digest::of(&[0; 8]), 8)),
+        weight: 1,
+    };
+    let chunk = |offset, len| upload_message::Kind::Chunk(Chunk { offset, data: vec![0; len].into() });
+    let messages = vec![upload_message::Kind::Header(header), chunk(0, 8), chunk(8, 4)];
+    let refused = bad.upload_messages(messages).await.unwrap_err();
+    assert!(refused.message().contains("longer than the model: more than 8 bytes"), "{refused}");
+    the_round_went_on(&d, &id, "longer than the model").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_update_that_is_too_large() {
     let (d, id, mut bad, offer) = with_bad_client(&one_round()).await;
     // 2000 on a grid of 2^-16; the job allows a norm of 1000.
