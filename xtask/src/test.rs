@@ -95,8 +95,11 @@ fn build(workspace: &Workspace) -> Result<()> {
 
 fn tests(workspace: &Workspace) -> Result<()> {
     if has_subcommand(workspace, "nextest") {
-        let arguments = ["nextest", "run", "--workspace", "--no-fail-fast", "--no-tests", "fail"];
-        return must_succeed(&mut workspace.cargo(&arguments));
+        // One more than there are cores: the tests over real processes mostly wait.
+        let threads = std::thread::available_parallelism().map_or(2, |cores| cores.get() + 1).to_string();
+        let arguments =
+            ["nextest", "run", "--workspace", "--no-fail-fast", "--no-tests", "fail", "--test-threads"];
+        return must_succeed(workspace.cargo(&arguments).arg(threads));
     }
     say("cargo nextest is not installed, so cargo test runs the tests");
     let kinds = ["--lib", "--bins", "--tests", "--examples", "--no-fail-fast"];
