@@ -58,7 +58,7 @@ pub(crate) async fn detail(coordinator: &Coordinator, id: &JobId) -> Result<v1::
         ApiError::new(Fault::NotNow, format!("the stored job {id} makes no sense to this version: {e}"))
     };
     let summary = stored(coordinator, &record).await.map_err(|e| unreadable(&e))?;
-    let spent = coordinator.shared.ledger.lock().await.spent_by(id);
+    let spent = coordinator.shared.ledger.spent_by(id);
     let attempts = spent.map_or(0, |s| s.attempts);
     let document = record.document.clone();
     let job = tokio::task::spawn_blocking(move || Job::from_document(document.as_bytes())).await;
@@ -95,7 +95,7 @@ async fn stored(coordinator: &Coordinator, record: &JobRecord) -> Result<v1::Job
     }
     let spec = JobSpec::from_document(record.document.as_bytes()).map_err(|e| e.to_string())?;
     let state: JobState = serde_json::from_str(&record.state).map_err(|e| e.to_string())?;
-    let spent = coordinator.shared.ledger.lock().await.spent_by(&record.id);
+    let spent = coordinator.shared.ledger.spent_by(&record.id);
     let nothing_spent = spec.privacy.delta().map(|_| 0.0);
     Ok(v1::JobSummary {
         job: record.id.to_string(),

@@ -1,9 +1,11 @@
 //! The population's privacy ledger: one for all jobs of the deployment, in step with the store.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, RwLock};
 use tokio::sync::{Mutex, MutexGuard};
+use undertone_core::digest::Digest;
 use undertone_core::id::JobId;
-use undertone_privacy::ledger::chain::{Chain, Line};
+use undertone_privacy::ledger::chain::{Chain, ClosedJob, Line};
 use undertone_privacy::ledger::population::{Budgets, Totals};
 use undertone_store::{LedgerRow, Store};
 
@@ -24,8 +26,30 @@ pub(crate) enum LedgerFault {
 /// The chain behind a lock: whoever adds lines decides, saves and applies them under it, one after the other.
 pub(crate) struct PopulationLedger {
     chain: Mutex<Chain>,
-    /// For looks that need no lock; as new as the last line that was applied.
-    totals: RwLock<Arc<Totals>>,
+    view: RwLock<View>,
+}
+
+/// What can be seen without waiting for whoever saves a step, however long the disk takes; as new as the last line that was
+/// applied.
+#[derive(Clone)]
+pub(crate) struct View {
+    pub(crate) lines: u64,
+    pub(crate) head: Digest,
+    /// What is spent, and may be.
+    pub(crate) totals: Arc<Totals>,
+    /// What each job that ever reserved has spent.
+    pub(crate) jobs: BTreeMap<JobId, ClosedJob>,
+}
+
+impl View {
+    fn of(chain: &Chain) -> Self {
+        Self {
+            lines: chain.len(),
+            head: chain.head(),
+            totals: Arc::new(chain.totals().clone()),
+            jobs: chain.jobs().map(|(id, job)| (id.clone(), job)).collect(),
+        }
+    }
 }
 
 impl PopulationLedger {
@@ -36,13 +60,23 @@ impl PopulationLedger {
     pub(crate) async fn open(store: &dyn Store, budgets: Budgets) -> Result<Self, String> {
         let mut chain = Chain::new(budgets);
         catch_up(&mut chain, store).await.map_err(|e| e.to_string())?;
-        let totals = RwLock::new(Arc::new(chain.totals().clone()));
-        Ok(Self { chain: Mutex::new(chain), totals })
+        let view = RwLock::new(View::of(&chain));
+        Ok(Self { chain: Mutex::new(chain), view })
     }
 
     /// What is spent, and may be.
     pub(crate) fn totals(&self) -> Arc<Totals> {
-        self.totals.read().expect("no panic while locked").clone()
+        self.view.read().expect("no panic while locked").totals.clone()
+    }
+
+    /// What a job spent, if it ever reserved.
+    pub(crate) fn spent_by(&self, id: &JobId) -> Option<ClosedJob> {
+        self.view.read().expect("no panic while locked").jobs.get(id).copied()
+    }
+
+    /// All that can be seen.
+    pub(crate) fn view(&self) -> View {
+        self.view.read().expect("no panic while locked").clone()
     }
 
     /// The chain, to add to.
@@ -56,9 +90,13 @@ impl PopulationLedger {
     /// If one does not follow: this chain is not what is stored.
     pub(crate) fn apply(&self, chain: &mut Chain, lines: Vec<Line>) -> Result<(), String> {
         for line in lines {
+            let job = line.entry.key.job.clone();
             chain.apply(line).map_err(|e| e.to_string())?;
+            let mut view = self.view.write().expect("no panic while locked");
+            (view.lines, view.head) = (chain.len(), chain.head());
+            view.jobs.extend(chain.spent_by(&job).map(|spent| (job, spent)));
         }
-        *self.totals.write().expect("no panic while locked") = Arc::new(chain.totals().clone());
+        self.view.write().expect("no panic while locked").totals = Arc::new(chain.totals().clone());
         Ok(())
     }
 
@@ -68,7 +106,7 @@ impl PopulationLedger {
     /// [`LedgerFault`].
     pub(crate) async fn catch_up(&self, chain: &mut Chain, store: &dyn Store) -> Result<(), LedgerFault> {
         catch_up(chain, store).await?;
-        *self.totals.write().expect("no panic while locked") = Arc::new(chain.totals().clone());
+        *self.view.write().expect("no panic while locked") = View::of(chain);
         Ok(())
     }
 

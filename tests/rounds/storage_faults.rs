@@ -6,7 +6,7 @@ use undertone::v1;
 use undertone_core::id::JobId;
 use undertone_harness::{Deployment, FaultyStorage, FnTrainer, Operator};
 use undertone_round::event::{JobEvent, Outcome};
-use undertone_store::{Blobs as _, Store as _, Transition};
+use undertone_store::{Blobs as _, JobRecord, Store as _, Transition};
 
 const CENTRAL: &str = "unit = \"client\"\ntrust = \"central\"\nclip_norm = 0.5\nnoise_multiplier = 1.0\ndelta = 1e-5\nbudget_epsilon = 60.0";
 
@@ -37,6 +37,13 @@ async fn a_full_disk_makes_a_job_wait_and_nothing_else() {
     let id = operator.submit(&job("rounds = 2", "rounds = 3")).await.unwrap();
     met(&storage, 1).await;
     assert_eq!(operator.detail(&id).await.summary.unwrap().rounds_released, 0);
+    // Looking waits for no disk: the listing and the ledger answer, and say what is wrong.
+    let looked = tokio::time::timeout(Duration::from_secs(5), async {
+        let jobs = operator.client.list_jobs(v1::ListJobsRequest {}).await.unwrap().into_inner().jobs;
+        assert!(jobs[0].problem.contains("cannot be saved"), "{}", jobs[0].problem);
+        operator.client.get_ledger(v1::GetLedgerRequest {}).await.unwrap().into_inner()
+    });
+    assert_eq!(looked.await.expect("an answer").lines, 0);
     storage.fail_steps(false);
     let events = operator.watch_to_end(&id).await;
     assert_eq!(*events.outcome(), Outcome::Completed, "{}", events.text());
@@ -55,6 +62,16 @@ async fn a_step_whose_answer_was_lost_is_made_once() {
     assert_eq!(operator.model(&id).await, [2.0, 2.0]);
     let offers = events.0.iter().filter(|e| matches!(e, JobEvent::Offered { .. })).count();
     assert_eq!(offers, 2, "no event is told twice: {}", events.text());
+}
+
+/// A job whose first step cannot be saved, with its record as it lies in the store.
+async fn unsaved(storage: &FaultyStorage) -> (Deployment, Operator, String, JobRecord) {
+    let (d, mut operator) = deployment(storage).await;
+    storage.fail_steps(true);
+    let id = operator.submit(&job("rounds = 2", "rounds = 2")).await.unwrap();
+    met(storage, 0).await;
+    let record = storage.store().job(&JobId::new(id.clone()).unwrap()).await.unwrap().unwrap();
+    (d, operator, id, record)
 }
 
 /// A job whose first update is in, and whose last client trains until it is let go.
@@ -156,12 +173,8 @@ async fn a_coordinator_that_ends_while_it_releases_spends_the_attempt_and_goes_o
 #[tokio::test(flavor = "multi_thread")]
 async fn a_driver_whose_job_was_changed_begins_again_from_what_is_stored() {
     let storage = FaultyStorage::new();
-    let (_d, mut operator) = deployment(&storage).await;
-    storage.fail_steps(true);
-    let id = operator.submit(&job("rounds = 2", "rounds = 2")).await.unwrap();
-    met(&storage, 0).await;
+    let (_d, mut operator, id, record) = unsaved(&storage).await;
     // Somebody else makes a step (here one that changes nothing).
-    let record = storage.store().job(&JobId::new(id.clone()).unwrap()).await.unwrap().unwrap();
     let step = Transition::new(record.id, record.version, record.status, record.state);
     storage.store().commit(step).await.unwrap();
     storage.fail_steps(false);
@@ -237,11 +250,7 @@ async fn a_driver_that_panics_is_begun_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_step_of_somebody_else_that_ends_the_job_is_seen() {
     let storage = FaultyStorage::new();
-    let (_d, mut operator) = deployment(&storage).await;
-    storage.fail_steps(true);
-    let id = operator.submit(&job("rounds = 2", "rounds = 2")).await.unwrap();
-    met(&storage, 0).await;
-    let record = storage.store().job(&JobId::new(id.clone()).unwrap()).await.unwrap().unwrap();
+    let (_d, mut operator, id, record) = unsaved(&storage).await;
     let mut state: serde_json::Value = serde_json::from_str(&record.state).unwrap();
     let end = serde_json::json!({ "phase": "ended", "outcome": { "outcome": "completed" } });
     state["phase"] = end;
@@ -264,13 +273,9 @@ async fn a_step_of_somebody_else_that_ends_the_job_is_seen() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_ledger_that_does_not_add_up_stops_spending_until_a_person_looks() {
     let storage = FaultyStorage::new();
-    let (mut d, mut operator) = deployment(&storage).await;
-    storage.fail_steps(true);
-    let id = operator.submit(&job("rounds = 2", "rounds = 2")).await.unwrap();
-    met(&storage, 0).await;
+    let (mut d, mut operator, id, record) = unsaved(&storage).await;
     // Somebody writes a line that no ledger would.
     let forged = undertone_store::LedgerRow { seq: 1, document: "{\"seq\":1}".into() };
-    let record = storage.store().job(&JobId::new(id.clone()).unwrap()).await.unwrap().unwrap();
     let step = Transition {
         ledger: vec![forged],
         ..Transition::new(record.id, record.version, record.status, record.state)

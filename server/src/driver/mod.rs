@@ -142,20 +142,8 @@ enum Stop {
 }
 
 impl Driver {
-    /// Takes inputs until there is a reason to stop.
+    /// Takes inputs until the job has ended, the daemon shuts down, or there is another reason to stop.
     async fn run(
-        &mut self,
-        inputs: &mut mpsc::Receiver<Command>,
-        changes: &mut broadcast::Receiver<Change>,
-        recovered: bool,
-    ) -> Stop {
-        match self.take_inputs(inputs, changes, recovered).await {
-            Ok(()) => Stop::Done,
-            Err(stop) => stop,
-        }
-    }
-
-    async fn take_inputs(
         &mut self,
         inputs: &mut mpsc::Receiver<Command>,
         changes: &mut broadcast::Receiver<Change>,
@@ -243,7 +231,7 @@ impl Driver {
         // A step that spends is decided on what all jobs have spent by now, and nobody spends until it is saved.
         let shared = self.shared.clone();
         let mut chain = shared.ledger.lock().await;
-        match self.decide(input, &chain.totals().clone())? {
+        match self.decide(input, chain.totals())? {
             Ok(Some(step)) => self.take(step, Some(&mut chain)).await.map(Ok),
             Ok(None) => Ok(Ok(())),
             Err(refusal) => Ok(Err(refusal)),

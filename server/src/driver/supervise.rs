@@ -123,7 +123,10 @@ impl Supervised {
         let inputs = self.inputs.clone();
         let work = async move { driver.run(&mut *inputs.lock().await, &mut changes, recovered).await };
         let task = tokio::spawn(tracing::Instrument::in_current_span(work));
-        task.await.unwrap_or_else(|e| Stop::Stale(format!("it broke: {e}")))
+        match task.await {
+            Ok(run) => run.err().unwrap_or(Stop::Done),
+            Err(e) => Stop::Stale(format!("it broke: {e}")),
+        }
     }
 
     /// Reads the job again, however long the store takes. `Err`: stop, with the reason if it is not a shutdown.

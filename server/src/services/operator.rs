@@ -6,6 +6,7 @@ use crate::coordinator::Coordinator;
 use crate::driver::Snapshot;
 use crate::identity::require_operator;
 use crate::jobs;
+use crate::ledger::View;
 use std::sync::Arc;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
@@ -26,8 +27,6 @@ use undertone_store::{StoreError, TokenRecord};
 const MAX_TOKEN_LIFETIME_S: u64 = 90 * 86_400;
 /// Most uses of a join token.
 const MAX_TOKEN_USES: u32 = 100_000;
-/// How long a look at the ledger waits for a step that is being saved.
-const LEDGER_WAIT: std::time::Duration = std::time::Duration::from_secs(3);
 /// Events read from the store at once.
 const EVENT_PAGE: u32 = 256;
 
@@ -185,26 +184,21 @@ impl Operator for OperatorService {
 
     async fn get_ledger(&self, request: Request<v1::GetLedgerRequest>) -> Reply<v1::LedgerSummary> {
         require_operator(&request)?;
-        // Whoever saves a step holds the chain; on a disk that fails that may be long.
-        let chain = tokio::time::timeout(LEDGER_WAIT, self.0.shared.ledger.lock()).await.map_err(|_| {
-            let text = "the ledger is being written and the disk does not answer: `undertone job list` says what is wrong";
-            ApiError::new(Fault::Unavailable, text)
-        })?;
-        let totals = chain.totals();
+        let View { lines, head, totals, jobs } = self.0.shared.ledger.view();
         let json = |value: serde_json::Result<String>| value.expect("plain data");
-        let job = |(id, job): (&JobId, ClosedJob)| v1::LedgerJob {
-            job: id.to_string(),
+        let job = |(id, job): (JobId, ClosedJob)| v1::LedgerJob {
+            job: id.into(),
             attempts: job.attempts,
             epsilon: job.epsilon,
         };
         Ok(Response::new(v1::LedgerSummary {
-            lines: chain.len(),
-            head: chain.head().as_bytes().to_vec().into(),
+            lines,
+            head: head.as_bytes().to_vec().into(),
             spent: json(serde_json::to_string(&totals.spent())),
             budgets: json(serde_json::to_string(&totals.budgets())),
             record_used: totals.used(Unit::Record),
             client_used: totals.used(Unit::Client),
-            jobs: chain.jobs().map(job).collect(),
+            jobs: jobs.into_iter().map(job).collect(),
         }))
     }
 

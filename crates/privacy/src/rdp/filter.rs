@@ -62,9 +62,8 @@ impl RdpFilter {
         if !(epsilon > 0.0 && epsilon.is_finite() && delta > 0.0 && delta < 1.0) {
             return Err(FilterError::Budget { epsilon, delta });
         }
-        // RDP(α) ≤ B gives ε = B + log(1-1/α) - (log δ + log α)/(α-1) (Canonne, Kamath and Steinke 2020, Prop. 12).
-        let conversion = libm::log1p(-1.0 / order) - (libm::log(delta) + libm::log(order)) / (order - 1.0);
-        let budget = epsilon - conversion;
+        // What the conversion to δ takes of ε before anything is spent.
+        let budget = epsilon - super::convert(order, 0.0, delta);
         if !(order > 1.0 && budget > 0.0) {
             return Err(FilterError::Order { order });
         }
