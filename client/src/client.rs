@@ -187,8 +187,8 @@ impl Driver {
                 self.begin(acceptance.key().clone(), work::train(self.tools.clone(), acceptance));
             }
             Effect::Abandon(key) => self.abandon(&key),
-            Effect::Store { account, update, weight } => {
-                self.begin(account.last(), work::store(self.tools.clone(), account, update, weight));
+            Effect::Store { account, parcel, weight } => {
+                self.begin(account.last(), work::store(self.tools.clone(), account, parcel, weight));
             }
             Effect::Upload { key, sealed, tries } => {
                 self.begin(key.clone(), work::upload(self.tools.clone(), key, sealed, tries));

@@ -168,13 +168,41 @@ impl Page {
                     "protects",
                     "your whole data set from those who see models, NOT from the coordinator",
                 );
-                self.row("clip norm", format_args!("{clip} for the whole update"));
-                self.row(
-                    "noise",
-                    format_args!(
-                        "{noise:.4} x clip norm, added by the coordinator to the sum of all updates"
-                    ),
-                );
+                match job.spec().privacy.adaptive_clip() {
+                    None => self.row("clip norm", format_args!("{clip} for the whole update")),
+                    Some(rule) => {
+                        self.row(
+                            "clip norm",
+                            format_args!(
+                                "{clip} for the whole update in round 1, later at most {}: it follows the updates' norms",
+                                rule.max()
+                            ),
+                        );
+                        self.row(
+                            "also leaves",
+                            "whether your update was within the clip norm (yes or no), for a count that gets noise too",
+                        );
+                    }
+                }
+                if let (true, Some(rule)) =
+                    (job.contract().is_correlated(), job.spec().cohort.participation())
+                {
+                    self.row(
+                        "noise",
+                        format_args!(
+                            "{noise:.4} x what {} rounds of yours can move, correlated over the rounds, added by the \
+                             coordinator to the sum of all updates",
+                            rule.most_within(job.spec().rounds)
+                        ),
+                    );
+                } else {
+                    self.row(
+                        "noise",
+                        format_args!(
+                            "{noise:.4} x clip norm, added by the coordinator to the sum of all updates"
+                        ),
+                    );
+                }
                 self.neighbours(terms.adjacency);
                 if let CohortRule::Poisson { rate, .. } = job.spec().cohort.rule() {
                     self.row(

@@ -7,9 +7,8 @@ use crate::folder::{Access, ClientFolder, create_private_dir, remove_if_there, s
 use std::io;
 use std::path::{Path, PathBuf};
 use undertone_core::digest::Digest;
-use undertone_core::fixed::FixedVector;
 use undertone_core::id::JobId;
-use undertone_round::participant::{Account, Sealed};
+use undertone_round::participant::{Account, Parcel, Sealed};
 
 /// The outbox of one client.
 #[derive(Debug, Clone)]
@@ -72,10 +71,11 @@ impl Outbox {
     }
 
     /// Makes an update durable: first the bytes, then the account.
-    pub(crate) fn store(&self, account: Account, update: &FixedVector, weight: u32) -> io::Result<Sealed> {
+    pub(crate) fn store(&self, account: Account, parcel: &Parcel, weight: u32) -> io::Result<Sealed> {
         create_private_dir(&self.dir)?;
-        let bytes = update.to_bytes();
-        let sealed = Sealed { update: Digest::of(&bytes), bytes: bytes.len() as u64, weight };
+        let bytes = parcel.update.to_bytes();
+        let within = parcel.within.map(|bit| bit.to_wire());
+        let sealed = Sealed { update: Digest::of(&bytes), bytes: bytes.len() as u64, weight, within };
         write_durably(&self.update(account.job()), &bytes, Access::Owner)?;
         self.write_account(&account.with_sealed(sealed.clone()))?;
         Ok(sealed)
@@ -103,7 +103,7 @@ impl Outbox {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use undertone_core::fixed::Grid;
+    use undertone_core::fixed::{FixedVector, Grid};
 
     fn account(attempt: u32) -> Account {
         serde_json::from_value(serde_json::json!({
@@ -113,8 +113,8 @@ mod tests {
         .unwrap()
     }
 
-    fn update() -> FixedVector {
-        FixedVector::from_units(Grid::new(16).unwrap(), vec![1, -2, 3]).unwrap()
+    fn update() -> Parcel {
+        FixedVector::from_units(Grid::new(16).unwrap(), vec![1, -2, 3]).unwrap().into()
     }
 
     fn outbox(dir: &Path) -> Outbox {
@@ -128,7 +128,7 @@ mod tests {
         assert!(box_.load().unwrap().is_empty());
         let sealed = box_.store(account(1), &update(), 7).unwrap();
         assert_eq!((sealed.bytes, sealed.weight), (12, 7));
-        assert_eq!(std::fs::read(box_.update(account(1).job())).unwrap(), update().to_bytes());
+        assert_eq!(std::fs::read(box_.update(account(1).job())).unwrap(), update().update.to_bytes());
         assert_eq!(outbox(dir.path()).load().unwrap(), [account(1).with_sealed(sealed)]);
         box_.discard(&account(1)).unwrap();
         assert_eq!(outbox(dir.path()).load().unwrap(), [account(1)]);

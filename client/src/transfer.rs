@@ -175,6 +175,7 @@ pub(crate) async fn upload(
         attempt: Some(AttemptRef::from(key)),
         update: Some(BlobRef::new(sealed.update, sealed.bytes)),
         weight: sealed.weight,
+        within_clip_norm: sealed.within,
     };
     let mut stub = participation(channel);
     let feed = feed(file, header, messages, moved);

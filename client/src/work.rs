@@ -7,13 +7,12 @@ use crate::outbox::Outbox;
 use crate::trainer_thread::TrainerThread;
 use crate::transfer::{self, Line};
 use std::sync::Arc;
-use undertone_core::fixed::FixedVector;
 use undertone_core::id::AttemptKey;
 use undertone_core::trainer::TrainerError;
 use undertone_privacy::noise::{NoRandomness, NoiseRng};
 use undertone_round::job::Job;
 use undertone_round::participant::{
-    Acceptance, Account, EncodeError, Failure, Input, ModelRef, Sealed, absent, encode, told,
+    Acceptance, Account, EncodeError, Failure, Input, ModelRef, Parcel, Sealed, absent, encode, told,
 };
 
 /// What the steps work with.
@@ -83,30 +82,30 @@ pub(crate) async fn train(tools: Tools, acceptance: Box<Acceptance>) -> Input {
             return Input::Failed(key, Failure::Final(told.into()));
         }
     };
-    let job = Arc::clone(acceptance.job());
+    let (job, clip_norm) = (Arc::clone(acceptance.job()), acceptance.clip_norm());
     if !acceptance.withheld().is_empty()
-        && let Some(noise) = absent(&job, &mut rng)
+        && let Some(noise) = absent(&job, clip_norm, &mut rng)
     {
         tracing::warn!("the data is not trained on; what is sent says nothing of it");
         return Input::Trained(key, noise);
     }
     let outcome = tools.trainer.call(move |trainer| {
-        Ok((|| -> Result<(FixedVector, u64), TrainFailure> {
+        Ok((|| -> Result<(Parcel, u64), TrainFailure> {
             let job = acceptance.job();
             let weights = models.read(acceptance.model().digest, job.layout())?;
             let raw = trainer.train(acceptance.task(), &weights)?;
             let steps = raw.steps;
-            Ok((encode(job, raw, &mut NoiseRng::from_os()?)?, steps))
+            Ok((encode(job, clip_norm, raw, &mut NoiseRng::from_os()?)?, steps))
         })())
     });
     match outcome.await.unwrap_or_else(|e| Err(e.into())) {
-        Ok((update, steps)) => {
+        Ok((parcel, steps)) => {
             tracing::info!(steps, "trained");
-            Input::Trained(key, update)
+            Input::Trained(key, parcel)
         }
         Err(e) => {
             tracing::warn!(error = %e, "training gave no update");
-            match absent(&job, &mut rng) {
+            match absent(&job, clip_norm, &mut rng) {
                 Some(noise) => Input::Trained(key, noise),
                 None => Input::Failed(key, Failure::Final(e.told())),
             }
@@ -114,10 +113,10 @@ pub(crate) async fn train(tools: Tools, acceptance: Box<Acceptance>) -> Input {
     }
 }
 
-pub(crate) async fn store(tools: Tools, account: Account, update: FixedVector, weight: u32) -> Input {
+pub(crate) async fn store(tools: Tools, account: Account, parcel: Parcel, weight: u32) -> Input {
     let key = account.last();
     let outbox = tools.outbox;
-    let stored = tokio::task::spawn_blocking(move || outbox.store(account, &update, weight)).await;
+    let stored = tokio::task::spawn_blocking(move || outbox.store(account, &parcel, weight)).await;
     match stored.unwrap_or_else(|e| Err(std::io::Error::other(e))) {
         Ok(sealed) => Input::Stored(key, sealed),
         Err(e) => {

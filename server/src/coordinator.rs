@@ -220,7 +220,7 @@ impl Coordinator {
             .map_err(|e| ApiError::new(Fault::BadRequest, e.to_string()))?;
         let (contract, totals) = (job.contract(), self.shared.ledger.totals());
         match totals.attempts_left(contract.unit(), contract.loss(), contract.charge()) {
-            Some(fits) if fits < u64::from(job.spec().rounds) && contract.trust().is_some() => {
+            Some(fits) if fits < u64::from(contract.paying_attempts()) && contract.trust().is_some() => {
                 let text = format!(
                     "the privacy budget of the population has room for {fits} rounds of this job, which plans {}: plan \
                      fewer, add noise, or see `undertone ledger show`",

@@ -122,6 +122,8 @@ fn statement(contract: &ResolvedContract, epsilon: Option<f64>, attempts: u32) -
         "accountant": contract.accountant(),
         "noise_multiplier": contract.noise_multiplier(),
         "clip_norm": contract.contract().clip_norm(),
+        "mechanism": contract.mechanism_name(),
+        "adaptive_clip": contract.contract().adaptive_clip(),
         "adjacency": contract.adjacency(),
         "budget_epsilon": contract.budget_epsilon(),
         "attempts": attempts,

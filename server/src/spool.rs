@@ -12,6 +12,7 @@ use undertone::{ApiError, Fault};
 use undertone_core::digest::{Digest, Digester};
 use undertone_core::fixed::MAX_FIXED;
 use undertone_core::id::{AttemptKey, ClientId};
+use undertone_privacy::adaptive_clip::WithinBit;
 use undertone_round::coordinator::Update;
 use undertone_round::job::Job;
 use undertone_store::{BlobError, Blobs};
@@ -26,6 +27,8 @@ pub(crate) struct Claim {
     pub(crate) digest: Digest,
     /// Its weight.
     pub(crate) weight: u32,
+    /// Whether the update was within the clip norm, where the job asks.
+    pub(crate) within: Option<bool>,
 }
 
 /// Why an upload was not taken in.
@@ -36,11 +39,17 @@ pub(crate) enum Rejected {
     Invalid(String),
 }
 
-/// Each spooled update starts with whose it is and how much it counts, so that two updates are never one blob.
-fn header(key: &AttemptKey, client: &ClientId, weight: u32) -> Vec<u8> {
-    let text = format!("undertone update v1\n{key}\n{client}\n{weight}\n");
+/// Each spooled update starts with whose it is and how much it counts, so that two updates are never one blob. The
+/// answer about the clip norm, a byte, lies here and not in the job's state, which operators see.
+fn header(key: &AttemptKey, client: &ClientId, weight: u32, within: Option<bool>) -> Vec<u8> {
+    let text = format!("undertone update v2\n{key}\n{client}\n{weight}\n");
     let mut bytes = (text.len() as u32).to_le_bytes().to_vec();
     bytes.extend(text.as_bytes());
+    bytes.push(match within {
+        None => 0,
+        Some(false) => 1,
+        Some(true) => 2,
+    });
     bytes
 }
 
@@ -49,12 +58,13 @@ pub(crate) async fn receive(
     mut messages: impl Stream<Item = Result<UploadMessage, Status>> + Unpin,
     claim: &Claim,
     job: &Job,
+    bound: (f64, u64),
     blobs: &Arc<dyn Blobs>,
     idle: Duration,
 ) -> Result<Update, Rejected> {
     let transfer = |fault, text: String| Rejected::Transfer(ApiError::new(fault, text));
     let mut writer = blobs.writer().await.map_err(storage)?;
-    writer.write(&header(&claim.key, &claim.client, claim.weight)).await.map_err(storage)?;
+    writer.write(&header(&claim.key, &claim.client, claim.weight, claim.within)).await.map_err(storage)?;
     let mut check = StreamCheck::new();
     let expected = job.update_bytes();
     loop {
@@ -99,7 +109,7 @@ pub(crate) async fn receive(
             format!("the update arrived damaged: digest {}, announced {}", summary.digest, claim.digest),
         ));
     }
-    summary.validate(job).map_err(Rejected::Invalid)?;
+    summary.validate(job, bound).map_err(Rejected::Invalid)?;
     // Durable from here on.
     let (blob, _) = writer.commit(None).await.map_err(storage)?;
     Ok(Update { client: claim.client.clone(), blob, bytes, weight: claim.weight })
@@ -113,24 +123,29 @@ fn storage(e: BlobError) -> Rejected {
     ))
 }
 
-/// Reads a spooled update back.
+/// Reads a spooled update back, with the client's answer about the clip norm where there is one.
 pub(crate) async fn read(
     key: &AttemptKey,
     update: &Update,
     blobs: &Arc<dyn Blobs>,
-) -> Result<Vec<i32>, BlobError> {
+) -> Result<(Vec<i32>, Option<WithinBit>), BlobError> {
     // From the first byte to the last: only a whole read verifies the blob's digest, and a rotten file must not enter
     // a sum.
     let mut reader = blobs.open(&update.blob, 0).await?;
-    let mut head = vec![0u8; header(key, &update.client, update.weight).len()];
+    let mut head = vec![0u8; header(key, &update.client, update.weight, None).len()];
     fill(&mut reader, &mut head).await?;
+    let within = match head.last() {
+        Some(1) => Some(WithinBit::from_wire(false)),
+        Some(2) => Some(WithinBit::from_wire(true)),
+        _ => None,
+    };
     let mut units = Vec::with_capacity(update.bytes as usize / 4);
     let mut buffer = vec![0u8; 256 << 10];
     loop {
         let n = fill(&mut reader, &mut buffer).await?;
         units.extend(buffer[..n].chunks_exact(4).map(|b| i32::from_le_bytes([b[0], b[1], b[2], b[3]])));
         if n < buffer.len() {
-            return Ok(units);
+            return Ok((units, within));
         }
     }
 }
@@ -211,12 +226,11 @@ impl StreamCheck {
 }
 
 impl Summary {
-    fn validate(&self, job: &Job) -> Result<(), String> {
+    fn validate(&self, job: &Job, (bound, units): (f64, u64)) -> Result<(), String> {
         if let Some(index) = self.out_of_range {
             return Err(format!("value {index} of the update is beyond the range of the wire format"));
         }
-        let bound = job.update_norm_bound();
-        let units = u128::from(job.update_norm_units());
+        let units = u128::from(units);
         if self.squared_norm > units * units {
             let norm = (self.squared_norm as f64).sqrt() / job.grid().units_per_one();
             return Err(format!("the update's norm is {norm:.4}, the job allows at most {bound}"));

@@ -51,6 +51,7 @@ async fn an_upload_that_goes_on_beyond_the_model() {
         attempt: offer.attempt,
         update: Some(undertone::v1::BlobRef::new(Digest::of(&[0; 8]), 8)),
         weight: 1,
+        within_clip_norm: None,
     };
     let chunk = |offset, len| upload_message::Kind::Chunk(Chunk { offset, data: vec![0; len].into() });
     let messages = vec![upload_message::Kind::Header(header), chunk(0, 8), chunk(8, 4)];
@@ -94,6 +95,7 @@ async fn a_damaged_or_gappy_upload_can_be_sent_again() {
             attempt: Some(attempt.clone()),
             update: Some(undertone::v1::BlobRef::new(digest, 8)),
             weight: 1,
+            within_clip_norm: None,
         })
     };
     let chunk =
@@ -162,6 +164,7 @@ async fn an_upload_that_stands_still_is_cut() {
         attempt: offer.attempt.clone(),
         update: Some(undertone::v1::BlobRef::new(Digest::of(b""), 8)),
         weight: 1,
+        within_clip_norm: None,
     };
     tx.send(undertone::v1::UploadMessage { kind: Some(upload_message::Kind::Header(header)) }).await.unwrap();
     let stalled =

@@ -1,6 +1,7 @@
 //! Whole rounds in one process: coordinator, CA, clients, mutual TLS.
 
 mod bad_updates;
+mod central_noise;
 mod enrolment;
 mod happy;
 mod participation;

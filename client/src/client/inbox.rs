@@ -90,7 +90,7 @@ impl Driver {
             }
         };
         let refusal = if self.config.role == ClientRole::Trainer {
-            match self.read_offer(&key, &offer.job_document, offer.model).await {
+            match self.read_offer(&key, &offer.job_document, offer.model, offer.clip_norm).await {
                 Ok(offer) => return self.feed(Input::Offered(Box::new(offer))).await,
                 Err(problem) => problem,
             }
@@ -109,10 +109,11 @@ impl Driver {
         key: &AttemptKey,
         document: &[u8],
         model: Option<BlobRef>,
+        clip_norm: Option<f64>,
     ) -> Result<Offer, String> {
         let model = model_ref(model).map_err(|e| e.to_string())?;
         let job = self.job(document).await.map_err(|e| e.to_string())?;
-        Offer::of_job(key.clone(), job, model).map_err(|e| e.to_string())
+        Offer::of_job(key.clone(), job, model, clip_norm).map_err(|e| e.to_string())
     }
 
     /// Reads a job document, once: resolving one searches for its noise, which takes a moment.

@@ -16,6 +16,7 @@
 use crate::clip::{BoundError, RawUpdate, bound_in_units, l2_norm};
 use crate::discrete_gaussian::{DiscreteGaussian, NoiseError};
 use crate::noise::NoiseRng;
+use crate::sensitivity::Adjacency;
 use serde::{Deserialize, Serialize};
 use undertone_core::fixed::Grid;
 
@@ -126,6 +127,27 @@ impl AdaptiveClip {
         Ok(z / libm::sqrt(rest) * (1.0 + 4.0 * f64::EPSILON))
     }
 
+    /// The terms in a fixed order, for digests.
+    pub(crate) fn numbers(&self) -> [f64; 6] {
+        let Rule { initial, min, max, target_quantile, learning_rate, count_noise } = self.0;
+        [initial, min, max, target_quantile, learning_rate, count_noise]
+    }
+
+    /// The largest clip norm.
+    pub fn max(&self) -> f64 {
+        self.0.max
+    }
+
+    /// The nearest clip norm that the rule allows; its lowest for NaN.
+    pub(crate) fn clamp(&self, clip_norm: f64) -> f64 {
+        clip_norm.max(self.0.min).min(self.0.max)
+    }
+
+    /// Whether the clip norm may ever be this.
+    pub fn allows(&self, clip_norm: f64) -> bool {
+        (self.0.min..=self.0.max).contains(&clip_norm)
+    }
+
     /// Whether every clip norm that may come up suits the grid.
     ///
     /// # Errors
@@ -182,21 +204,28 @@ impl CountSum {
         self.0 += if bit.0 { HALF } else { -HALF };
     }
 
-    /// The share of the cohort that is within the clip norm, with noise of σ_b clients on the count. `cohort_size` is
+    /// The share of the cohort that is within the clip norm, with noise on the count of σ_b clients, or twice that where
+    /// neighbours replace one client, whose bit then moves the count by 1 and not by ½. `denominator` is
     /// the public number of clients that the round counts on.
     ///
     /// # Errors
     /// [`NoiseError`] if σ_b cannot be drawn.
+    ///
+    /// # Panics
+    /// If `denominator` is not above 0.
     pub fn noised(
         self,
         rule: &AdaptiveClip,
-        cohort_size: std::num::NonZeroU32,
+        adjacency: Adjacency,
+        denominator: f64,
         rng: &mut NoiseRng,
     ) -> Result<NoisedShare, NoiseError> {
+        assert!(denominator > 0.0, "the public denominator is {denominator}");
         let client = 2.0 * HALF as f64;
-        let noise = DiscreteGaussian::new((rule.0.count_noise * client).next_up())?;
+        let sigma = rule.0.count_noise * client * adjacency.contributions() as f64;
+        let noise = DiscreteGaussian::new(sigma.next_up())?;
         let noised = self.0 + noise.sample(rng);
-        Ok(NoisedShare(noised as f64 / (client * f64::from(cohort_size.get())) + 0.5))
+        Ok(NoisedShare(noised as f64 / (client * denominator) + 0.5))
     }
 }
 

@@ -26,6 +26,7 @@ pub use mechanism::BltMechanism;
 pub use optimise::optimise;
 pub use stream::BltNoise;
 
+use crate::clip::BoundError;
 use crate::discrete_gaussian::NoiseError;
 use serde::{Deserialize, Serialize};
 
@@ -69,6 +70,9 @@ pub enum BltError {
     /// The noise cannot be drawn.
     #[error(transparent)]
     Noise(#[from] NoiseError),
+    /// The clip norm does not suit the grid.
+    #[error(transparent)]
+    Bound(#[from] BoundError),
     /// The planned rounds are used up.
     #[error(
         "the noise was planned for {0} rounds, all of which are released: start a new run with a new budget"

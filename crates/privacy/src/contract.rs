@@ -14,8 +14,13 @@
 //! delta = 1e-3
 //! budget_epsilon = 10.0
 //! adjacency = "add-remove"   # the default, or "replace-one" with unit = "client" (the default with trust = "local")
+//!
+//! # With unit = "client", trust = "central":
+//! mechanism = "discrete-gaussian"     # the default; or "fast-gaussian", or "blt" with [cohort] participations, separation
+//! adaptive_clip = { min = 0.1, max = 10.0, target_quantile = 0.5, learning_rate = 0.2, count_noise = 2.0 }
 //! ```
 
+use crate::adaptive_clip::AdaptiveClip;
 use crate::rdp::{MAX_NOISE_MULTIPLIER, MIN_NOISE_MULTIPLIER};
 use crate::sensitivity::Adjacency;
 use serde::{Deserialize, Serialize};
@@ -43,6 +48,21 @@ pub enum Trust {
     Central,
 }
 
+/// How the coordinator draws the noise of a central contract.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CentralMechanism {
+    /// Independent exact discrete Gaussian noise in each round ([`crate::discrete_gaussian`]).
+    #[default]
+    DiscreteGaussian,
+    /// Independent floating-point Gaussian noise, rounded to the grid ([`crate::fast_gaussian`]): several times faster, for
+    /// very large models. Its distribution is the Gaussian's to within what 53 bits can say, not exactly.
+    FastGaussian,
+    /// Noise that is correlated over the rounds ([`crate::blt`]): one Gaussian mechanism for the whole run, for clients
+    /// that take part a limited number of times and that nobody samples.
+    Blt,
+}
+
 /// How much noise: one of the two, the other follows.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Noise {
@@ -62,8 +82,15 @@ pub struct PrivacyContract(Kind);
 enum Kind {
     NoPromise,
     RecordLocal { promise: Promise, sampling_rate: f64 },
-    ClientCentral { promise: Promise, adjacency: Adjacency },
+    ClientCentral { promise: Promise, adjacency: Adjacency, central: Central },
     ClientLocal { promise: Promise, adjacency: Adjacency },
+}
+
+/// What only a coordinator that adds the noise can do.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+struct Central {
+    mechanism: CentralMechanism,
+    adaptive_clip: Option<AdaptiveClip>,
 }
 
 /// The numbers that every promise has.
@@ -136,7 +163,11 @@ impl PrivacyContract {
         budget_epsilon: f64,
     ) -> Result<Self, InvalidContract> {
         let promise = Promise { clip_norm, noise, delta, budget_epsilon }.checked()?;
-        Ok(Self(Kind::ClientCentral { promise, adjacency: Adjacency::AddRemove }))
+        Ok(Self(Kind::ClientCentral {
+            promise,
+            adjacency: Adjacency::AddRemove,
+            central: Central::default(),
+        }))
     }
 
     /// Client level, all the noise added by each client to its own update before it leaves. Neighbours are any two
@@ -162,7 +193,9 @@ impl PrivacyContract {
     /// samples, add/remove alone, and nothing where nothing is promised.
     pub fn with_adjacency(self, adjacency: Adjacency) -> Result<Self, InvalidContract> {
         match self.0 {
-            Kind::ClientCentral { promise, .. } => Ok(Self(Kind::ClientCentral { promise, adjacency })),
+            Kind::ClientCentral { promise, central, .. } => {
+                Ok(Self(Kind::ClientCentral { promise, adjacency, central }))
+            }
             Kind::ClientLocal { promise, .. } => Ok(Self(Kind::ClientLocal { promise, adjacency })),
             // Poisson sampling under replacement has another (greater) loss than the one that is charged.
             Kind::RecordLocal { .. } if adjacency == Adjacency::AddRemove => Ok(self),
@@ -173,6 +206,64 @@ impl PrivacyContract {
             Kind::NoPromise => raw::refuse(
                 "unit = \"none\" promises no privacy, so adjacency would mean nothing: leave it out",
             ),
+        }
+    }
+
+    /// The same contract with noise that is drawn in another way.
+    ///
+    /// # Errors
+    /// [`InvalidContract`] unless the coordinator draws the noise, and for correlated noise under a clip norm that moves.
+    pub fn with_mechanism(self, mechanism: CentralMechanism) -> Result<Self, InvalidContract> {
+        self.with_central("mechanism", |central| Central { mechanism, ..central })
+    }
+
+    /// The same contract with a clip norm that follows the updates' norms. It begins at the contract's clip norm; that of
+    /// `rule` must be the same.
+    ///
+    /// # Errors
+    /// [`InvalidContract`] unless the coordinator draws the noise, and for correlated noise, whose sensitivity is one for
+    /// the whole run.
+    pub fn with_adaptive_clip(self, rule: AdaptiveClip) -> Result<Self, InvalidContract> {
+        if self.clip_norm().is_some_and(|c| c != rule.start().clip_norm()) {
+            return raw::refuse("adaptive_clip begins at clip_norm: give one number for both");
+        }
+        self.with_central("adaptive_clip", |central| Central { adaptive_clip: Some(rule), ..central })
+    }
+
+    fn with_central(
+        self,
+        key: &str,
+        change: impl FnOnce(Central) -> Central,
+    ) -> Result<Self, InvalidContract> {
+        let Kind::ClientCentral { promise, adjacency, central } = self.0 else {
+            return raw::refuse(format!(
+                "{key} goes with unit = \"client\", trust = \"central\" alone, where the coordinator draws the noise"
+            ));
+        };
+        let central = change(central);
+        if central.mechanism == CentralMechanism::Blt && central.adaptive_clip.is_some() {
+            return raw::refuse(
+                "adaptive_clip does not go with mechanism = \"blt\": its noise rests on one clip norm for the whole run; \
+                 leave adaptive_clip out, or take mechanism = \"discrete-gaussian\"",
+            );
+        }
+        Ok(Self(Kind::ClientCentral { promise, adjacency, central }))
+    }
+
+    /// How the coordinator draws the noise; `None` where it draws none.
+    pub fn mechanism(&self) -> Option<CentralMechanism> {
+        self.central().map(|c| c.mechanism)
+    }
+
+    /// How the clip norm moves; `None` where it stays.
+    pub fn adaptive_clip(&self) -> Option<AdaptiveClip> {
+        self.central().and_then(|c| c.adaptive_clip)
+    }
+
+    fn central(&self) -> Option<Central> {
+        match self.0 {
+            Kind::ClientCentral { central, .. } => Some(central),
+            _ => None,
         }
     }
 
@@ -194,7 +285,7 @@ impl PrivacyContract {
         }
     }
 
-    /// The L2 norm that one record's gradient, or one client's update, is scaled down to.
+    /// The L2 norm that one record's gradient, or one client's update, is scaled down to; in round 1, where it moves.
     pub fn clip_norm(&self) -> Option<f64> {
         self.promise().map(|p| p.clip_norm)
     }
@@ -267,6 +358,15 @@ impl PrivacyContract {
         value(noise.and_then(|n| if let Noise::TargetEpsilon(e) = n { Some(e) } else { None }));
         value(self.delta());
         value(self.budget_epsilon());
+        // Written only where they are not what they were before there was a choice.
+        if let Some(mechanism) = self.mechanism().filter(|m| *m != CentralMechanism::default()) {
+            d.field(b"mechanism");
+            d.field(mechanism.as_str().as_bytes());
+        }
+        if let Some(rule) = self.adaptive_clip() {
+            d.field(b"adaptive clip");
+            rule.numbers().iter().for_each(|x| d.field(&x.to_bits().to_le_bytes()));
+        }
         d.finish()
     }
 }
@@ -318,6 +418,17 @@ impl Trust {
         match self {
             Self::Local => "local",
             Self::Central => "central",
+        }
+    }
+}
+
+impl CentralMechanism {
+    /// The word in config, reports and logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::DiscreteGaussian => "discrete-gaussian",
+            Self::FastGaussian => "fast-gaussian",
+            Self::Blt => "blt",
         }
     }
 }

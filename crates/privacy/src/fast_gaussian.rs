@@ -31,13 +31,14 @@ pub struct FastGaussian {
 }
 
 impl FastGaussian {
-    /// The noise for a sum of clipped updates under a central contract: σ as in [`crate::release::noise_sum`].
+    /// The noise for a sum of updates clipped to `clip_norm` under a central contract: σ as in
+    /// [`crate::release::noise_sum`].
     ///
     /// # Errors
-    /// [`NoiseError`] if the contract's clip norm does not suit the grid, or σ is out of the range that
+    /// [`NoiseError`] if the clip norm does not suit the grid, or σ is out of the range that
     /// [`DiscreteGaussian`] has.
-    pub fn for_clipped_sum(terms: ClientCentral<'_>, grid: Grid) -> Result<Self, NoiseError> {
-        Self::new(terms.sensitivity(grid)?.sigma(terms.promise.noise_multiplier))
+    pub fn for_clipped_sum(terms: ClientCentral<'_>, clip_norm: f64, grid: Grid) -> Result<Self, NoiseError> {
+        Self::new(terms.sensitivity(clip_norm, grid)?.sigma(terms.update_noise()))
     }
 
     fn new(sigma: f64) -> Result<Self, NoiseError> {
@@ -144,12 +145,12 @@ mod tests {
         let contract = PrivacyContract::client_central(0.5, Noise::Multiplier(3.0), 1e-5, 50.0).unwrap();
         let resolved = contract.resolve(Schedule { rounds: 3, local_steps: 1 }).unwrap();
         let Terms::ClientCentral(terms) = resolved.terms() else { panic!("a central contract") };
-        let noise = FastGaussian::for_clipped_sum(terms, grid).unwrap();
+        let noise = FastGaussian::for_clipped_sum(terms, 0.5, grid).unwrap();
         let exact = DiscreteGaussian::for_clipped_sum(3.0, 0.5, grid).unwrap();
         assert!(noise.sigma() >= 3.0 * 32_768.0);
         assert!((noise.sigma() / exact.sigma() - 1.0).abs() < 1e-6);
         assert!(matches!(
-            FastGaussian::for_clipped_sum(terms, Grid::new(4).unwrap()),
+            FastGaussian::for_clipped_sum(terms, 0.5, Grid::new(4).unwrap()),
             Err(NoiseError::Bound(_))
         ));
         assert!(FastGaussian::new(f64::NAN).is_err());

@@ -9,11 +9,11 @@ use crate::ledger::population::{Budgets, Totals};
 use crate::ledger::{Ledger, LedgerEntry};
 use crate::local::LocalNoise;
 use crate::noise::NoiseRng;
+use crate::release::Carried;
 use crate::release::{ReleaseError, release};
 use crate::resolve::{ResolvedContract, Schedule};
 use crate::sensitivity::Adjacency;
 use proptest::prelude::*;
-use std::num::NonZeroU32;
 use undertone_core::aggregate::IntegerSum;
 use undertone_core::config::parse_toml;
 use undertone_core::digest::Digest;
@@ -63,7 +63,7 @@ fn f1_the_clip_norm_moves_towards_the_median() {
                 let norm = 0.5 + (client as f32 + 0.5) / 100.0;
                 sum.fold(WithinBit::of(&RawUpdate::new(vec![norm]), state.clip_norm()));
             }
-            let share = sum.noised(&rule, NonZeroU32::new(100).unwrap(), &mut rng).unwrap();
+            let share = sum.noised(&rule, Adjacency::AddRemove, 100.0, &mut rng).unwrap();
             state = state.after(&rule, share).unwrap();
         }
         assert!((0.8..1.25).contains(&state.clip_norm()), "from {start} to {}", state.clip_norm());
@@ -88,14 +88,14 @@ proptest! {
         more.fold(fixed.units(), 1).unwrap();
         let mean = |sum: &IntegerSum| -> Vec<f64> {
             let mut rng = NoiseRng::seeded_for_tests(seed);
-            release(sum.clone(), &contract, &entry, COHORT, &mut rng).unwrap().mean().collect()
+            release(sum.clone(), &contract, &entry, COHORT, Carried::default(), &mut rng).unwrap().0.mean().collect()
         };
         let moved: f64 = mean(&sum).iter().zip(mean(&more)).map(|(a, b)| (a - b).powi(2)).sum();
         prop_assert!(moved.sqrt() <= 1.0 / f64::from(COHORT) + 1e-12, "{}", moved.sqrt());
 
         let mut weighted = sum.clone();
         weighted.fold(fixed.units(), weight).unwrap();
-        let refused = release(weighted, &contract, &entry, COHORT, &mut NoiseRng::seeded_for_tests(seed));
+        let refused = release(weighted, &contract, &entry, COHORT, Carried::default(), &mut NoiseRng::seeded_for_tests(seed));
         let not_uniform = matches!(refused, Err(ReleaseError::NotUniform { .. }));
         prop_assert!(not_uniform);
     }
@@ -150,8 +150,9 @@ fn n1_n2_every_value_carries_noise() {
     let mut sum = IntegerSum::zero(grid(), values);
     sum.fold(&sparse, 1).unwrap();
     let mut rng = NoiseRng::seeded_for_tests(2);
-    let mut draw =
-        || -> Vec<f64> { release(sum.clone(), &contract, &entry, 1, &mut rng).unwrap().mean().collect() };
+    let mut draw = || -> Vec<f64> {
+        release(sum.clone(), &contract, &entry, 1, Carried::default(), &mut rng).unwrap().0.mean().collect()
+    };
     let (one, two) = (draw(), draw());
     // Two releases agree in a value with a probability of 1/(2σ√π), σ = 65536: about once in 2.3·10^5 values.
     let equal = one.iter().zip(&two).filter(|(a, b)| a == b).count();
@@ -186,9 +187,9 @@ proptest! {
         let (contract, entry) = central(1.0);
         let sum = IntegerSum::zero(grid(), 4);
         let mut rng = NoiseRng::seeded_for_tests(declared);
-        let small: Vec<f64> = release(sum.clone(), &contract, &entry, 4, &mut rng).unwrap().mean().collect();
+        let small: Vec<f64> = release(sum.clone(), &contract, &entry, 4, Carried::default(), &mut rng).unwrap().0.mean().collect();
         let mut rng = NoiseRng::seeded_for_tests(declared);
-        let large: Vec<f64> = release(sum, &contract, &entry, 8, &mut rng).unwrap().mean().collect();
+        let large: Vec<f64> = release(sum, &contract, &entry, 8, Carried::default(), &mut rng).unwrap().0.mean().collect();
         prop_assert!(small.iter().zip(&large).all(|(s, l)| *s == 2.0 * l));
     }
 

@@ -102,6 +102,21 @@ pub enum Loss {
         /// Most that are kept.
         cap: u32,
     },
+    /// Gaussian noise that is correlated over the rounds of a run ([`crate::blt`]): one composition is the whole run.
+    #[serde(rename = "correlated-gaussian")]
+    CorrelatedGaussian {
+        /// Standard deviation of the independent noise in sensitivities of the whole run.
+        noise_multiplier: f64,
+        /// Rounds of the run.
+        rounds: u32,
+        /// Most rounds that a client takes part in.
+        participations: u32,
+        /// Rounds between them, one of the two included.
+        separation: u32,
+        /// Which data sets are neighbours.
+        #[serde(default)]
+        adjacency: Adjacency,
+    },
 }
 
 impl Loss {
@@ -111,7 +126,8 @@ impl Loss {
             Self::Gaussian { noise_multiplier, sampling_rate, .. } => {
                 RdpCurve::new(noise_multiplier, sampling_rate).unwrap_or_else(|_| RdpCurve::unbounded())
             }
-            Self::CappedPoissonGaussian { noise_multiplier, .. } => {
+            Self::CappedPoissonGaussian { noise_multiplier, .. }
+            | Self::CorrelatedGaussian { noise_multiplier, .. } => {
                 RdpCurve::new(noise_multiplier, 1.0).unwrap_or_else(|_| RdpCurve::unbounded())
             }
         }
@@ -135,6 +151,11 @@ impl Loss {
                     Self::Gaussian { noise_multiplier, sampling_rate: 1.0, adjacency: Adjacency::AddRemove };
                 Some((unsampled.curve(), 4))
             }
+            (
+                Unit::Record,
+                Unit::Client,
+                Self::CorrelatedGaussian { adjacency: Adjacency::AddRemove, .. },
+            ) => Some((self.curve(), 4)),
             // No Rényi curve is at hand for a capped draw, so none of it is counted in its favour here: at worst a client
             // takes the place of another one, which is twice the distance.
             (_, _, Self::CappedPoissonGaussian { .. }) => Some((self.curve(), 4)),
@@ -277,7 +298,8 @@ impl Ledger {
         let before = self.compositions(contract);
         // Bounds of two compositions may cross by a rounding: what was told is never taken back.
         let told = self.entries.last().and_then(|e| e.epsilon_after).unwrap_or(0.0);
-        let epsilon_after = contract.epsilon_of(before + u64::from(contract.charge())).map(|e| e.max(told));
+        let charge = contract.charge_after(self.entries.len());
+        let epsilon_after = contract.epsilon_of(before + u64::from(charge)).map(|e| e.max(told));
         if let (Some(epsilon_would_be), Some(budget)) = (epsilon_after, contract.budget_epsilon())
             && epsilon_would_be > budget
         {
@@ -291,7 +313,7 @@ impl Ledger {
             unit: contract.unit(),
             loss: contract.loss(),
             delta: contract.delta(),
-            compositions: contract.charge(),
+            compositions: charge,
             state: EntryState::Reserved,
             epsilon_after,
         };
@@ -422,6 +444,18 @@ impl LedgerEntry {
                 d.field(b"capped-poisson-gaussian");
                 d.field(&noise_multiplier.to_bits().to_le_bytes());
                 d.field(&sampling_rate.to_bits().to_le_bytes());
+            }
+            Some(Loss::CorrelatedGaussian {
+                noise_multiplier,
+                rounds,
+                participations,
+                separation,
+                adjacency,
+            }) => {
+                d.field(b"correlated-gaussian");
+                d.field(adjacency.as_str().as_bytes());
+                d.field(&noise_multiplier.to_bits().to_le_bytes());
+                [rounds, participations, separation].iter().for_each(|n| d.field(&n.to_le_bytes()));
             }
             Some(Loss::Gaussian { noise_multiplier, sampling_rate, adjacency }) => {
                 d.field(b"gaussian");

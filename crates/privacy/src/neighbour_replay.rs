@@ -11,12 +11,12 @@ use crate::ledger::population::{Budgets, Totals};
 use crate::ledger::{Ledger, LedgerEntry};
 use crate::local::LocalNoise;
 use crate::noise::NoiseRng;
+use crate::release::Carried;
 use crate::release::{ReleaseError, release};
 use crate::resolve::{ResolvedContract, Schedule, Terms};
 use crate::sensitivity::{Adjacency, L2Sensitivity};
 use proptest::prelude::*;
 use std::collections::BTreeSet;
-use std::num::NonZeroU32;
 use undertone_core::aggregate::IntegerSum;
 use undertone_core::digest::Digest;
 use undertone_core::fixed::Grid;
@@ -101,7 +101,8 @@ fn squared_distance(a: &[i64], b: &[i64]) -> u128 {
 fn released(sum: &IntegerSum, clip_norm: f64, seed: u64) -> (Vec<i64>, u64) {
     let (resolved, entry) = contract(clip_norm);
     let mut rng = NoiseRng::seeded_for_tests(seed);
-    let released = release(sum.clone(), &resolved, &entry, COHORT, &mut rng).unwrap();
+    let (released, _) =
+        release(sum.clone(), &resolved, &entry, COHORT, Carried::default(), &mut rng).unwrap();
     let divisor = f64::from(COHORT) * grid().units_per_one();
     (released.mean().map(|m| (m * divisor) as i64).collect(), rng.words_drawn())
 }
@@ -141,7 +142,7 @@ proptest! {
         let (without, replaced) = neighbours(&clients, who, other);
         let (resolved, _) = contract(clip_norm);
         let Terms::ClientCentral(terms) = resolved.terms() else { panic!("a central contract") };
-        let noise = FastGaussian::for_clipped_sum(terms, grid()).unwrap();
+        let noise = FastGaussian::for_clipped_sum(terms, clip_norm, grid()).unwrap();
         let results = [&clients, &without, &replaced].map(|clients| {
             let sum = sum_of(clients, clip_norm);
             let (mut units, mut rng) = (sum.units().to_vec(), NoiseRng::seeded_for_tests(seed));
@@ -220,7 +221,7 @@ proptest! {
             let first: std::collections::BTreeMap<_, _> = clients.iter().rev().cloned().collect();
             first.into_values().for_each(|values| sum.fold(WithinBit::of(&RawUpdate::new(values), clip_norm)));
             let mut rng = NoiseRng::seeded_for_tests(seed);
-            let share = sum.noised(&rule, NonZeroU32::new(COHORT).unwrap(), &mut rng).unwrap();
+            let share = sum.noised(&rule, Adjacency::AddRemove, f64::from(COHORT), &mut rng).unwrap();
             (share.value(), rng.words_drawn())
         };
         let (without, replaced) = neighbours(&clients, who, other);
@@ -240,6 +241,7 @@ fn a_client_that_got_in_twice_is_more_than_the_cohort() {
     for _ in 0..=COHORT {
         sum.fold(&[1; LEN], 1).unwrap();
     }
-    let e = release(sum, &resolved, &entry, COHORT, &mut NoiseRng::seeded_for_tests(1)).unwrap_err();
+    let e = release(sum, &resolved, &entry, COHORT, Carried::default(), &mut NoiseRng::seeded_for_tests(1))
+        .unwrap_err();
     assert!(matches!(e, ReleaseError::Cohort { updates: 9, cohort_size: 8 }), "{e}");
 }

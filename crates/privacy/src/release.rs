@@ -4,7 +4,11 @@
 //! that another contract's way does not compile. All need the attempt's ledger entry in the state *sampled*:
 //! budget and cohort before noise, and no second draw once a result is committed.
 
+use crate::adaptive_clip::{ClipState, CountSum};
+use crate::blt::{BltError, BltNoise};
+use crate::contract::CentralMechanism;
 use crate::discrete_gaussian::{DiscreteGaussian, NoiseError};
+use crate::fast_gaussian::FastGaussian;
 use crate::ledger::{EntryState, LedgerEntry};
 use crate::noise::NoiseRng;
 use crate::resolve::{ClientCentral, ClientLocal, NoPromise, RecordLocal, ResolvedContract, Terms};
@@ -53,6 +57,59 @@ pub enum ReleaseError {
     /// The noise.
     #[error(transparent)]
     Noise(#[from] NoiseError),
+    /// The correlated noise.
+    #[error(transparent)]
+    Correlated(#[from] BltError),
+    /// Noise of the rounds before is missing: nothing would cancel, and a fresh start would be a second mechanism.
+    #[error(
+        "the correlated noise is at round {found}, not at the one before {key}: the run cannot go on; submit it as a new job \
+         with a new budget"
+    )]
+    NoiseLost {
+        /// The attempt.
+        key: AttemptKey,
+        /// Rounds that the noise at hand was drawn for.
+        found: u32,
+    },
+}
+
+impl ReleaseError {
+    /// Whether no later attempt can do better.
+    pub fn is_final(&self) -> bool {
+        matches!(self, Self::NoiseLost { .. } | Self::Correlated(_))
+    }
+}
+
+/// What the clients of an attempt gave.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Collected {
+    /// The sum of their updates.
+    pub sum: IntegerSum,
+    /// How many of the updates were within the clip norm, where it moves.
+    pub within: CountSum,
+}
+
+impl From<IntegerSum> for Collected {
+    fn from(sum: IntegerSum) -> Self {
+        Self { sum, within: CountSum::default() }
+    }
+}
+
+/// What goes on from one release of a job to the next, to be made durable in the step that commits the release: nothing
+/// before the first round.
+#[derive(Clone, PartialEq, Default)]
+pub struct Carried {
+    /// The clip norm of the round to come, where it moves. Public.
+    pub clip: Option<ClipState>,
+    /// The state of correlated noise, as [`BltNoise::to_bytes`] gives it. Secret.
+    pub noise: Option<Vec<u8>>,
+}
+
+impl fmt::Debug for Carried {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let noise = self.noise.as_ref().map_or(0, Vec::len);
+        write!(f, "Carried({:?}, {noise} bytes of noise)", self.clip)
+    }
 }
 
 /// The public numbers that a round counts on, however many reported.
@@ -79,42 +136,49 @@ pub struct Releasable {
     denominator: f64,
 }
 
-/// Takes the way that the contract prescribes. `cohort` is what the round counts on, however many reported.
+/// Takes the way that the contract prescribes. `cohort` is what the round counts on, however many reported; `carried` is
+/// what the release before gave.
 ///
 /// # Errors
 /// [`ReleaseError`].
 pub fn release(
-    sum: IntegerSum,
+    collected: impl Into<Collected>,
     contract: &ResolvedContract,
     entry: &LedgerEntry,
     cohort: impl Into<Counted>,
+    carried: Carried,
     rng: &mut NoiseRng,
-) -> Result<Releasable, ReleaseError> {
+) -> Result<(Releasable, Carried), ReleaseError> {
+    let collected = collected.into();
+    let alone = |mean| (mean, Carried::default());
     match contract.terms() {
-        Terms::ClientCentral(terms) => noise_sum(sum, terms, entry, cohort, rng),
-        Terms::ClientLocal(terms) => locally_private(sum, terms, entry),
-        Terms::RecordLocal(terms) => already_private(sum, terms, entry),
-        Terms::NoPromise(terms) => no_promise(sum, terms, entry),
+        Terms::ClientCentral(terms) => noise_sum(collected, terms, entry, cohort, carried, rng),
+        Terms::ClientLocal(terms) => locally_private(collected.sum, terms, entry).map(alone),
+        Terms::RecordLocal(terms) => already_private(collected.sum, terms, entry).map(alone),
+        Terms::NoPromise(terms) => no_promise(collected.sum, terms, entry).map(alone),
     }
 }
 
-/// Client level: adds discrete Gaussian noise with σ = noise multiplier · sensitivity to each value, where the sensitivity
+/// Client level: adds Gaussian noise with σ = noise multiplier · sensitivity to each value, where the sensitivity
 /// is ⌊clip_norm·2^f⌋ units, or twice as much where neighbours replace one client, and
 /// divides by the fixed denominator of `cohort`, also when fewer reported (a divisor that follows the private number of
-/// reporters has no bounded sensitivity).
+/// reporters has no bounded sensitivity). The noise is the contract's [`CentralMechanism`]; where the clip norm moves, it is
+/// somewhat more, and the noised count of updates within the clip norm moves it on.
 ///
 /// That each update in the sum is within the bound is the receiver's check,
-/// [`check_norm`](crate::clip::check_norm).
+/// [`check_norm`](crate::clip::check_norm) against [`clip_norm_of`].
 ///
 /// # Errors
 /// [`ReleaseError`].
 pub fn noise_sum(
-    sum: IntegerSum,
+    collected: impl Into<Collected>,
     terms: ClientCentral<'_>,
     entry: &LedgerEntry,
     cohort: impl Into<Counted>,
+    carried: Carried,
     rng: &mut NoiseRng,
-) -> Result<Releasable, ReleaseError> {
+) -> Result<(Releasable, Carried), ReleaseError> {
+    let Collected { sum, within } = collected.into();
     let Counted { most, denominator } = cohort.into();
     check_entry(entry, terms.contract)?;
     let (grid, updates, total_weight) = (sum.grid(), sum.updates(), sum.total_weight());
@@ -124,10 +188,58 @@ pub fn noise_sum(
     if !(denominator.is_finite() && denominator > 0.0) || updates > most {
         return Err(ReleaseError::Cohort { updates, cohort_size: most });
     }
-    let noise = DiscreteGaussian::for_sensitivity(terms.promise.noise_multiplier, terms.sensitivity(grid)?)?;
+    let clip_norm = terms.clip_norm(carried.clip.as_ref());
     let mut units = sum.into_units();
-    noise.add_to(&mut units, rng);
-    Ok(Releasable { grid, units, denominator })
+    let mut next = Carried::default();
+    match terms.mechanism() {
+        CentralMechanism::DiscreteGaussian => {
+            let sensitivity = terms.sensitivity(clip_norm, grid).map_err(NoiseError::from)?;
+            DiscreteGaussian::for_sensitivity(terms.update_noise(), sensitivity)?.add_to(&mut units, rng);
+        }
+        CentralMechanism::FastGaussian => {
+            FastGaussian::for_clipped_sum(terms, clip_norm, grid)?.add_to(&mut units, rng);
+        }
+        CentralMechanism::Blt => {
+            let noise = correlated(terms, entry, carried.noise.as_deref(), grid, units.len())?;
+            next.noise = Some(noise.add_to(&mut units, rng)?.to_bytes());
+        }
+    }
+    if let Some(rule) = terms.contract.contract().adaptive_clip() {
+        let state = carried.clip.unwrap_or_else(|| rule.start());
+        let share = within.noised(&rule, terms.promise.adjacency, denominator, rng)?;
+        // Never frozen: correlated noise, which needs a clip norm that stays, goes with none that moves.
+        next.clip = Some(state.after(&rule, share).unwrap_or(state));
+    }
+    Ok((Releasable { grid, units, denominator }, next))
+}
+
+/// The clip norm that the updates of a round are held to under a central contract: the first one, or the one that the
+/// round before gave. `None` where clients are not clipped as a whole by the coordinator's terms.
+pub fn clip_norm_of(contract: &ResolvedContract, state: Option<&ClipState>) -> Option<f64> {
+    match contract.terms() {
+        Terms::ClientCentral(terms) => Some(terms.clip_norm(state)),
+        _ => None,
+    }
+}
+
+/// The noise at the round of `entry`: the first one's, or the saved one's if it is of the round before.
+fn correlated(
+    terms: ClientCentral<'_>,
+    entry: &LedgerEntry,
+    saved: Option<&[u8]>,
+    grid: Grid,
+    values: usize,
+) -> Result<BltNoise, ReleaseError> {
+    let mechanism = terms.correlated_noise(grid, values)?;
+    let mechanism = mechanism.ok_or(ReleaseError::OtherContract(entry.key.clone()))?;
+    let noise = match saved {
+        Some(bytes) => BltNoise::from_bytes(mechanism, bytes)?,
+        None => BltNoise::start(mechanism),
+    };
+    if noise.round() + 1 != entry.key.round.0 {
+        return Err(ReleaseError::NoiseLost { key: entry.key.clone(), found: noise.round() });
+    }
+    Ok(noise)
 }
 
 /// Record level: updates were private before they left the clients, and whatever is computed from them stays so

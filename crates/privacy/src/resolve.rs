@@ -2,17 +2,23 @@
 //!
 //! Coordinator and clients resolve for themselves and compare digests; neither takes the other's ε on trust.
 
-use crate::contract::{Noise, PrivacyContract, Trust, Unit};
-use crate::discrete_gaussian::NoiseError;
+mod draw;
+mod terms;
+
+pub use terms::{ClientCentral, ClientLocal, NoPromise, RecordLocal, Terms};
+
+use crate::adaptive_clip::AdaptiveClipError;
+use crate::blt::{self, BltError};
+use crate::contract::{CentralMechanism, Noise, PrivacyContract, Trust, Unit};
 use crate::ledger::Loss;
-use crate::local::{LocalError, LocalNoise};
+use crate::participation::Participation;
 use crate::pld::{ACCOUNTANT, AccountantError, Composition, Curve, EpsilonInterval, Mechanism, calibrate};
 use crate::rdp::{MAX_NOISE_MULTIPLIER, MIN_NOISE_MULTIPLIER};
-use crate::sensitivity::{Adjacency, L2Sensitivity};
+use crate::sensitivity::Adjacency;
+use draw::CappedDraw;
 use serde::{Deserialize, Serialize};
-use undertone_core::cohort::{Cohort, CohortRule};
+use undertone_core::cohort::Cohort;
 use undertone_core::digest::{Digest, Digester};
-use undertone_core::fixed::Grid;
 use undertone_core::limits::{MAX_LOCAL_STEPS, MAX_ROUNDS};
 use undertone_core::trainer::RecordPrivacy;
 
@@ -54,6 +60,24 @@ pub enum ContractError {
          take one of the two, or rule = \"all\" or \"uniform\" with the limits"
     )]
     DrawnParticipation,
+    /// Correlated noise without a bound on how often a client takes part.
+    #[error(
+        "mechanism = \"blt\" needs [cohort] participations and separation: its noise rests on how often a client takes part at \
+         most, and how far apart"
+    )]
+    Participation,
+    /// Correlated noise for cohorts that are drawn in secret.
+    #[error(
+        "mechanism = \"blt\" does not go with rule = \"poisson\": it claims nothing of a draw; take rule = \"all\" or \
+         rule = \"uniform\" with participations and separation"
+    )]
+    CorrelatedDraw,
+    /// The correlated noise cannot be made.
+    #[error("mechanism = \"blt\": {0}")]
+    Correlated(#[from] BltError),
+    /// The count of clients that the clip norm follows leaves no noise for the updates.
+    #[error(transparent)]
+    AdaptiveClip(#[from] AdaptiveClipError),
     /// No amount of noise keeps the target.
     #[error(
         "target_epsilon = {target} cannot be kept over {compositions} noisy steps with any noise: plan fewer rounds \
@@ -99,41 +123,34 @@ pub struct ResolvedContract {
 pub(crate) struct Promised {
     pub(crate) clip_norm: f64,
     pub(crate) adjacency: Adjacency,
+    /// Of a round as a whole; of the whole run with correlated noise.
     pub(crate) noise_multiplier: f64,
+    /// Of the updates alone: more, where a noised count takes its share of the round.
+    update_noise: f64,
     delta: f64,
     budget_epsilon: f64,
     /// Compositions that an attempt at a round costs.
     charge: u32,
     draw: Option<CappedDraw>,
+    correlated: Option<Correlated>,
     curve: Curve,
 }
 
-/// Clients drawn by themselves with a probability, and cut down to a cap: what amplification by sampling rests on,
-/// against whoever sees released models and does not know the draw.
-#[derive(Debug, Clone, Copy, PartialEq)]
-struct CappedDraw {
-    rate: f64,
-    population: u32,
-    cap: u32,
+/// What correlated noise rests on, and how it is correlated.
+#[derive(Debug, Clone, PartialEq)]
+struct Correlated {
+    participation: Participation,
+    parameters: blt::Parameters,
 }
 
-impl CappedDraw {
-    fn of(cohort: &Cohort) -> Option<Self> {
-        match cohort.rule() {
-            CohortRule::Poisson { rate, population, cap, .. } => Some(Self { rate, population, cap }),
-            // A draw of a fixed size is none of these, whatever its size (and everyone is no draw).
-            CohortRule::All { .. } | CohortRule::Uniform { .. } => None,
-        }
-    }
+/// Buffers of correlated noise: a third is worth less than one percent of noise and costs a model's size of memory.
+const BLT_BUFFERS: usize = 2;
 
-    fn mechanism(&self, noise_multiplier: f64) -> Result<Mechanism, AccountantError> {
-        Mechanism::truncated_poisson_gaussian(
-            noise_multiplier,
-            self.rate,
-            self.population.into(),
-            self.cap.into(),
-        )
-    }
+/// What is known of a job's cohorts.
+#[derive(Debug, Clone, Copy, Default)]
+struct Cohorts {
+    draw: Option<CappedDraw>,
+    participation: Option<Participation>,
 }
 
 impl PrivacyContract {
@@ -143,7 +160,7 @@ impl PrivacyContract {
     /// # Errors
     /// [`ContractError`].
     pub fn resolve(&self, schedule: Schedule) -> Result<ResolvedContract, ContractError> {
-        self.resolve_drawn(schedule, None)
+        self.resolve_over(schedule, Cohorts::default())
     }
 
     /// The same for the cohorts of a job: ones that are drawn by [`CohortRule::Poisson`] cost less.
@@ -169,14 +186,11 @@ impl PrivacyContract {
         if draw.is_some() && cohort.participation().is_some() {
             return Err(ContractError::DrawnParticipation);
         }
-        self.resolve_drawn(schedule, draw)
+        self.resolve_over(schedule, Cohorts { draw, participation: cohort.participation() })
     }
 
-    fn resolve_drawn(
-        &self,
-        schedule: Schedule,
-        draw: Option<CappedDraw>,
-    ) -> Result<ResolvedContract, ContractError> {
+    fn resolve_over(&self, schedule: Schedule, cohorts: Cohorts) -> Result<ResolvedContract, ContractError> {
+        let draw = cohorts.draw;
         if !(1..=MAX_ROUNDS).contains(&schedule.rounds) {
             return Err(ContractError::Rounds(schedule.rounds));
         }
@@ -186,6 +200,7 @@ impl PrivacyContract {
             Unit::Record if (1..=MAX_LOCAL_STEPS).contains(&schedule.local_steps) => schedule.local_steps,
             Unit::Record => return Err(ContractError::LocalSteps(schedule.local_steps)),
         };
+        let correlated = self.correlated(schedule, cohorts)?;
         let promise = match self.promise() {
             None => None,
             Some(p) => {
@@ -195,7 +210,9 @@ impl PrivacyContract {
                     Some(draw) => draw.mechanism(z),
                     None => Mechanism::poisson_gaussian(z, sampling_rate),
                 };
-                let compositions = u64::from(schedule.rounds) * u64::from(charge);
+                // Correlated noise is one mechanism over the whole run.
+                let releases = if correlated.is_some() { 1 } else { u64::from(schedule.rounds) };
+                let compositions = releases * u64::from(charge);
                 let noise_multiplier = match p.noise {
                     Noise::Multiplier(z) => z,
                     Noise::TargetEpsilon(target) => {
@@ -214,7 +231,13 @@ impl PrivacyContract {
                     }
                 };
                 let curve = Curve::new(mechanism(noise_multiplier)?, NEIGHBOURS, p.delta)?;
+                let update_noise = match self.adaptive_clip() {
+                    Some(rule) => rule.update_noise(noise_multiplier)?,
+                    None => noise_multiplier,
+                };
                 Some(Promised {
+                    update_noise,
+                    correlated,
                     clip_norm: p.clip_norm,
                     adjacency: self.adjacency().unwrap_or_default(),
                     noise_multiplier,
@@ -231,6 +254,18 @@ impl PrivacyContract {
         resolved.check_budget()?;
         Ok(resolved)
     }
+
+    fn correlated(&self, schedule: Schedule, cohorts: Cohorts) -> Result<Option<Correlated>, ContractError> {
+        if self.mechanism() != Some(CentralMechanism::Blt) {
+            return Ok(None);
+        }
+        if cohorts.draw.is_some() {
+            return Err(ContractError::CorrelatedDraw);
+        }
+        let participation = cohorts.participation.ok_or(ContractError::Participation)?;
+        let parameters = blt::optimise(BLT_BUFFERS, schedule.rounds, participation)?;
+        Ok(Some(Correlated { participation, parameters }))
+    }
 }
 
 /// Everything that the promise rests on: terms, schedule, price, final noise, accountant.
@@ -246,6 +281,15 @@ fn digest(contract: &PrivacyContract, rounds: u32, charge: u32, promise: Option<
             d.field(&draw.rate.to_bits().to_le_bytes());
             d.field(&draw.population.to_le_bytes());
             d.field(&draw.cap.to_le_bytes());
+        }
+        if let Some(correlated) = &p.correlated {
+            d.field(b"blt");
+            d.field(&correlated.participation.limit().to_le_bytes());
+            d.field(&correlated.participation.separation().to_le_bytes());
+            for (theta, omega) in correlated.parameters.theta().zip(correlated.parameters.omega()) {
+                d.field(&theta.to_bits().to_le_bytes());
+                d.field(&omega.to_bits().to_le_bytes());
+            }
         }
         d.field(ACCOUNTANT.as_bytes());
     }
@@ -274,24 +318,59 @@ impl ResolvedContract {
     }
 
     /// Compositions that an attempt at a round costs: `local_steps` at record level, 1 at client level, 0 without a
-    /// promise.
+    /// promise. With correlated noise the first attempt pays for the whole run: see [`Self::charge_after`].
     pub fn charge(&self) -> u32 {
         self.promise.as_ref().map_or(0, |p| p.charge)
     }
 
+    /// Compositions that the next attempt costs after so many. Correlated noise is one mechanism, whatever becomes of the
+    /// attempts: what a client gives is bounded by how often it takes part.
+    pub fn charge_after(&self, attempts: usize) -> u32 {
+        if attempts > 0 && self.is_correlated() { 0 } else { self.charge() }
+    }
+
+    /// How many attempts of a run without retries are charged.
+    pub fn paying_attempts(&self) -> u32 {
+        if self.is_correlated() { 1 } else { self.schedule.rounds }
+    }
+
+    /// The mechanism's name; `None` where nothing is promised. Where clients add the noise it is the exact discrete
+    /// Gaussian.
+    pub fn mechanism_name(&self) -> Option<&'static str> {
+        self.promise.as_ref().map(|_| self.contract.mechanism().unwrap_or_default().as_str())
+    }
+
+    /// Whether the noise of the rounds is one mechanism.
+    pub fn is_correlated(&self) -> bool {
+        self.promise.as_ref().is_some_and(|p| p.correlated.is_some())
+    }
+
+    fn compositions_after(&self, attempts: u32) -> u64 {
+        let paying = if self.is_correlated() { attempts.min(1) } else { attempts };
+        u64::from(paying) * u64::from(self.charge())
+    }
+
     /// What one composition loses. `None` where nothing is promised.
     pub fn loss(&self) -> Option<Loss> {
-        self.promise.as_ref().map(|p| match p.draw {
-            Some(CappedDraw { rate, population, cap }) => Loss::CappedPoissonGaussian {
+        let adjacency = self.contract.adjacency().unwrap_or_default();
+        self.promise.as_ref().map(|p| match (p.draw, &p.correlated) {
+            (Some(CappedDraw { rate, population, cap }), _) => Loss::CappedPoissonGaussian {
                 noise_multiplier: p.noise_multiplier,
                 sampling_rate: rate,
                 population,
                 cap,
             },
-            None => Loss::Gaussian {
+            (None, Some(Correlated { participation, .. })) => Loss::CorrelatedGaussian {
+                noise_multiplier: p.noise_multiplier,
+                rounds: self.schedule.rounds,
+                participations: participation.limit(),
+                separation: participation.separation(),
+                adjacency,
+            },
+            (None, None) => Loss::Gaussian {
                 noise_multiplier: p.noise_multiplier,
                 sampling_rate: self.contract.sampling_rate().unwrap_or(1.0),
-                adjacency: self.contract.adjacency().unwrap_or_default(),
+                adjacency,
             },
         })
     }
@@ -315,12 +394,12 @@ impl ResolvedContract {
     /// ε at the contract's δ after so many attempts at rounds, whatever became of them. `None` where nothing is
     /// promised: no number may be shown then.
     pub fn epsilon_after(&self, attempts: u32) -> Option<f64> {
-        self.epsilon_of(u64::from(attempts) * u64::from(self.charge()))
+        self.epsilon_of(self.compositions_after(attempts))
     }
 
     /// ε at another δ than the contract's, after so many attempts at rounds: the same noise keeps a promise at every δ.
     pub(crate) fn epsilon_at(&self, attempts: u32, delta: f64) -> Option<f64> {
-        let compositions = u64::from(attempts) * u64::from(self.charge());
+        let compositions = self.compositions_after(attempts);
         self.promise.as_ref().map(|p| {
             let used = Composition::new(Adjacency::AddRemove).add(p.curve.mechanism(), compositions);
             used.and_then(|c| c.epsilon_upper(delta)).unwrap_or(f64::INFINITY)
@@ -337,7 +416,7 @@ impl ResolvedContract {
     /// `None` where nothing is promised, or beyond what the accountant can speak about.
     pub fn epsilon_interval_after(&self, attempts: u32) -> Option<EpsilonInterval> {
         let promise = self.promise.as_ref()?;
-        promise.curve.interval(u64::from(attempts) * u64::from(self.charge())).ok()
+        promise.curve.interval(self.compositions_after(attempts)).ok()
     }
 
     /// Other terms or another schedule for cohorts that are drawn in the same way.
@@ -349,7 +428,9 @@ impl ResolvedContract {
         terms: &PrivacyContract,
         schedule: Schedule,
     ) -> Result<ResolvedContract, ContractError> {
-        terms.resolve_drawn(schedule, self.promise.as_ref().and_then(|p| p.draw))
+        let promise = self.promise.as_ref();
+        let participation = promise.and_then(|p| p.correlated.as_ref()).map(|c| c.participation);
+        terms.resolve_over(schedule, Cohorts { draw: promise.and_then(|p| p.draw), participation })
     }
 
     /// A plan that cannot be carried out is refused before anybody is asked. Retries may still spend a budget early.
@@ -427,197 +508,5 @@ impl ResolvedContract {
     }
 }
 
-/// The kind of promise of a [`ResolvedContract`].
-#[derive(Debug, Clone, Copy)]
-pub enum Terms<'a> {
-    /// `unit = "none"`.
-    NoPromise(NoPromise<'a>),
-    /// `unit = "record"`, `trust = "local"`.
-    RecordLocal(RecordLocal<'a>),
-    /// `unit = "client"`, `trust = "central"`.
-    ClientCentral(ClientCentral<'a>),
-    /// `unit = "client"`, `trust = "local"`.
-    ClientLocal(ClientLocal<'a>),
-}
-
-/// Evidence that a contract promises nothing.
-#[derive(Debug, Clone, Copy)]
-pub struct NoPromise<'a> {
-    pub(crate) contract: &'a ResolvedContract,
-}
-
-/// Evidence that updates were made private before they left the clients.
-#[derive(Debug, Clone, Copy)]
-pub struct RecordLocal<'a> {
-    pub(crate) contract: &'a ResolvedContract,
-}
-
-/// Evidence that the coordinator must add the noise.
-#[derive(Debug, Clone, Copy)]
-pub struct ClientCentral<'a> {
-    pub(crate) contract: &'a ResolvedContract,
-    pub(crate) promise: &'a Promised,
-}
-
-impl ClientCentral<'_> {
-    /// How far two neighbours can be apart in the sum, in units of `grid`.
-    pub(crate) fn sensitivity(&self, grid: Grid) -> Result<L2Sensitivity, NoiseError> {
-        Ok(L2Sensitivity::of_clipped(self.promise.clip_norm, grid, self.promise.adjacency)?)
-    }
-}
-
-/// Evidence that each client must add all the noise to its own update.
-#[derive(Debug, Clone, Copy)]
-pub struct ClientLocal<'a> {
-    pub(crate) contract: &'a ResolvedContract,
-    promise: &'a Promised,
-}
-
-impl ClientLocal<'_> {
-    /// The mechanism of one client, for messages on `grid`.
-    ///
-    /// # Errors
-    /// [`LocalError`] if clip norm or noise does not suit the grid or the wire.
-    pub fn noise(&self, grid: Grid) -> Result<LocalNoise, LocalError> {
-        let p = self.promise;
-        LocalNoise::new(p.clip_norm, p.noise_multiplier, p.adjacency, grid)
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const PLAN: Schedule = Schedule { rounds: 20, local_steps: 2 };
-
-    fn record(noise: Noise) -> PrivacyContract {
-        PrivacyContract::record_local(1.0, 0.25, noise, 1e-3, 10.0).unwrap()
-    }
-
-    #[test]
-    fn a_target_is_kept_by_the_planned_rounds_and_nearly_reached() {
-        let resolved = record(Noise::TargetEpsilon(5.0)).resolve(PLAN).unwrap();
-        let epsilon = resolved.epsilon_after(20).unwrap();
-        assert!(epsilon <= 5.0 && epsilon > 4.9999, "{epsilon}");
-        assert!(resolved.epsilon_after(21).unwrap() > 5.0);
-        assert_eq!(resolved.epsilon_after(0), Some(0.0));
-        assert_eq!((resolved.charge(), resolved.accountant()), (2, Some("pld")));
-        let r = resolved.record_privacy(200).unwrap();
-        assert_eq!((r.clip_norm, r.sampling_rate, r.expected_batch), (1.0, 0.25, 50.0));
-        assert_eq!(Some(r.noise_multiplier), resolved.noise_multiplier());
-        assert!(resolved.record_privacy(0).unwrap().expected_batch > 0.0);
-    }
-
-    #[test]
-    fn client_level_is_one_gaussian_release_a_round() {
-        let contract = PrivacyContract::client_central(0.5, Noise::Multiplier(4.0), 1e-6, 20.0).unwrap();
-        let resolved = contract.resolve(Schedule { rounds: 100, local_steps: 7 }).unwrap();
-        // dp-accounting 0.6.0 says 14.4508 (privacy loss distribution), the closed form a little less.
-        assert!((resolved.epsilon_after(100).unwrap() - 14.450_777).abs() < 1e-3);
-        let interval = resolved.epsilon_interval_after(100).unwrap();
-        assert!(interval.lower <= interval.upper && interval.upper - interval.lower < 1e-3, "{interval:?}");
-        assert_eq!((resolved.charge(), resolved.record_privacy(100)), (1, None));
-    }
-
-    #[test]
-    fn a_local_message_is_one_gaussian_release_a_round() {
-        let of = |contract: Result<PrivacyContract, _>| {
-            let contract: PrivacyContract = contract.unwrap();
-            contract.resolve(Schedule { rounds: 100, local_steps: 7 }).unwrap()
-        };
-        let local = of(PrivacyContract::client_local(0.5, Noise::Multiplier(4.0), 1e-6, 20.0));
-        let central = of(PrivacyContract::client_central(0.5, Noise::Multiplier(4.0), 1e-6, 20.0));
-        // Nobody is sampled, and the noise is counted in sensitivities: the price is that of the central mechanism.
-        assert_eq!(local.epsilon_after(100), central.epsilon_after(100));
-        assert_eq!(local.charge(), 1);
-        assert_ne!(local.digest(), central.digest());
-        assert!(!local.is_noised_by_the_coordinator() && central.is_noised_by_the_coordinator());
-        let Terms::ClientLocal(terms) = local.terms() else { panic!() };
-        // Any two updates are neighbours: twice the clip norm.
-        let sigma = terms.noise(Grid::new(16).unwrap()).unwrap().sigma();
-        assert!((sigma / (4.0 * 2.0 * 0.5 * 65_536.0) - 1.0).abs() < 1e-6, "{sigma}");
-        assert!(matches!(local.loss(), Some(Loss::Gaussian { sampling_rate: 1.0, .. })));
-    }
-
-    #[test]
-    fn only_a_poisson_draw_is_amplified_and_its_cap_is_charged() {
-        let plan = Schedule { rounds: 100, local_steps: 1 };
-        let central = |noise| PrivacyContract::client_central(1.0, noise, 1e-6, 100.0).unwrap();
-        let poisson =
-            |cap| Cohort::new(CohortRule::Poisson { rate: 0.1, population: 1000, cap, min_clients: 1 });
-        let of = |cohort: &Cohort| central(Noise::Multiplier(1.0)).resolve_for(plan, cohort).unwrap();
-        let everyone = central(Noise::Multiplier(1.0)).resolve(plan).unwrap();
-        let spent = |r: &ResolvedContract| r.epsilon_after(100).unwrap();
-        // A fixed-size draw of a tenth is charged as if it were everyone.
-        let fixed = of(&Cohort::new(CohortRule::Uniform { size: 100, min_clients: 1 }));
-        assert_eq!((spent(&fixed), fixed.digest()), (spent(&everyone), everyone.digest()));
-        let (wide, capped, tight) = (of(&poisson(200)), of(&poisson(130)), of(&poisson(110)));
-        assert!(spent(&wide) < 0.3 * spent(&everyone), "{} of {}", spent(&wide), spent(&everyone));
-        assert!(spent(&wide) < spent(&capped) && spent(&capped) < spent(&tight));
-        assert_ne!(wide.digest(), capped.digest());
-        assert!(matches!(
-            capped.loss(),
-            Some(Loss::CappedPoissonGaussian { population: 1000, cap: 130, .. })
-        ));
-        let twice = capped.instead(capped.contract(), Schedule { rounds: 50, ..plan }).unwrap();
-        assert_eq!(twice.epsilon_after(50), capped.epsilon_after(50), "the draw is kept");
-        let target = central(Noise::TargetEpsilon(2.0)).resolve_for(plan, &poisson(200)).unwrap();
-        assert!(spent(&target) <= 2.0 && spent(&target) > 1.999, "{}", spent(&target));
-        let local = PrivacyContract::client_local(1.0, Noise::Multiplier(9.0), 1e-6, 100.0).unwrap();
-        let replace = central(Noise::Multiplier(9.0)).with_adjacency(Adjacency::ReplaceOne).unwrap();
-        for other in [record(Noise::Multiplier(2.0)), local, replace, PrivacyContract::none()] {
-            let e = other.resolve_for(plan, &poisson(200)).unwrap_err().to_string();
-            assert!(e.contains("goes with unit = \"client\"") && e.contains("rule = \"uniform\""), "{e}");
-        }
-    }
-
-    #[test]
-    fn no_promise_has_no_number_to_show() {
-        let resolved = PrivacyContract::none().resolve(PLAN).unwrap();
-        assert_eq!(resolved.epsilon_after(5), None);
-        assert_eq!((resolved.delta(), resolved.budget_epsilon(), resolved.charge()), (None, None, 0));
-        assert_eq!((resolved.accountant(), resolved.record_privacy(9)), (None, None));
-    }
-
-    #[test]
-    fn the_digest_covers_schedule_and_noise() {
-        let contract = record(Noise::TargetEpsilon(5.0));
-        let digest =
-            |rounds, local_steps| contract.resolve(Schedule { rounds, local_steps }).unwrap().digest();
-        assert_eq!(digest(20, 2), digest(20, 2));
-        assert_ne!(digest(20, 2), digest(21, 2));
-        assert_ne!(digest(20, 2), digest(20, 3));
-        // Two ways to the same noise are still two contracts.
-        let noise = contract.resolve(PLAN).unwrap().noise_multiplier().unwrap();
-        assert_ne!(record(Noise::Multiplier(noise)).resolve(PLAN).unwrap().digest(), digest(20, 2));
-        // Local steps mean nothing at client level.
-        let client = PrivacyContract::client_central(1.0, Noise::Multiplier(1.0), 1e-5, 90.0).unwrap();
-        let digest = |local_steps| client.resolve(Schedule { rounds: 3, local_steps }).unwrap().digest();
-        assert_eq!(digest(0), digest(9));
-    }
-
-    #[test]
-    fn a_plan_beyond_its_budget_is_refused_with_what_would_fit() {
-        let contract = PrivacyContract::client_central(1.0, Noise::Multiplier(2.0), 1e-5, 6.0).unwrap();
-        let plan = |rounds| contract.resolve(Schedule { rounds, local_steps: 1 });
-        let ContractError::OverBudget { fits, epsilon, .. } = plan(100).unwrap_err() else { panic!() };
-        assert!(fits > 0 && epsilon > 6.0);
-        assert!(plan(fits).unwrap().epsilon_after(fits).unwrap() <= 6.0);
-        let e = plan(fits + 1).unwrap_err().to_string();
-        assert!(e.contains(&format!("{fits} rounds would fit")), "{e}");
-        let dear = PrivacyContract::client_central(1.0, Noise::Multiplier(0.5), 1e-5, 1.0).unwrap();
-        let e = dear.resolve(Schedule { rounds: 1, local_steps: 1 }).unwrap_err().to_string();
-        assert!(e.contains("0 rounds would fit"), "{e}");
-    }
-
-    #[test]
-    fn impossible_schedules_are_refused() {
-        let contract = record(Noise::TargetEpsilon(5.0));
-        let of = |rounds, local_steps| contract.resolve(Schedule { rounds, local_steps }).unwrap_err();
-        assert_eq!(of(0, 1), ContractError::Rounds(0));
-        assert_eq!(of(1, 0), ContractError::LocalSteps(0));
-        let strict = PrivacyContract::client_central(1.0, Noise::TargetEpsilon(1e-5), 1e-9, 1.0).unwrap();
-        let e = strict.resolve(Schedule { rounds: 1_000_000, local_steps: 1 }).unwrap_err();
-        assert!(matches!(e, ContractError::Unreachable { compositions: 1_000_000, .. }), "{e}");
-    }
-}
+mod tests;

@@ -18,8 +18,10 @@ use undertone_core::optimizer::ServerOptimizer;
 use undertone_core::plan::{LocalWork, TrainPlan};
 use undertone_core::schema::DataContract;
 use undertone_core::trainer::{RecordPrivacy, TrainTask};
+use undertone_privacy::adaptive_clip::ClipState;
 use undertone_privacy::clip::bound_in_units;
 use undertone_privacy::contract::{PrivacyContract, Unit};
+use undertone_privacy::release::clip_norm_of;
 use undertone_privacy::resolve::{ContractError, ResolvedContract, Schedule, Terms};
 
 /// Most attempts at one round.
@@ -248,6 +250,13 @@ impl JobSpec {
             bad(section, e.to_string())
         })?;
         let grid = self.aggregation.fraction_bits;
+        if let Some(rule) = self.privacy.adaptive_clip() {
+            rule.check_grid(grid).map_err(|e| bad("privacy", e.to_string()))?;
+        }
+        if let Terms::ClientCentral(terms) = contract.terms() {
+            // Known to fit before anybody is asked.
+            terms.correlated_noise(grid, layout.len()).map_err(|e| bad("privacy", e.to_string()))?;
+        }
         let (update_norm_bound, update_norm_units) = match contract.terms() {
             // What leaves is the update with its noise, which is longer than the update.
             Terms::ClientLocal(terms) => {
@@ -362,14 +371,29 @@ impl Job {
     }
 
     /// The largest L2 norm of an update on the wire: the contract's clip norm where the coordinator's noise rests on it,
-    /// what a clipped update with its noise reaches where clients add it, else the job's sanity bound.
+    /// what a clipped update with its noise reaches where clients add it, else the job's sanity bound. In round 1, where
+    /// the clip norm moves.
     pub fn update_norm_bound(&self) -> f64 {
         self.update_norm_bound
     }
 
-    /// The same in units of the grid.
-    pub fn update_norm_units(&self) -> u64 {
-        self.update_norm_units
+    /// The largest bound that a round may have.
+    pub fn largest_norm(&self) -> f64 {
+        self.spec.privacy.adaptive_clip().map_or(self.update_norm_bound, |rule| rule.max())
+    }
+
+    /// The bound in a round, as a norm and in units of the grid: another one than in round 1 where the clip norm moves.
+    pub fn norm_bound(&self, state: Option<&ClipState>) -> (f64, u64) {
+        let moved =
+            self.clip_norm(state).and_then(|norm| Some((norm, bound_in_units(norm, self.grid()).ok()?)));
+        // The clamps suit the grid: the job would not have resolved.
+        moved.unwrap_or((self.update_norm_bound, self.update_norm_units))
+    }
+
+    /// The clip norm of a round, where it moves; then each client also says whether its update was within it.
+    pub fn clip_norm(&self, state: Option<&ClipState>) -> Option<f64> {
+        self.spec.privacy.adaptive_clip()?;
+        clip_norm_of(&self.contract, state)
     }
 
     /// The weight of a client that declares this many rows.

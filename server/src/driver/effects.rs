@@ -2,22 +2,23 @@
 
 use super::{Command, Driver};
 use crate::clock::unix_ms;
-use crate::release::release;
+use crate::release::{Impossible, Inputs, release};
 use std::sync::atomic::Ordering;
 use undertone::v1::{self, server_message::Kind};
 use undertone_core::id::AttemptKey;
-use undertone_round::coordinator::{Effect, Input, ModelRef, Update};
+use undertone_round::coordinator::{Effect, Input};
 
 impl Driver {
     pub(super) async fn carry_out(&self, effect: Effect) {
         match effect {
-            Effect::Offer { client, key, model, deadline_ms } => {
+            Effect::Offer { client, key, model, clip_norm, deadline_ms } => {
                 let seconds_left = deadline_ms.saturating_sub(unix_ms()) / 1000;
                 let offer = v1::Offer {
                     attempt: Some((&key).into()),
                     job_document: self.document.clone(),
                     model: Some(v1::BlobRef::new(model.digest, model.bytes)),
                     seconds_left,
+                    clip_norm,
                 };
                 self.shared.sessions.send(&client, Kind::Offer(offer));
             }
@@ -34,33 +35,45 @@ impl Driver {
                 };
                 self.shared.sessions.send(&evaluator, Kind::Evaluate(offer));
             }
-            Effect::Release { key, model, updates } => self.spawn_release(key, model, updates),
+            Effect::Release { key, model, updates, carried } => {
+                self.spawn_release(key, Inputs { model, updates, carried });
+            }
             // One coordinator: what is durable here is known to all who ask it.
             Effect::Publish { key, .. } => self.feed_self(Input::Published { key }),
             Effect::Forget { key } => self.forget(&key).await,
+            Effect::Discard { blob } => {
+                if let Err(e) = self.shared.blobs.delete(&blob).await {
+                    tracing::warn!(error = %e, "cannot delete a blob that is no longer needed; the next start will");
+                }
+            }
         }
     }
 
     /// Releases in a task of its own; whatever becomes of it, the machine hears of it.
-    fn spawn_release(&self, key: AttemptKey, model: ModelRef, updates: Vec<Update>) {
+    fn spawn_release(&self, key: AttemptKey, inputs: Inputs) {
         let Some(entry) = self.ledger.entry(&key).cloned() else {
             let reason = format!("{key} has no entry in the privacy ledger");
-            return self.feed_self(Input::ReleaseFailed { key, reason });
+            return self.feed_self(Input::ReleaseFailed { key, reason, is_final: false });
         };
         let (job, shared, own) = (self.job.clone(), self.shared.clone(), self.own.clone());
         let (watch, about) = (self.snapshot.subscribe(), key.clone());
         let wanted = move || watch.borrow().state.is_releasing(&about);
-        let work = async move { release(job, entry, model, updates, &shared, &wanted).await };
+        let work = async move { release(job, entry, inputs, &shared, &wanted).await };
         let work = tokio::spawn(tracing::Instrument::in_current_span(work));
         let under_way = self.releasing.clone();
         under_way.store(true, Ordering::SeqCst);
         tokio::spawn(tracing::Instrument::in_current_span(async move {
             let input = match work.await {
-                Ok(Ok(Some(model))) => Some(Input::Released { key, model }),
+                Ok(Ok(Some((model, carried)))) => Some(Input::Released { key, model, carried }),
                 // Shutting down, or the job was cancelled meanwhile.
                 Ok(Ok(None)) => None,
-                Ok(Err(reason)) => Some(Input::ReleaseFailed { key, reason }),
-                Err(e) => Some(Input::ReleaseFailed { key, reason: format!("the release broke: {e}") }),
+                Ok(Err(Impossible { reason, is_final })) => {
+                    Some(Input::ReleaseFailed { key, reason, is_final })
+                }
+                Err(e) => {
+                    let reason = format!("the release broke: {e}");
+                    Some(Input::ReleaseFailed { key, reason, is_final: false })
+                }
             };
             if let (Some(input), Some(own)) = (input, own.upgrade()) {
                 let _ = own.send(Command { input, reply: None }).await;

@@ -164,13 +164,21 @@ impl ParticipationService {
         let reference = required(header.update, "update")?;
         let handle = self.0.running_job(&key.job).await?;
         let (job, idle) = (handle.job.clone(), handle.job.spec().deadlines.transfer_idle.0);
-        let claim = Claim { key, client, digest: reference.parsed_digest()?, weight: header.weight };
+        let claim = Claim {
+            key,
+            client,
+            digest: reference.parsed_digest()?,
+            weight: header.weight,
+            within: header.within_clip_norm,
+        };
         if let Err(reason) = plausible(&claim, reference.bytes, &job) {
             return refuse(&handle, &claim, reason).await;
         }
         let not_now = |e: Refusal| ApiError::new(Fault::NotNow, e.to_string());
-        let deadline_ms = handle.snapshot().state.expects(&claim.key.job, &claim.client, &claim.key);
-        let deadline_ms = deadline_ms.map_err(not_now)?;
+        let state = handle.snapshot().state;
+        let deadline_ms = state.expects(&claim.key.job, &claim.client, &claim.key).map_err(not_now)?;
+        // The clip norm moves between rounds: this one's stands as long as the upload is of use.
+        let bound = state.norm_bound(&job);
         let shared = &self.0.shared;
         let _turn = shared.upload_turn(&claim.client)?;
         // A client that trickles holds its slot until the attempt's deadline at most.
@@ -178,7 +186,7 @@ impl ParticipationService {
         let received = tokio::time::timeout(left, async {
             // A bounded pool: the others wait here without memory.
             let _slot = shared.upload_slots.acquire().await.expect("the pool is never closed");
-            spool::receive(messages, &claim, &job, &shared.blobs, idle).await
+            spool::receive(messages, &claim, &job, bound, &shared.blobs, idle).await
         });
         let received = received.await.map_err(|_| {
             ApiError::new(
@@ -230,6 +238,9 @@ fn plausible(claim: &Claim, bytes: u64, job: &undertone_round::job::Job) -> Resu
     }
     if claim.weight == 0 || claim.weight > job.max_weight() {
         return Err(format!("weight {} is not 1 to the job's max_weight {}", claim.weight, job.max_weight()));
+    }
+    if claim.within.is_some() != job.spec().privacy.adaptive_clip().is_some() {
+        return Err("within_clip_norm goes with a clip norm that moves, and with no other".into());
     }
     Ok(())
 }

@@ -86,11 +86,26 @@ impl RawClient {
         units: &[i32],
         weight: u32,
     ) -> Result<v1::UploadReceipt, Status> {
+        self.upload_within(attempt, units, weight, None).await
+    }
+
+    /// The same with an answer about the clip norm.
+    ///
+    /// # Errors
+    /// What the coordinator says.
+    pub async fn upload_within(
+        &mut self,
+        attempt: &v1::AttemptRef,
+        units: &[i32],
+        weight: u32,
+        within_clip_norm: Option<bool>,
+    ) -> Result<v1::UploadReceipt, Status> {
         let bytes: Vec<u8> = units.iter().flat_map(|u| u.to_le_bytes()).collect();
         let header = v1::UploadHeader {
             attempt: Some(attempt.clone()),
             update: Some(v1::BlobRef::new(Digest::of(&bytes), bytes.len() as u64)),
             weight,
+            within_clip_norm,
         };
         let chunk = v1::Chunk { offset: 0, data: bytes.into() };
         self.upload_messages(vec![upload_message::Kind::Header(header), upload_message::Kind::Chunk(chunk)])
@@ -105,6 +120,7 @@ impl RawClient {
             attempt: Some(attempt.clone()),
             update: Some(v1::BlobRef::new(Digest::of(&bytes), bytes.len() as u64)),
             weight: 1,
+            within_clip_norm: None,
         };
         let chunk = v1::Chunk { offset: 0, data: bytes[..bytes.len() / 2].to_vec().into() };
         let (tx, rx) = mpsc::channel(4);

@@ -2,7 +2,6 @@
 
 use super::*;
 use proptest::prelude::*;
-use std::num::NonZeroU32;
 
 fn rule(initial: f64, target_quantile: f64, count_noise: f64) -> AdaptiveClip {
     let rule = Rule { initial, min: 1e-3, max: 1e3, target_quantile, learning_rate: 0.2, count_noise };
@@ -22,7 +21,7 @@ fn run(rule: &AdaptiveClip, rounds: u32, seed: u64) -> f64 {
             let norm = (f64::from(client) + 0.5) / f64::from(CLIENTS) * 2.0;
             sum.fold(WithinBit::of(&RawUpdate::new(vec![norm as f32]), state.clip_norm()));
         }
-        let share = sum.noised(rule, NonZeroU32::new(CLIENTS).unwrap(), &mut rng).unwrap();
+        let share = sum.noised(rule, Adjacency::AddRemove, f64::from(CLIENTS), &mut rng).unwrap();
         state = state.after(rule, share).unwrap();
         late += if round >= rounds / 2 { state.clip_norm() } else { 0.0 };
     }
@@ -111,7 +110,7 @@ fn missing_reports_pull_towards_a_half_and_nothing_else() {
     let mut share = |within: usize, reported: usize| {
         let mut sum = CountSum::default();
         (0..reported).for_each(|i| sum.fold(WithinBit::from_wire(i < within)));
-        sum.noised(&rule, NonZeroU32::new(1000).unwrap(), &mut rng).unwrap().value()
+        sum.noised(&rule, Adjacency::AddRemove, 1000.0, &mut rng).unwrap().value()
     };
     for (within, reported, expected) in [(0, 0, 0.5), (500, 500, 0.75), (1000, 1000, 1.0), (0, 1000, 0.0)] {
         assert!((share(within, reported) - expected).abs() < 0.002, "{within} of {reported}");

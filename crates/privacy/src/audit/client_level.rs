@@ -10,6 +10,7 @@ use crate::clip::{RawUpdate, check_norm, clip};
 use crate::ledger::Ledger;
 use crate::ledger::population::{Budgets, Totals};
 use crate::noise::NoiseRng;
+use crate::release::Carried;
 use crate::release::release;
 use crate::resolve::ResolvedContract;
 use undertone_core::aggregate::IntegerSum;
@@ -32,6 +33,7 @@ pub(super) fn released(
     let population = Totals::new(Budgets::default());
     let mut ledger = Ledger::default();
     let mut scores = vec![0.0; included.len()];
+    let mut carried = Carried::default();
     for round in 1..=rounds {
         let key = AttemptKey { job: job.clone(), round: Round(round), attempt: Attempt(1) };
         let reserved =
@@ -41,9 +43,10 @@ pub(super) fn released(
         for line in [reserved, entry.clone()] {
             ledger.apply(line).map_err(|e| refused("privacy ledger")(&e))?;
         }
-        let release = release(sum.clone(), contract, &entry, included.len() as u32, noise)
+        let (released, next) = release(sum.clone(), contract, &entry, included.len() as u32, carried, noise)
             .map_err(|e| refused("release")(&e))?;
-        scores.iter_mut().zip(release.mean()).for_each(|(score, mean)| *score += mean * clip_norm);
+        carried = next;
+        scores.iter_mut().zip(released.mean()).for_each(|(score, mean)| *score += mean * clip_norm);
     }
     Ok(scores)
 }

@@ -1,6 +1,7 @@
 //! The contract as it is written in a file, before it is checked.
 
-use super::{InvalidContract, Noise, PrivacyContract, Trust, Unit};
+use super::{CentralMechanism, InvalidContract, Noise, PrivacyContract, Trust, Unit};
+use crate::adaptive_clip::{AdaptiveClip, Rule};
 use crate::sensitivity::Adjacency;
 use serde::{Deserialize, Serialize};
 
@@ -24,6 +25,48 @@ pub(super) struct RawContract {
     delta: Option<f64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     budget_epsilon: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    mechanism: Option<CentralMechanism>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    adaptive_clip: Option<RawAdaptiveClip>,
+}
+
+/// The rule without its first clip norm, which is the contract's.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawAdaptiveClip {
+    min: f64,
+    max: f64,
+    #[serde(default = "median")]
+    target_quantile: f64,
+    #[serde(default = "published_rate")]
+    learning_rate: f64,
+    count_noise: f64,
+}
+
+fn median() -> f64 {
+    0.5
+}
+
+/// Andrew et al. 2021, section 4.
+fn published_rate() -> f64 {
+    0.2
+}
+
+impl RawAdaptiveClip {
+    fn rule(self, initial: f64) -> Result<AdaptiveClip, InvalidContract> {
+        let Self { min, max, target_quantile, learning_rate, count_noise } = self;
+        let rule = Rule { initial, min, max, target_quantile, learning_rate, count_noise };
+        AdaptiveClip::try_from(rule)
+            .or_else(|e| refuse(e.to_string().replace("initial must be", "clip_norm must be")))
+    }
+}
+
+impl From<AdaptiveClip> for RawAdaptiveClip {
+    fn from(rule: AdaptiveClip) -> Self {
+        let Rule { min, max, target_quantile, learning_rate, count_noise, .. } = rule.into();
+        Self { min, max, target_quantile, learning_rate, count_noise }
+    }
 }
 
 impl RawContract {
@@ -40,6 +83,8 @@ impl RawContract {
         .into_iter()
         .filter_map(|(key, value)| value.map(|_| key))
         .chain(self.adjacency.map(|_| "adjacency"))
+        .chain(self.mechanism.map(|_| "mechanism"))
+        .chain(self.adaptive_clip.map(|_| "adaptive_clip"))
         .collect()
     }
 
@@ -99,9 +144,17 @@ impl TryFrom<RawContract> for PrivacyContract {
                 trust.as_str()
             )),
         }?;
-        match raw.adjacency {
-            Some(adjacency) => contract.with_adjacency(adjacency),
-            None => Ok(contract),
+        let contract = match raw.adjacency {
+            Some(adjacency) => contract.with_adjacency(adjacency)?,
+            None => contract,
+        };
+        let contract = match raw.mechanism {
+            Some(mechanism) => contract.with_mechanism(mechanism)?,
+            None => contract,
+        };
+        match (raw.adaptive_clip, contract.clip_norm()) {
+            (Some(rule), Some(initial)) => contract.with_adaptive_clip(rule.rule(initial)?),
+            _ => Ok(contract),
         }
     }
 }
@@ -124,6 +177,8 @@ impl From<PrivacyContract> for RawContract {
             target_epsilon,
             delta: contract.delta(),
             budget_epsilon: contract.budget_epsilon(),
+            mechanism: contract.mechanism().filter(|m| *m != CentralMechanism::default()),
+            adaptive_clip: contract.adaptive_clip().map(RawAdaptiveClip::from),
         }
     }
 }

@@ -145,3 +145,33 @@ fn every_term_is_in_the_digest() {
     digests.dedup();
     assert_eq!(digests.len(), all);
 }
+
+#[test]
+fn the_coordinators_noise_is_a_key_of_central_contracts() {
+    let with = |text: &str, key: &str| parse(&format!("{text}{key}\n"));
+    let central = parse(CLIENT).unwrap();
+    assert_eq!(central.mechanism(), Some(CentralMechanism::DiscreteGaussian));
+    assert_eq!(with(CLIENT, "mechanism = \"discrete-gaussian\""), Ok(central));
+    let adaptive = "adaptive_clip = { min = 0.1, max = 4, count_noise = 5 }";
+    let mut digests = vec![central.digest()];
+    for key in ["mechanism = \"fast-gaussian\"", "mechanism = \"blt\"", adaptive] {
+        let contract = with(CLIENT, key).unwrap();
+        let json = serde_json::to_string(&contract).unwrap();
+        assert_eq!(serde_json::from_str::<PrivacyContract>(&json).unwrap(), contract, "{json}");
+        assert!(!digests.contains(&contract.digest()));
+        digests.push(contract.digest());
+        for other in [RECORD, LOCAL] {
+            let e = with(other, key).unwrap_err();
+            assert!(e.contains("trust = \"central\" alone") && e.contains("valid contracts are"), "{e}");
+        }
+        assert!(with(NONE, key).unwrap_err().contains("would mean nothing"));
+    }
+    let rule = with(CLIENT, adaptive).unwrap().adaptive_clip().unwrap();
+    assert_eq!(rule.start().clip_norm(), 0.5);
+    let e = with(CLIENT, &format!("mechanism = \"blt\"\n{adaptive}")).unwrap_err();
+    assert!(e.contains("adaptive_clip does not go with mechanism = \"blt\""), "{e}");
+    let e = with(CLIENT, "adaptive_clip = { min = 1, max = 4, count_noise = 5 }").unwrap_err();
+    assert!(e.contains("clip_norm must be between min and max, not 0.5"), "{e}");
+    let e = with(CLIENT, "mechanism = \"bltt\"").unwrap_err();
+    assert!(e.contains("blt"), "{e}");
+}

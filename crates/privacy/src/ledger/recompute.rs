@@ -28,6 +28,9 @@ impl Loss {
             Self::Gaussian { noise_multiplier, sampling_rate, .. } => {
                 Mechanism::poisson_gaussian(noise_multiplier, sampling_rate)?
             }
+            Self::CorrelatedGaussian { noise_multiplier, .. } => {
+                Mechanism::poisson_gaussian(noise_multiplier, 1.0)?
+            }
             Self::CappedPoissonGaussian { noise_multiplier, sampling_rate, population, cap } => {
                 Mechanism::truncated_poisson_gaussian(
                     noise_multiplier,

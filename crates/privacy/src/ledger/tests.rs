@@ -204,3 +204,32 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn correlated_noise_is_charged_once_and_its_ledger_recomputes() {
+    let contract = PrivacyContract::client_central(1.0, Noise::Multiplier(2.0), 1e-5, 5.0).unwrap();
+    let contract = contract.with_mechanism(crate::contract::CentralMechanism::Blt).unwrap();
+    let cohort: undertone_core::cohort::Cohort = serde_json::from_value(serde_json::json!({
+        "rule": "uniform", "size": 10, "min_clients": 1, "participations": 2, "separation": 2,
+    }))
+    .unwrap();
+    let contract = contract.resolve_for(Schedule { rounds: 5, local_steps: 1 }, &cohort).unwrap();
+    let mut chain = chain::Chain::new(population::Budgets::default());
+    let mut lines = vec![];
+    let mut told = vec![];
+    for attempt in 1..=4 {
+        let ledger = chain.job(&key(1, 1).job);
+        let entry = ledger.reserve(key(1, attempt), &contract, &unlimited()).unwrap();
+        assert_eq!(entry.compositions, u32::from(attempt == 1));
+        told.push(entry.epsilon_after);
+        let line = chain.lines_for(&[entry], 1).unwrap();
+        lines.extend(line.clone());
+        line.into_iter().for_each(|l| chain.apply(l).unwrap());
+    }
+    assert!(told.iter().all(|e| *e == told[0] && e.is_some()), "{told:?}");
+    recompute(&lines).unwrap();
+    // A run that is charged by less than it costs does not follow.
+    let mut cheap = lines;
+    cheap.iter_mut().for_each(|l| l.entry.epsilon_after = Some(told[0].unwrap() / 2.0));
+    assert!(recompute(&cheap).is_err());
+}

@@ -48,7 +48,9 @@ fn client_level_noise_does_not_shrink_when_clients_drop_out() {
     let contract = client();
     let mut rng = NoiseRng::seeded_for_tests(1);
     for reported in [0, 3, 10] {
-        let released = release(sum(50_000, reported, 1), &contract, &entry(&contract), 10, &mut rng).unwrap();
+        let (released, _) =
+            release(sum(50_000, reported, 1), &contract, &entry(&contract), 10, Carried::default(), &mut rng)
+                .unwrap();
         let (mean, deviation) = mean_and_deviation(&released);
         // The divisor is 10 for all: a mean of 0.05 a client, noise of 1·clip_norm/10.
         assert!((mean - 0.05 * f64::from(reported)).abs() < 0.003, "{reported}: {mean}");
@@ -64,7 +66,9 @@ fn a_replaced_client_costs_twice_the_noise_and_the_same_epsilon() {
     assert_ne!(plain.digest(), replace.digest());
     let mut rng = NoiseRng::seeded_for_tests(5);
     for (contract, factor) in [(plain, 1.0), (replace, 2.0)] {
-        let released = release(sum(50_000, 1, 1), &contract, &entry(&contract), 10, &mut rng).unwrap();
+        let (released, _) =
+            release(sum(50_000, 1, 1), &contract, &entry(&contract), 10, Carried::default(), &mut rng)
+                .unwrap();
         let (_, deviation) = mean_and_deviation(&released);
         assert!((deviation / (0.1 * factor) - 1.0).abs() < 0.02, "{factor}: {deviation}");
     }
@@ -77,17 +81,28 @@ fn an_empty_cohort_releases_noise() {
     let mut rng = NoiseRng::seeded_for_tests(7);
     let cohort = Counted { most: 3, denominator: 2.5 };
     for updates in [0, 3] {
-        let released =
-            release(sum(50_000, updates, 1), &contract, &entry(&contract), cohort, &mut rng).unwrap();
+        let (released, _) = release(
+            sum(50_000, updates, 1),
+            &contract,
+            &entry(&contract),
+            cohort,
+            Carried::default(),
+            &mut rng,
+        )
+        .unwrap();
         let (mean, deviation) = mean_and_deviation(&released);
         assert!((mean - 0.2 * f64::from(updates)).abs() < 0.01, "{updates}: {mean}");
         assert!((deviation / 0.4 - 1.0).abs() < 0.02, "{updates}: {deviation}");
     }
-    let e = release(sum(2, 4, 1), &contract, &entry(&contract), cohort, &mut rng).unwrap_err();
+    let e = release(sum(2, 4, 1), &contract, &entry(&contract), cohort, Carried::default(), &mut rng)
+        .unwrap_err();
     assert_eq!(e, ReleaseError::Cohort { updates: 4, cohort_size: 3 });
     for denominator in [0.0, -1.0, f64::NAN, f64::INFINITY] {
         let cohort = Counted { most: 3, denominator };
-        assert!(release(sum(2, 1, 1), &contract, &entry(&contract), cohort, &mut rng).is_err());
+        assert!(
+            release(sum(2, 1, 1), &contract, &entry(&contract), cohort, Carried::default(), &mut rng)
+                .is_err()
+        );
     }
 }
 
@@ -95,7 +110,8 @@ fn an_empty_cohort_releases_noise() {
 fn two_releases_have_different_noise() {
     let contract = client();
     let mut rng = NoiseRng::from_os().unwrap();
-    let mut once = || release(sum(8, 1, 1), &contract, &entry(&contract), 1, &mut rng).unwrap();
+    let mut once =
+        || release(sum(8, 1, 1), &contract, &entry(&contract), 1, Carried::default(), &mut rng).unwrap();
     assert_ne!(once(), once());
 }
 
@@ -103,9 +119,10 @@ fn two_releases_have_different_noise() {
 fn record_level_and_no_promise_divide_by_the_weight_received() {
     let mut rng = NoiseRng::seeded_for_tests(2);
     for contract in [record(), resolve(PrivacyContract::none())] {
-        let released = release(sum(4, 3, 7), &contract, &entry(&contract), 100, &mut rng).unwrap();
+        let (released, _) =
+            release(sum(4, 3, 7), &contract, &entry(&contract), 100, Carried::default(), &mut rng).unwrap();
         assert_eq!(released.mean().collect::<Vec<_>>(), [0.5; 4]);
-        let nothing = release(sum(4, 0, 1), &contract, &entry(&contract), 100, &mut rng);
+        let nothing = release(sum(4, 0, 1), &contract, &entry(&contract), 100, Carried::default(), &mut rng);
         assert_eq!(nothing, Err(ReleaseError::NothingReceived));
     }
 }
@@ -114,11 +131,14 @@ fn record_level_and_no_promise_divide_by_the_weight_received() {
 fn local_messages_are_averaged_without_more_noise_and_without_weights() {
     let mut rng = NoiseRng::seeded_for_tests(6);
     let contract = resolve(PrivacyContract::client_local(1.0, Noise::Multiplier(1.0), 1e-5, 50.0).unwrap());
-    let released = release(sum(4, 3, 1), &contract, &entry(&contract), 100, &mut rng).unwrap();
+    let (released, _) =
+        release(sum(4, 3, 1), &contract, &entry(&contract), 100, Carried::default(), &mut rng).unwrap();
     assert_eq!(released.mean().collect::<Vec<_>>(), [0.5; 4]);
-    let e = release(sum(4, 3, 7), &contract, &entry(&contract), 100, &mut rng).unwrap_err();
+    let e =
+        release(sum(4, 3, 7), &contract, &entry(&contract), 100, Carried::default(), &mut rng).unwrap_err();
     assert!(matches!(e, ReleaseError::NotUniform { updates: 3, total_weight: 21 }), "{e}");
-    let e = release(sum(4, 0, 1), &contract, &entry(&contract), 100, &mut rng).unwrap_err();
+    let e =
+        release(sum(4, 0, 1), &contract, &entry(&contract), 100, Carried::default(), &mut rng).unwrap_err();
     assert_eq!(e, ReleaseError::NothingReceived);
 }
 
@@ -126,8 +146,9 @@ fn local_messages_are_averaged_without_more_noise_and_without_weights() {
 fn weights_and_cohorts_that_break_the_sensitivity_are_refused() {
     let contract = client();
     let mut rng = NoiseRng::seeded_for_tests(3);
-    let mut of =
-        |sum, cohort_size| release(sum, &contract, &entry(&contract), cohort_size, &mut rng).unwrap_err();
+    let mut of = |sum, cohort_size| {
+        release(sum, &contract, &entry(&contract), cohort_size, Carried::default(), &mut rng).unwrap_err()
+    };
     assert!(matches!(of(sum(2, 2, 5), 10), ReleaseError::NotUniform { updates: 2, total_weight: 10 }));
     assert!(matches!(of(sum(2, 3, 1), 2), ReleaseError::Cohort { updates: 3, cohort_size: 2 }));
     assert!(matches!(of(sum(2, 0, 1), 0), ReleaseError::Cohort { .. }));
@@ -146,12 +167,109 @@ fn only_a_sampled_entry_of_the_same_contract_opens_the_way() {
             EntryState::Burnt { reason: "r".into() },
         ] {
             used.state = state;
-            let e = release(sum(2, 1, 1), &contract, &used, 1, &mut rng).unwrap_err();
+            let e = release(sum(2, 1, 1), &contract, &used, 1, Carried::default(), &mut rng).unwrap_err();
             assert!(matches!(e, ReleaseError::NotReserved { .. }), "{e}");
         }
         let mut foreign = entry(&contract);
         foreign.contract = Digest::of(b"other");
-        let e = release(sum(2, 1, 1), &contract, &foreign, 1, &mut rng).unwrap_err();
+        let e = release(sum(2, 1, 1), &contract, &foreign, 1, Carried::default(), &mut rng).unwrap_err();
         assert!(matches!(e, ReleaseError::OtherContract(_)), "{e}");
     }
+}
+
+fn adaptive() -> ResolvedContract {
+    let rule = crate::adaptive_clip::Rule {
+        initial: 1.0,
+        min: 0.25,
+        max: 2.0,
+        target_quantile: 0.5,
+        learning_rate: 0.5,
+        count_noise: 0.6,
+    };
+    let contract = PrivacyContract::client_central(1.0, Noise::Multiplier(1.0), 1e-5, 50.0).unwrap();
+    resolve(contract.with_adaptive_clip(rule.try_into().unwrap()).unwrap())
+}
+
+fn at_round(round: u32, contract: &ResolvedContract) -> LedgerEntry {
+    let mut entry = entry(contract);
+    entry.key.round = Round(round);
+    entry
+}
+
+#[test]
+fn a_clip_norm_that_moves_takes_its_share_and_the_noise_follows_it() {
+    use crate::adaptive_clip::WithinBit;
+    let contract = adaptive();
+    let mut rng = NoiseRng::seeded_for_tests(11);
+    let mut carried = Carried::default();
+    let mut norms = vec![];
+    for round in 1..=3 {
+        let mut within = CountSum::default();
+        (0..10).for_each(|_| within.fold(WithinBit::from_wire(false)));
+        let collected = Collected { sum: sum(50_000, 10, 1), within };
+        let norm = clip_norm_of(&contract, carried.clip.as_ref()).unwrap();
+        let (released, next) =
+            release(collected, &contract, &at_round(round, &contract), 10, carried, &mut rng).unwrap();
+        // z_Δ = (1 - 1/1.2²)^(-½) of the clip norm of this round.
+        let (_, deviation) = mean_and_deviation(&released);
+        let expected = 1.0 / (1.0 - 1.0 / 1.44f64).sqrt() * norm / 10.0;
+        assert!((deviation / expected - 1.0).abs() < 0.02, "{round}: {deviation} for {expected}");
+        norms.push(norm);
+        carried = next;
+    }
+    // No update was within: the norm grows, up to its clamp.
+    assert!(norms[0] == 1.0 && norms[1] > 1.0 && norms[2] > norms[1] && norms[2] <= 2.0, "{norms:?}");
+    let beyond = serde_json::from_str(r#"{"clip_norm":9.0,"frozen":false}"#).unwrap();
+    assert_eq!(clip_norm_of(&contract, Some(&beyond)), Some(2.0), "what is stored does not lift the clamp");
+}
+
+fn correlated() -> ResolvedContract {
+    let contract = PrivacyContract::client_central(1.0, Noise::Multiplier(1.0), 1e-5, 50.0).unwrap();
+    let contract = contract.with_mechanism(CentralMechanism::Blt).unwrap();
+    let cohort: undertone_core::cohort::Cohort = serde_json::from_value(serde_json::json!({
+        "rule": "uniform", "size": 10, "min_clients": 1, "participations": 2, "separation": 2,
+    }))
+    .unwrap();
+    contract.resolve_for(Schedule { rounds: 4, local_steps: 1 }, &cohort).unwrap()
+}
+
+#[test]
+fn correlated_noise_cancels_over_the_rounds_and_does_not_start_again() {
+    let contract = correlated();
+    let mut rng = NoiseRng::seeded_for_tests(13);
+    let mut carried = Carried::default();
+    let (mut prefix, mut independent) = (vec![0.0; 20_000], 0.0);
+    for round in 1..=4 {
+        let entry = at_round(round, &contract);
+        // Another round's noise, or none, is refused before anything is drawn.
+        let other = at_round(round + 1, &contract);
+        let kept = carried.clone();
+        let e = release(sum(20_000, 1, 1), &contract, &other, 1, kept, &mut rng).unwrap_err();
+        assert!(e.is_final() && matches!(e, ReleaseError::NoiseLost { .. }), "{e}");
+        let (released, next) = release(sum(20_000, 1, 1), &contract, &entry, 1, carried, &mut rng).unwrap();
+        prefix.iter_mut().zip(released.mean()).for_each(|(p, m)| *p += m - 0.5);
+        independent += mean_and_deviation(&released).1.powi(2);
+        carried = next;
+    }
+    let mean = prefix.iter().sum::<f64>() / 20_000.0;
+    let variance = prefix.iter().map(|p| (p - mean).powi(2)).sum::<f64>() / 20_000.0;
+    assert!(variance < 0.8 * independent, "{variance} against {independent} of independent rounds");
+    let mut damaged = carried.clone();
+    damaged.noise.as_mut().unwrap()[60] ^= 1;
+    let e = release(sum(20_000, 1, 1), &contract, &at_round(5, &contract), 1, damaged, &mut rng).unwrap_err();
+    assert!(e.is_final() && e.to_string().contains("damaged"), "{e}");
+    let e = release(sum(20_000, 1, 1), &contract, &at_round(5, &contract), 1, carried, &mut rng).unwrap_err();
+    assert!(matches!(e, ReleaseError::Correlated(BltError::Finished(4))), "{e}");
+}
+
+#[test]
+fn the_fast_gaussian_has_the_contracts_deviation() {
+    let contract = PrivacyContract::client_central(1.0, Noise::Multiplier(1.0), 1e-5, 50.0).unwrap();
+    let contract = resolve(contract.with_mechanism(CentralMechanism::FastGaussian).unwrap());
+    assert_ne!(contract.digest(), client().digest());
+    let mut rng = NoiseRng::seeded_for_tests(17);
+    let (released, next) =
+        release(sum(50_000, 1, 1), &contract, &entry(&contract), 10, Carried::default(), &mut rng).unwrap();
+    assert!((mean_and_deviation(&released).1 / 0.1 - 1.0).abs() < 0.02);
+    assert_eq!(next, Carried::default());
 }

@@ -249,7 +249,12 @@ impl Collecting {
         if open == 0 {
             let key = key(ctx.id, self.round, self.attempt);
             let received: Vec<Update> = self.received().cloned().collect();
-            step.effects.push(Effect::Release { key, model: state.model, updates: received.clone() });
+            step.effects.push(Effect::Release {
+                key,
+                model: state.model,
+                updates: received.clone(),
+                carried: state.carried,
+            });
             step.next.phase = Phase::Releasing(Releasing {
                 round: self.round,
                 attempt: self.attempt,
@@ -263,6 +268,7 @@ impl Collecting {
                 client: client.clone(),
                 key: key(ctx.id, self.round, self.attempt),
                 model: state.model,
+                clip_norm: state.clip_norm(ctx.job),
                 deadline_ms: self.deadline_ms,
             });
         }

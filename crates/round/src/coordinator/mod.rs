@@ -41,6 +41,7 @@ use undertone_core::digest::Digest;
 use undertone_core::id::{Attempt, AttemptKey, ClientId, JobId, Round};
 use undertone_core::participation::History;
 use undertone_core::trainer::Metrics;
+use undertone_privacy::adaptive_clip::ClipState;
 use undertone_privacy::ledger::population::Totals;
 use undertone_privacy::ledger::{Ledger, LedgerEntry};
 
@@ -51,6 +52,27 @@ pub struct ModelRef {
     pub digest: Digest,
     /// Its length.
     pub bytes: u64,
+}
+
+/// A blob by digest and length.
+pub type BlobRef = ModelRef;
+
+/// What one release leaves to the next.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Carried {
+    /// The clip norm of the round to come, where it moves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clip: Option<ClipState>,
+    /// Where the state of correlated noise lies. Secret: it takes the noise off.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub noise: Option<BlobRef>,
+}
+
+impl Carried {
+    fn is_nothing(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// A client's update that is durable and was validated.
@@ -79,6 +101,9 @@ pub struct JobState {
     /// Who took part in which rounds, as far as the cohort's rule on participation asks for it.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub taken_part: BTreeMap<ClientId, History>,
+    /// What the last release left to the next one.
+    #[serde(default, skip_serializing_if = "Carried::is_nothing")]
+    pub carried: Carried,
     /// What is going on.
     pub phase: Phase,
 }
@@ -162,6 +187,8 @@ pub enum Input {
         key: AttemptKey,
         /// The new model.
         model: ModelRef,
+        /// What goes on from it.
+        carried: Carried,
     },
     /// The release that was ordered cannot be made.
     ReleaseFailed {
@@ -169,6 +196,8 @@ pub enum Input {
         key: AttemptKey,
         /// Why.
         reason: String,
+        /// Whether no other attempt can do better: the noise that must go on is lost.
+        is_final: bool,
     },
     /// The model that was to be published is known.
     Published {
@@ -247,6 +276,8 @@ pub enum Effect {
         key: AttemptKey,
         /// From which model.
         model: ModelRef,
+        /// To which norm updates are clipped, where it moves.
+        clip_norm: Option<f64>,
         /// Until when.
         deadline_ms: u64,
     },
@@ -267,6 +298,8 @@ pub enum Effect {
         model: ModelRef,
         /// What to sum.
         updates: Vec<Update>,
+        /// What the release before left.
+        carried: Carried,
     },
     /// Make a model known; then feed [`Input::Published`].
     Publish {
@@ -289,6 +322,11 @@ pub enum Effect {
         /// What.
         key: AttemptKey,
     },
+    /// A blob is needed no longer.
+    Discard {
+        /// Which.
+        blob: Digest,
+    },
 }
 
 /// An input that does not fit the state; the state stays, the sender is told.
@@ -300,8 +338,18 @@ impl JobState {
     /// A job that was just accepted.
     pub fn new(model: ModelRef, now_ms: u64) -> Self {
         let phase = Phase::Offering(Offering::first(now_ms));
-        let (measuring, taken_part) = (Measuring::default(), BTreeMap::new());
-        Self { model, released: 0, measuring, taken_part, phase }
+        let (measuring, taken_part, carried) = (Measuring::default(), BTreeMap::new(), Carried::default());
+        Self { model, released: 0, measuring, taken_part, carried, phase }
+    }
+
+    /// The clip norm of the round under way, where it moves.
+    pub fn clip_norm(&self, job: &Job) -> Option<f64> {
+        job.clip_norm(self.carried.clip.as_ref())
+    }
+
+    /// The bound on the norm of the round's updates, as a norm and in units of the job's grid.
+    pub fn norm_bound(&self, job: &Job) -> (f64, u64) {
+        job.norm_bound(self.carried.clip.as_ref())
     }
 
     /// Whether a client may join a round by the rule on participation, if the job has one.
@@ -371,6 +419,7 @@ impl JobState {
     pub fn blobs(&self) -> Vec<Digest> {
         let mut blobs = vec![self.model.digest];
         blobs.extend(self.measuring.all_models().map(|m| m.digest));
+        blobs.extend(self.carried.noise.map(|n| n.digest));
         match &self.phase {
             Phase::Collecting(p) => blobs.extend(p.received().map(|u| u.blob)),
             Phase::Releasing(p) => blobs.extend(p.updates.iter().map(|u| u.blob)),
@@ -487,6 +536,8 @@ impl Step {
     fn end(&mut self, outcome: Outcome) {
         self.events.push(JobEvent::Ended { outcome: outcome.clone() });
         self.next.measuring = Measuring::default();
+        // Nobody may take the noise off any more, and nobody needs it.
+        self.effects.extend(self.next.carried.noise.take().map(|n| Effect::Discard { blob: n.digest }));
         self.next.phase = Phase::Ended { outcome };
     }
 }

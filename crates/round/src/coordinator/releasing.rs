@@ -1,7 +1,8 @@
 //! Releasing: the updates are complete; sum, noise, new model.
 
 use super::{
-    Context, Effect, Input, JobState, ModelRef, Phase, Publishing, Refusal, Running, Step, Update, key,
+    Carried, Context, Effect, Input, JobState, ModelRef, Phase, Publishing, Refusal, Running, Step, Update,
+    key,
 };
 use crate::event::Outcome;
 use serde::{Deserialize, Serialize};
@@ -41,12 +42,20 @@ impl Releasing {
                     key: current,
                     model: state.model,
                     updates: self.updates.clone(),
+                    carried: state.carried,
                 });
                 Ok(Some(step))
             }
-            Input::Released { key, model } if key == current => Ok(Some(self.released(state, model, ctx))),
-            Input::ReleaseFailed { key, reason } if key == current => {
+            Input::Released { key, model, carried } if key == current => {
+                Ok(Some(self.released(state, model, carried, ctx)))
+            }
+            Input::ReleaseFailed { key, reason, is_final: false } if key == current => {
                 Ok(Some(self.attempt().abort(state, &reason, ctx)))
+            }
+            Input::ReleaseFailed { key, reason, is_final: true } if key == current => {
+                let mut step = self.attempt().give_up(state, &reason, ctx);
+                step.end(Outcome::Failed { reason });
+                Ok(Some(step))
             }
             Input::Update { key, update } if key == current && self.updates.contains(&update) => Ok(None),
             Input::Answer { key, .. }
@@ -57,7 +66,7 @@ impl Releasing {
         }
     }
 
-    fn released(&self, state: &JobState, model: ModelRef, ctx: &Context<'_>) -> Step {
+    fn released(&self, state: &JobState, model: ModelRef, carried: Carried, ctx: &Context<'_>) -> Step {
         let current = key(ctx.id, self.round, self.attempt);
         let mut step = Step::stay(state);
         match ctx.ledger.commit(&current, model.digest) {
@@ -69,6 +78,9 @@ impl Releasing {
                 return step;
             }
         }
+        // In the step that commits: noise goes on from a release exactly if there is one.
+        let before = std::mem::replace(&mut step.next.carried, carried);
+        step.effects.extend(before.noise.map(|n| Effect::Discard { blob: n.digest }));
         step.next.phase = Phase::Publishing(Publishing {
             round: self.round,
             attempt: self.attempt,

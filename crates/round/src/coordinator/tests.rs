@@ -145,7 +145,12 @@ impl World {
 
     fn release(&mut self, round: u32, attempt: u32) {
         let key = self.key(round, attempt);
-        self.feed(Input::Released { key: key.clone(), model: model(round as u8) }).unwrap();
+        self.feed(Input::Released {
+            key: key.clone(),
+            model: model(round as u8),
+            carried: Carried::default(),
+        })
+        .unwrap();
         assert!(matches!(self.effects[..], [Effect::Publish { .. }]), "{:?}", self.effects);
         self.feed(Input::Published { key }).unwrap();
     }
@@ -203,7 +208,7 @@ fn nobody_is_asked_more_often_than_the_rule_allows() {
     let (client, key) = (name("c"), w.key(1, 1));
     w.feed(Input::Failure { client, key, reason: "no torch".into() }).unwrap();
     // The attempt is lost with all that was sent; in the same round the same clients may try again.
-    w.feed(Input::ReleaseFailed { key: w.key(1, 1), reason: "disk".into() }).unwrap();
+    w.feed(Input::ReleaseFailed { key: w.key(1, 1), reason: "disk".into(), is_final: false }).unwrap();
     w.now_ms += 1_000;
     w.feed(Input::Sessions).unwrap();
     let asked = |w: &World| -> Vec<String> {
@@ -241,8 +246,13 @@ fn nobody_is_asked_more_often_than_the_rule_allows() {
     let mut wrong = Step::stay(&w.state);
     let key = AttemptKey { job: w.id.clone(), round: Round(2), attempt: Attempt(1) };
     for (client, holds) in [("c", true), ("a", false)] {
-        wrong.effects =
-            vec![Effect::Offer { client: name(client), key: key.clone(), model: model(1), deadline_ms: 1 }];
+        wrong.effects = vec![Effect::Offer {
+            client: name(client),
+            key: key.clone(),
+            model: model(1),
+            clip_norm: None,
+            deadline_ms: 1,
+        }];
         assert_eq!(invariants::check(&w.state, &wrong, &ctx).is_ok(), holds, "{client}");
     }
 }
@@ -384,7 +394,7 @@ fn a_release_that_the_ledger_contradicts_ends_the_job() {
     w.deliver(&["a", "b", "c"], 1, 1);
     let burnt = w.ledger.burn(&w.key(1, 1), "by a restored backup").unwrap();
     w.ledger.apply(burnt).unwrap();
-    w.feed(Input::Released { key: w.key(1, 1), model: model(1) }).unwrap();
+    w.feed(Input::Released { key: w.key(1, 1), model: model(1), carried: Carried::default() }).unwrap();
     let Some(Outcome::Failed { reason }) = w.outcome() else { panic!("{:?}", w.state) };
     assert!(reason.contains("burnt"), "{reason}");
     assert_eq!(w.state.model, model(0));
@@ -425,9 +435,15 @@ fn broken_steps_are_named() {
         client: name("a"),
         key: w.key(1, attempt),
         model: model(0),
+        clip_norm: None,
         deadline_ms: 0,
     };
-    let release = |updates: Vec<Update>| Effect::Release { key: key.clone(), model: model(0), updates };
+    let release = |updates: Vec<Update>| Effect::Release {
+        key: key.clone(),
+        model: model(0),
+        updates,
+        carried: Carried::default(),
+    };
     assert_eq!(breaks(&|_| ()), None);
     assert_eq!(breaks(&|s| s.effects.push(offer(1))), None);
     assert_eq!(breaks(&|s| s.effects.push(offer(2))), Some(Invariant::BudgetBeforeOffers));
@@ -631,7 +647,7 @@ fn a_restart_elsewhere_goes_on() {
     // While releasing without noise of ours: the same sum again.
     w.feed(Input::Recovered).unwrap();
     assert!(matches!(w.effects[..], [Effect::Release { .. }]));
-    w.feed(Input::Released { key: w.key(1, 1), model: model(1) }).unwrap();
+    w.feed(Input::Released { key: w.key(1, 1), model: model(1), carried: Carried::default() }).unwrap();
     // While publishing: the same bytes again.
     w.feed(Input::Recovered).unwrap();
     assert!(matches!(w.effects[..], [Effect::Publish { model: m, .. }] if m == model(1)));
@@ -736,11 +752,11 @@ proptest! {
                 5 => Input::Failure { client, key, reason: "x".into() },
                 6 => w.update(clients[usize::from(who)], round, attempt),
                 7 => Input::BadUpdate { client, key, reason: "x".into() },
-                8 => Input::Released { key, model: model(round as u8) },
+                8 => Input::Released { key, model: model(round as u8), carried: Carried::default() },
                 9 => Input::Published { key },
                 10 => Input::Connected { client },
                 13 => Input::Missed,
-                14 => Input::ReleaseFailed { key, reason: "x".into() },
+                14 => Input::ReleaseFailed { key, reason: "x".into(), is_final: false },
                 // Seldom, or no sequence would come far.
                 15 if wait > 28_000 => Input::Cancel { by: "op".into(), reason: "x".into() },
                 11 => Input::Evaluation { evaluator: name("e"), round: Round(round), outcome: Err("x".into()) },

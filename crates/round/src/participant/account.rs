@@ -33,6 +33,9 @@ pub struct Sealed {
     pub bytes: u64,
     /// The weight that goes with them.
     pub weight: u32,
+    /// Whether the update was within the clip norm, where that is asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub within: Option<bool>,
 }
 
 impl Account {

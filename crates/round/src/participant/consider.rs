@@ -84,6 +84,7 @@ pub struct Acceptance {
     key: AttemptKey,
     job: Arc<Job>,
     model: ModelRef,
+    clip_norm: Option<f64>,
     task: TrainTask,
     weight: u32,
     withheld: Vec<String>,
@@ -149,6 +150,11 @@ impl Acceptance {
         self.model
     }
 
+    /// The clip norm of the round, where it moves.
+    pub fn clip_norm(&self) -> Option<f64> {
+        self.clip_norm
+    }
+
     /// What to train.
     pub fn task(&self) -> &TrainTask {
         &self.task
@@ -182,7 +188,7 @@ impl Terms {
             update_bytes: job.update_bytes(),
             weight: job.weight(policy.declared_rows.unwrap_or(1)),
             declared_rows: policy.declared_rows,
-            max_norm: job.update_norm_bound(),
+            max_norm: job.largest_norm(),
             clip_norm: contract.contract().clip_norm(),
             adjacency: contract.adjacency(),
             noise_multiplier: contract.noise_multiplier(),
@@ -299,6 +305,7 @@ fn accept(offer: &Offer, terms: &Terms, policy: &Policy, withheld: Vec<String>) 
         key: offer.key().clone(),
         job: Arc::clone(job),
         model: offer.model(),
+        clip_norm: offer.clip_norm(),
         task,
         weight: terms.weight,
         withheld,

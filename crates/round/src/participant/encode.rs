@@ -4,11 +4,27 @@
 use crate::job::Job;
 use undertone_core::fixed::FixedVector;
 use undertone_core::trainer::LocalUpdate;
+use undertone_privacy::adaptive_clip::WithinBit;
 use undertone_privacy::clip::{BoundError, ClipError, RawUpdate, clip};
 use undertone_privacy::contract::Unit;
 use undertone_privacy::local::LocalError;
 use undertone_privacy::noise::NoiseRng;
 use undertone_privacy::resolve::Terms;
+
+/// What leaves in an attempt.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Parcel {
+    /// The update.
+    pub update: FixedVector,
+    /// Whether it was within the clip norm before it was clipped; only where the clip norm follows the answers.
+    pub within: Option<WithinBit>,
+}
+
+impl From<FixedVector> for Parcel {
+    fn from(update: FixedVector) -> Self {
+        Self { update, within: None }
+    }
+}
 
 /// Why an update does not leave. The sentences may hold values of the update: they are for the client's own log.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -63,10 +79,16 @@ impl EncodeError {
 
 /// Turns what training gave into what may leave: for a client-level contract clipped to its clip norm, otherwise
 /// within the job's bound on the norm; then rounded to the job's grid; then, with local trust at client level, noised.
+/// `clip_norm` is the round's, where it moves.
 ///
 /// # Errors
 /// [`EncodeError`]; then nothing leaves, or what [`absent`] gives.
-pub fn encode(job: &Job, raw: LocalUpdate, rng: &mut NoiseRng) -> Result<FixedVector, EncodeError> {
+pub fn encode(
+    job: &Job,
+    clip_norm: Option<f64>,
+    raw: LocalUpdate,
+    rng: &mut NoiseRng,
+) -> Result<Parcel, EncodeError> {
     let (found, wanted) = (raw.delta.len(), job.layout().len());
     if found != wanted {
         return Err(EncodeError::WrongLength { found, wanted });
@@ -81,20 +103,30 @@ pub fn encode(job: &Job, raw: LocalUpdate, rng: &mut NoiseRng) -> Result<FixedVe
     if let Terms::ClientLocal(terms) = job.contract().terms() {
         let noise = terms.noise(job.grid())?;
         let clipped = clip(RawUpdate::new(raw.delta), noise.clip_norm())?;
-        return Ok(noise.privatise(&clipped, rng)?.into_vector());
+        return Ok(noise.privatise(&clipped, rng)?.into_vector().into());
     }
-    Ok(clip(RawUpdate::new(raw.delta), bound)?.to_grid(job.grid())?)
+    let raw = RawUpdate::new(raw.delta);
+    let within = clip_norm.map(|norm| WithinBit::of(&raw, norm));
+    let update = clip(raw, clip_norm.unwrap_or(bound))?.to_grid(job.grid())?;
+    Ok(Parcel { update, within })
 }
 
 /// What leaves in place of an update that is not to be had (unfit data, training that failed) under a client-level
 /// contract, because silence would tell what the noise is to hide: noise alone where the client adds it, zeros where the
 /// coordinator does. `None` under any other contract: then nothing leaves.
-pub fn absent(job: &Job, rng: &mut NoiseRng) -> Option<FixedVector> {
+pub fn absent(job: &Job, clip_norm: Option<f64>, rng: &mut NoiseRng) -> Option<Parcel> {
     let len = job.layout().len();
     match job.contract().terms() {
         // A job whose noise does not suit its grid does not resolve.
-        Terms::ClientLocal(terms) => Some(terms.noise(job.grid()).ok()?.absent(len, rng).into_vector()),
-        Terms::ClientCentral(_) => FixedVector::from_units(job.grid(), vec![0; len]).ok(),
+        Terms::ClientLocal(terms) => {
+            Some(terms.noise(job.grid()).ok()?.absent(len, rng).into_vector().into())
+        }
+        Terms::ClientCentral(_) => {
+            let update = FixedVector::from_units(job.grid(), vec![0; len]).ok()?;
+            // Zeros are within anything.
+            let within = clip_norm.map(|norm| WithinBit::of(&RawUpdate::new(vec![]), norm));
+            Some(Parcel { update, within })
+        }
         Terms::RecordLocal(_) | Terms::NoPromise(_) => None,
     }
 }
@@ -113,13 +145,13 @@ mod tests {
     #[test]
     fn a_client_level_update_is_clipped_and_any_other_that_is_too_long_is_kept_back() {
         let client = job(CLIENT);
-        let fixed = encode(&client, raw(&[30.0, 40.0]), &mut rng()).unwrap();
+        let fixed = encode(&client, None, raw(&[30.0, 40.0]), &mut rng()).unwrap().update;
         check_norm(fixed.units(), client.grid(), 0.5).unwrap();
         assert!((fixed.decode()[0] - 0.3).abs() < 1e-4 && (fixed.decode()[1] - 0.4).abs() < 1e-4);
         for privacy in [RECORD, NONE] {
             let job = job_with(privacy, "max_update_norm = 5.0");
-            assert_eq!(encode(&job, raw(&[3.0, 4.0]), &mut rng()).unwrap().decode(), [3.0, 4.0]);
-            let e = encode(&job, raw(&[3.1, 4.0]), &mut rng()).unwrap_err();
+            assert_eq!(encode(&job, None, raw(&[3.0, 4.0]), &mut rng()).unwrap().update.decode(), [3.0, 4.0]);
+            let e = encode(&job, None, raw(&[3.1, 4.0]), &mut rng()).unwrap_err();
             assert!(matches!(e, EncodeError::TooLong { bound: 5.0, .. }), "{e}");
             // What is told holds no number of the update.
             assert!(!e.told().contains(char::is_numeric));
@@ -134,9 +166,11 @@ mod tests {
     #[test]
     fn with_local_trust_noise_leaves_whatever_there_is() {
         let job = job(LOCAL);
-        let sent = |delta: &[f32]| match encode(&job, raw(delta), &mut rng()) {
-            Ok(message) => message,
-            Err(EncodeError::Clip(_) | EncodeError::WrongLength { .. }) => absent(&job, &mut rng()).unwrap(),
+        let sent = |delta: &[f32]| match encode(&job, None, raw(delta), &mut rng()) {
+            Ok(parcel) => parcel.update,
+            Err(EncodeError::Clip(_) | EncodeError::WrongLength { .. }) => {
+                absent(&job, None, &mut rng()).unwrap().update
+            }
             Err(e) => panic!("{e}"),
         };
         let deviation = |delta: &[f32], expected: f64| {
@@ -159,12 +193,12 @@ mod tests {
         assert_ne!(sent(&[0.0, 0.0]), sent(&[0.0, 0.0]), "noise is drawn for each message");
         let central = super::super::sample::job(CLIENT);
         assert_eq!(
-            absent(&central, &mut rng()).unwrap().units(),
+            absent(&central, None, &mut rng()).unwrap().update.units(),
             [0, 0],
             "the coordinator's noise covers it"
         );
         for other in [RECORD, NONE] {
-            assert_eq!(absent(&super::super::sample::job(other), &mut rng()), None);
+            assert_eq!(absent(&super::super::sample::job(other), None, &mut rng()), None);
         }
     }
 
@@ -174,13 +208,13 @@ mod tests {
             let job = job(privacy);
             for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
                 assert!(
-                    matches!(encode(&job, raw(&[0.0, bad]), &mut rng()), Err(EncodeError::Clip(_))),
+                    matches!(encode(&job, None, raw(&[0.0, bad]), &mut rng()), Err(EncodeError::Clip(_))),
                     "{bad}"
                 );
             }
-            let e = encode(&job, raw(&[0.0]), &mut rng()).unwrap_err();
+            let e = encode(&job, None, raw(&[0.0]), &mut rng()).unwrap_err();
             assert_eq!(e, EncodeError::WrongLength { found: 1, wanted: 2 });
-            assert!(encode(&job, raw(&[f32::MAX, 1e38]), &mut rng()).is_ok() == (privacy == CLIENT));
+            assert!(encode(&job, None, raw(&[f32::MAX, 1e38]), &mut rng()).is_ok() == (privacy == CLIENT));
         }
     }
 
@@ -189,7 +223,7 @@ mod tests {
         fn what_leaves_is_within_the_bound(a in any::<f32>(), b in any::<f32>()) {
             for privacy in [CLIENT, RECORD] {
                 let job = job(privacy);
-                if let Ok(fixed) = encode(&job, raw(&[a, b]), &mut rng()) {
+                if let Ok(Parcel { update: fixed, .. }) = encode(&job, None, raw(&[a, b]), &mut rng()) {
                     prop_assert!(check_norm(fixed.units(), job.grid(), job.update_norm_bound()).is_ok());
                 }
             }

@@ -16,12 +16,12 @@ fn client() -> Participant {
     Participant::new(policy(), [])
 }
 
-fn update(job: &Job) -> FixedVector {
-    FixedVector::from_units(job.grid(), vec![1; job.layout().len()]).unwrap()
+fn update(job: &Job) -> Parcel {
+    FixedVector::from_units(job.grid(), vec![1; job.layout().len()]).unwrap().into()
 }
 
 fn sealed(text: &str) -> Sealed {
-    Sealed { update: Digest::of(text.as_bytes()), bytes: 8, weight: 1 }
+    Sealed { update: Digest::of(text.as_bytes()), bytes: 8, weight: 1, within: None }
 }
 
 fn offered(key: &AttemptKey, job: &Arc<Job>) -> Input {
@@ -420,14 +420,14 @@ fn an_attempt_whose_steps_failed_before_the_outbox_may_be_tried_again() {
 fn offers_that_make_no_sense_are_not_read() {
     let job = job(RECORD);
     let model = ModelRef { digest: Digest::of(b"m"), bytes: job.update_bytes() + 100 };
-    let of = |k, model| Offer::of_job(k, Arc::clone(&job), model).unwrap_err();
+    let of = |k, model| Offer::of_job(k, Arc::clone(&job), model, None).unwrap_err();
     assert!(matches!(of(key("j", 21, 1), model), UnreadableOffer::NoSuchRound { round: 21, rounds: 20 }));
     for bytes in [0, job.update_bytes(), job.update_bytes() + (1 << 30), u64::MAX] {
         let e = of(key("j", 1, 1), ModelRef { bytes, ..model });
         assert!(matches!(e, UnreadableOffer::ModelSize { .. }), "{bytes}");
     }
-    assert!(matches!(Offer::read(key("j", 1, 1), b"{}", model), Err(UnreadableOffer::Job(_))));
-    let read = Offer::read(key("j", 1, 1), &job.spec().to_document(), model).unwrap();
+    assert!(matches!(Offer::read(key("j", 1, 1), b"{}", model, None), Err(UnreadableOffer::Job(_))));
+    let read = Offer::read(key("j", 1, 1), &job.spec().to_document(), model, None).unwrap();
     assert_eq!(read.job().digest(), job.digest());
 }
 

@@ -1,9 +1,8 @@
 //! What goes into the machine and what comes out.
 
-use super::{Acceptance, Account, Decision, ModelRef, Offer, Refusal, Sealed};
+use super::{Acceptance, Account, Decision, ModelRef, Offer, Parcel, Refusal, Sealed};
 use crate::job::Job;
 use std::sync::Arc;
-use undertone_core::fixed::FixedVector;
 use undertone_core::id::AttemptKey;
 use undertone_core::trainer::{DataReport, TrainerError};
 
@@ -23,7 +22,7 @@ pub enum Input {
     /// The model is on the disk, verified.
     ModelReady(AttemptKey),
     /// Training ended, and the update is clipped (or within its bound) and on the grid.
-    Trained(AttemptKey, FixedVector),
+    Trained(AttemptKey, Parcel),
     /// The update and the account are durable.
     Stored(AttemptKey, Sealed),
     /// The coordinator has made the update durable.
@@ -77,7 +76,7 @@ pub enum Effect {
         /// The account, the update counted, still without its bytes.
         account: Account,
         /// The update.
-        update: FixedVector,
+        parcel: Parcel,
         /// Its weight.
         weight: u32,
     },

@@ -34,7 +34,7 @@ mod sample;
 
 pub use account::{Account, Sealed};
 pub use consider::{Acceptance, DATA_UNFIT, Decision, Policy, Refusal, Terms, Verdict, consider, told};
-pub use encode::{EncodeError, absent, encode};
+pub use encode::{EncodeError, Parcel, absent, encode};
 pub use message::{Effect, Failure, Input};
 pub use offer::{ModelRef, Offer, UnreadableOffer, check_model_size};
 
@@ -111,8 +111,8 @@ impl Participant {
                 State::Fetching(s) => s.ready(&mut out),
                 other => other,
             }),
-            Input::Trained(key, update) => self.advance(&key, |state, books| match state {
-                State::Training(s) => s.trained(update, books, &mut out),
+            Input::Trained(key, parcel) => self.advance(&key, |state, books| match state {
+                State::Training(s) => s.trained(parcel, books, &mut out),
                 other => other,
             }),
             Input::Stored(key, sealed) => self.advance(&key, |state, books| match state {

@@ -21,6 +21,7 @@ pub struct Offer {
     key: AttemptKey,
     job: Arc<Job>,
     model: ModelRef,
+    clip_norm: Option<f64>,
 }
 
 /// Why an offer cannot be read. The sentence holds nothing of the client's own: it may be sent.
@@ -36,6 +37,12 @@ pub enum UnreadableOffer {
         round: u32,
         /// The job's rounds.
         rounds: u32,
+    },
+    /// A clip norm that the contract does not have, or none where it has one that moves.
+    #[error("the offer has a clip norm of {offered:?}, which the job's privacy contract does not allow")]
+    ClipNorm {
+        /// The norm.
+        offered: Option<f64>,
     },
     /// A model file that cannot be this job's model.
     #[error("a model file of {bytes} bytes cannot hold this job's {values} values")]
@@ -55,20 +62,38 @@ impl Offer {
     ///
     /// # Errors
     /// [`UnreadableOffer`].
-    pub fn read(key: AttemptKey, document: &[u8], model: ModelRef) -> Result<Self, UnreadableOffer> {
-        Self::of_job(key, Arc::new(Job::from_document(document)?), model)
+    pub fn read(
+        key: AttemptKey,
+        document: &[u8],
+        model: ModelRef,
+        clip_norm: Option<f64>,
+    ) -> Result<Self, UnreadableOffer> {
+        Self::of_job(key, Arc::new(Job::from_document(document)?), model, clip_norm)
     }
 
     /// The offer of a job that was read before.
     ///
     /// # Errors
     /// [`UnreadableOffer`], but for the document.
-    pub fn of_job(key: AttemptKey, job: Arc<Job>, model: ModelRef) -> Result<Self, UnreadableOffer> {
+    pub fn of_job(
+        key: AttemptKey,
+        job: Arc<Job>,
+        model: ModelRef,
+        clip_norm: Option<f64>,
+    ) -> Result<Self, UnreadableOffer> {
         if key.round.0 > job.spec().rounds {
             return Err(UnreadableOffer::NoSuchRound { round: key.round.0, rounds: job.spec().rounds });
         }
         check_model_size(&job, model)?;
-        Ok(Self { key, job, model })
+        let allowed = match (job.spec().privacy.adaptive_clip(), clip_norm) {
+            (Some(rule), Some(norm)) => rule.allows(norm),
+            (None, None) => true,
+            _ => false,
+        };
+        if !allowed {
+            return Err(UnreadableOffer::ClipNorm { offered: clip_norm });
+        }
+        Ok(Self { key, job, model, clip_norm })
     }
 
     /// The attempt.
@@ -79,6 +104,11 @@ impl Offer {
     /// The job.
     pub fn job(&self) -> &Arc<Job> {
         &self.job
+    }
+
+    /// The clip norm of the round, where it moves.
+    pub fn clip_norm(&self) -> Option<f64> {
+        self.clip_norm
     }
 
     /// The model to start from.

@@ -125,10 +125,11 @@ impl World {
             (Effect::Inspect(key, _), failure) => {
                 Input::Inspected(key, Ok(if failure.is_some() { unfit() } else { fit() }))
             }
-            (Effect::Store { account, update, weight }, failure) => {
+            (Effect::Store { account, parcel, weight }, failure) => {
                 let key = account.last();
-                let bytes = update.to_bytes();
-                let sealed = Sealed { update: Digest::of(&bytes), bytes: bytes.len() as u64, weight };
+                let bytes = parcel.update.to_bytes();
+                let sealed =
+                    Sealed { update: Digest::of(&bytes), bytes: bytes.len() as u64, weight, within: None };
                 match failure {
                     // The disk may have taken it and the system still have reported an error.
                     Some(failure) => {
@@ -152,7 +153,10 @@ impl World {
             (Effect::Train(a), None) => {
                 self.draws += 1;
                 let units = vec![self.draws as i32; self.job.layout().len()];
-                Input::Trained(a.key().clone(), FixedVector::from_units(self.job.grid(), units).unwrap())
+                Input::Trained(
+                    a.key().clone(),
+                    FixedVector::from_units(self.job.grid(), units).unwrap().into(),
+                )
             }
             (other, _) => panic!("not a step: {other:?}"),
         }
@@ -284,7 +288,7 @@ fn a_second_draw_would_be_noticed() {
     let mut world = World::new(job(RECORD));
     let k = key("job-0", 1, 1);
     for text in ["one", "two"] {
-        let sealed = Sealed { update: Digest::of(text.as_bytes()), bytes: 3, weight: 1 };
+        let sealed = Sealed { update: Digest::of(text.as_bytes()), bytes: 3, weight: 1, within: None };
         let account =
             Account::charge(None, &k, world.job.digest(), None).unwrap().with_sealed(sealed.clone());
         world.disk.insert(k.job.clone(), account);

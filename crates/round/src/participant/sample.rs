@@ -82,7 +82,7 @@ pub(super) fn key(job: &str, round: u32, attempt: u32) -> AttemptKey {
 
 pub(super) fn offer(key: AttemptKey, job: &Arc<Job>) -> Offer {
     let model = ModelRef { digest: Digest::of(b"model"), bytes: job.update_bytes() + 100 };
-    Offer::of_job(key, Arc::clone(job), model).unwrap()
+    Offer::of_job(key, Arc::clone(job), model, None).unwrap()
 }
 
 pub(super) fn fit() -> DataReport {

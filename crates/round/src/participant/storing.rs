@@ -2,8 +2,7 @@
 //! is only marked, so that the outbox holds what the account says.
 
 use super::uploading::Uploading;
-use super::{Account, Books, Effect, Failure, Sealed, State};
-use undertone_core::fixed::FixedVector;
+use super::{Account, Books, Effect, Failure, Parcel, Sealed, State};
 use undertone_core::id::AttemptKey;
 
 #[derive(Debug)]
@@ -16,11 +15,11 @@ impl Storing {
     pub(super) fn begin(
         key: AttemptKey,
         account: Account,
-        update: FixedVector,
+        parcel: Parcel,
         weight: u32,
         out: &mut Vec<Effect>,
     ) -> State {
-        out.push(Effect::Store { account, update, weight });
+        out.push(Effect::Store { account, parcel, weight });
         State::Storing(Self { key, unwanted: false })
     }
 

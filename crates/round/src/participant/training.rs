@@ -1,8 +1,7 @@
 //! The trainer works.
 
 use super::storing::Storing;
-use super::{Acceptance, Account, Books, Effect, Failure, State};
-use undertone_core::fixed::FixedVector;
+use super::{Acceptance, Account, Books, Effect, Failure, Parcel, State};
 use undertone_core::id::AttemptKey;
 
 #[derive(Debug)]
@@ -21,7 +20,7 @@ impl Training {
     }
 
     /// Counts the update before anything is done with it.
-    pub(super) fn trained(self, update: FixedVector, books: &mut Books, out: &mut Vec<Effect>) -> State {
+    pub(super) fn trained(self, parcel: Parcel, books: &mut Books, out: &mut Vec<Effect>) -> State {
         let key = self.key().clone();
         let before = books.accounts.get(&key.job);
         let job = self.acceptance.job();
@@ -34,7 +33,7 @@ impl Training {
             }
         };
         books.accounts.insert(key.job.clone(), account.clone());
-        Storing::begin(key, account, update, self.acceptance.weight(), out)
+        Storing::begin(key, account, parcel, self.acceptance.weight(), out)
     }
 
     pub(super) fn failed(self, failure: Failure, out: &mut Vec<Effect>) -> State {
