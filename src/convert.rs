@@ -100,18 +100,21 @@ impl From<Metrics> for v1::Metrics {
     }
 }
 
-/// Metrics that make sense: finite, the accuracy a share.
+/// Metrics that make sense: finite, the accuracy a share unless they are `noised`.
 ///
 /// # Errors
 /// [`InvalidMessage::Number`].
-pub fn evaluation_metrics(m: v1::Metrics) -> Result<Metrics, InvalidMessage> {
+pub fn evaluation_metrics(m: v1::Metrics, noised: bool) -> Result<Metrics, InvalidMessage> {
     let bad = |field, value: f64, expected| {
         Err(InvalidMessage::Number { field, value: value.to_string(), expected })
     };
     if !m.loss.is_finite() {
         return bad("loss", m.loss, "a finite number");
     }
-    if !(0.0..=1.0).contains(&m.accuracy) {
+    if !m.accuracy.is_finite() {
+        return bad("accuracy", m.accuracy, "a finite number");
+    }
+    if !noised && !(0.0..=1.0).contains(&m.accuracy) {
         return bad("accuracy", m.accuracy, "between 0 and 1");
     }
     Ok(Metrics { loss: m.loss, accuracy: m.accuracy, rows: m.rows })
@@ -129,7 +132,9 @@ mod tests {
         assert!(AttemptKey::try_from(v1::AttemptRef { job: "../x".into(), ..good }).is_err());
         assert!(v1::BlobRef { digest: vec![1, 2].into(), bytes: 3 }.parsed_digest().is_err());
         assert!(client_role(0).is_err());
-        assert!(evaluation_metrics(v1::Metrics { loss: f64::NAN, accuracy: 0.5, rows: 1 }).is_err());
-        assert!(evaluation_metrics(v1::Metrics { loss: 0.1, accuracy: 1.5, rows: 1 }).is_err());
+        assert!(evaluation_metrics(v1::Metrics { loss: f64::NAN, accuracy: 0.5, rows: 1 }, false).is_err());
+        assert!(evaluation_metrics(v1::Metrics { loss: 0.1, accuracy: 1.5, rows: 1 }, false).is_err());
+        assert!(evaluation_metrics(v1::Metrics { loss: -0.1, accuracy: 1.5, rows: 1 }, true).is_ok());
+        assert!(evaluation_metrics(v1::Metrics { loss: 0.1, accuracy: f64::NAN, rows: 1 }, true).is_err());
     }
 }

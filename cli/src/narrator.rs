@@ -191,6 +191,7 @@ impl Narrator {
     fn ending(&self, outcome: &Outcome) -> String {
         match outcome {
             Outcome::Completed => self.paint.green("completed: all rounds are released"),
+            Outcome::StoppedEarly { reason, .. } => self.paint.green(&format!("stopped early: {reason}")),
             Outcome::BudgetSpent { reason } => {
                 format!("{}: {}", self.paint.green("budget spent"), printable(reason))
             }

@@ -1,5 +1,6 @@
 //! The shell around the participant machine: it carries out effects in order, and feeds back what came of them.
 
+use crate::answers::Answers;
 use crate::config::ClientConfig;
 use crate::connect::endpoint;
 use crate::decisions::DecisionLog;
@@ -106,6 +107,8 @@ impl Client {
                 line: Line::new(line),
                 models: Models::new(&config.folder),
                 outbox,
+                answers: Answers::new(&config.folder),
+                policy: config.policy.clone(),
                 trainer: trainer.clone(),
                 measuring: Arc::default(),
             },

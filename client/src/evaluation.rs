@@ -1,11 +1,14 @@
 //! Measuring models for a job: what an evaluator does, and nobody else.
 
+use crate::answers::Answered;
+use crate::models::Models;
 use crate::transfer;
 use crate::work::Tools;
 use std::sync::Arc;
 use undertone::v1::{self, BlobRef, evaluation};
 use undertone_core::id::{JobId, Round};
 use undertone_core::trainer::{Metrics, TrainerError};
+use undertone_privacy::noise::NoiseRng;
 use undertone_round::job::Job;
 use undertone_round::participant::{DATA_UNFIT, Failure, ModelRef, Refusal, told};
 
@@ -46,33 +49,62 @@ impl Outcome {
 /// Checks the data, fetches the model and measures it.
 pub(crate) async fn evaluate(mut tools: Tools, request: Request) -> Outcome {
     let Request { job_id, round, job, model } = request;
-    let result = measure(&mut tools, job, model).await;
+    let result = measure(&mut tools, &job_id, round, job, model).await;
     Outcome { job_id, round, model, result }
 }
 
-async fn measure(tools: &mut Tools, job: Arc<Job>, model: ModelRef) -> Result<Metrics, Refusal> {
+async fn measure(
+    tools: &mut Tools,
+    job_id: &JobId,
+    round: Round,
+    job: Arc<Job>,
+    model: ModelRef,
+) -> Result<Metrics, Refusal> {
     let of_trainer = |e: TrainerError| Refusal { told: told(&e).into(), details: vec![e.to_string()] };
     let contract = job.spec().data.clone();
     let report = tools.trainer.call(move |t| t.inspect(&contract)).await.map_err(of_trainer)?;
     if !report.is_fit() {
         return Err(Refusal { told: DATA_UNFIT.into(), details: report.problems });
     }
-    let idle = job.spec().deadlines.transfer_idle.0;
     // One at a time: the cache keeps the newest few models, and another fetch could push this one out before it is
     // read.
     let turn = Arc::clone(&tools.measuring);
     let _turn = turn.lock().await;
+    let answered = match private_answer(tools, job_id, round, &job)? {
+        Asked::Exactly => None,
+        Asked::Again(metrics) => return Ok(metrics),
+        Asked::Privately(answered) => Some(answered),
+    };
+    let idle = job.spec().deadlines.transfer_idle.0;
     transfer::fetch(&mut tools.line, &tools.models, model, idle).await.map_err(|e| {
         let (Failure::Transient(told) | Failure::Closed(told) | Failure::Final(told)) = e.failure();
         Refusal { told, details: vec![e.to_string()] }
     })?;
     let models = tools.models.clone();
+    if let (Some(answered), Some(privacy)) = (answered, job.spec().privacy.metrics()) {
+        let of_job = Arc::clone(&job);
+        let sums = tools.trainer.call(move |trainer| {
+            let weights = weights(&models, model, &of_job)?;
+            let (spec, data) = (&of_job.spec().model, &of_job.spec().data);
+            trainer.evaluate_bounded(spec, data, privacy.max_loss(), &weights)
+        });
+        let sums = sums.await.map_err(of_trainer)?;
+        let kept_back = |e: &dyn std::fmt::Display| Refusal {
+            told: "the client keeps its measurement back: see the client's log".into(),
+            details: vec![e.to_string()],
+        };
+        let mut rng = NoiseRng::from_os().map_err(|e| kept_back(&e))?;
+        let declared = tools.policy.declared_rows;
+        let metrics = privacy.noised(job.contract().unit(), &sums, declared, &mut rng);
+        let metrics = metrics.map_err(|e| kept_back(&e))?;
+        // Durable before it leaves: it is drawn once.
+        tools.answers.keep(job_id, answered, round, metrics).map_err(|e| kept_back(&e))?;
+        return Ok(metrics);
+    }
     tools
         .trainer
         .call(move |trainer| {
-            let weights = models
-                .read(model.digest, job.layout())
-                .map_err(|e| TrainerError::Numerical(format!("the model cannot be used: {e}")))?;
+            let weights = weights(&models, model, &job)?;
             trainer.evaluate(&job.spec().model, &job.spec().data, &weights)
         })
         .await
@@ -85,4 +117,45 @@ async fn measure(tools: &mut Tools, job: Arc<Job>, model: ModelRef) -> Result<Me
             }
         })
         .map_err(of_trainer)
+}
+
+fn weights(models: &Models, model: ModelRef, job: &Job) -> Result<Vec<f32>, TrainerError> {
+    let read = models.read(model.digest, job.layout());
+    read.map_err(|e| TrainerError::Numerical(format!("the model cannot be used: {e}")))
+}
+
+/// How a measurement may leave.
+enum Asked {
+    /// As it is: the job promises evaluators nothing, and this client is one.
+    Exactly,
+    /// The answer that was given before.
+    Again(Metrics),
+    /// With noise, after these.
+    Privately(Answered),
+}
+
+/// Whether this client may measure for a contract that puts noise on it: once for a round, in rounds that are charged, and
+/// within its owner's limit.
+fn private_answer(tools: &Tools, job_id: &JobId, round: Round, job: &Job) -> Result<Asked, Refusal> {
+    let Some(privacy) = job.spec().privacy.metrics() else { return Ok(Asked::Exactly) };
+    if job.contract().measured_epsilon(round.0).is_none() || round.0 > job.spec().rounds {
+        return Err(Refusal::open(format!("the job's contract pays for no measurement of round {round}")));
+    }
+    let answered = tools.answers.of(job_id).map_err(|e| Refusal {
+        told: "the client cannot read what it has answered before: see the client's log".into(),
+        details: vec![e.to_string()],
+    })?;
+    if let Some(metrics) = answered.given(round) {
+        return Ok(Asked::Again(metrics));
+    }
+    if answered.is_past(round) {
+        return Err(Refusal::open("a newer model of this job was measured here already"));
+    }
+    let epsilon = f64::from(answered.measurements + 1) * privacy.epsilon();
+    if let Some(limit) = tools.policy.max_epsilon.filter(|limit| epsilon > *limit) {
+        return Err(Refusal::open(format!(
+            "this client would have given ε = {epsilon:.3} in measurements, its limit is {limit}"
+        )));
+    }
+    Ok(Asked::Privately(answered))
 }

@@ -19,6 +19,7 @@
 //! # Ok(()) }
 //! ```
 
+mod answers;
 mod backoff;
 mod client;
 mod config;

@@ -10,7 +10,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use undertone_core::model::ModelSpec;
 use undertone_core::schema::DataContract;
-use undertone_core::trainer::{DataReport, LocalUpdate, Metrics, TrainTask, Trainer, TrainerError};
+use undertone_core::trainer::{
+    BoundedSums, DataReport, LocalUpdate, Metrics, TrainTask, Trainer, TrainerError,
+};
 use undertone_core::trainer_protocol::{Baseline, BaselineTask, PipeTrainer};
 
 /// The name of the trainer program.
@@ -126,6 +128,16 @@ impl Trainer for ProcessTrainer {
         weights: &[f32],
     ) -> Result<Metrics, TrainerError> {
         self.ask(|trainer| trainer.evaluate(model, data, weights))
+    }
+
+    fn evaluate_bounded(
+        &mut self,
+        model: &ModelSpec,
+        data: &DataContract,
+        max_loss: f64,
+        weights: &[f32],
+    ) -> Result<BoundedSums, TrainerError> {
+        self.ask(|trainer| trainer.evaluate_bounded(model, data, max_loss, weights))
     }
 
     fn rest(&mut self) {

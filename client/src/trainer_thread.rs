@@ -165,7 +165,7 @@ mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
     use undertone_core::model::ModelSpec;
     use undertone_core::schema::DataContract;
-    use undertone_core::trainer::{DataReport, LocalUpdate, Metrics, TrainTask};
+    use undertone_core::trainer::{BoundedSums, DataReport, LocalUpdate, Metrics, TrainTask};
 
     struct Counts(Arc<AtomicU32>);
 
@@ -177,6 +177,15 @@ mod tests {
             unreachable!()
         }
         fn evaluate(&mut self, _: &ModelSpec, _: &DataContract, _: &[f32]) -> Result<Metrics, TrainerError> {
+            unreachable!()
+        }
+        fn evaluate_bounded(
+            &mut self,
+            _: &ModelSpec,
+            _: &DataContract,
+            _: f64,
+            _: &[f32],
+        ) -> Result<BoundedSums, TrainerError> {
             unreachable!()
         }
         fn rest(&mut self) {

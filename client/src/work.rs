@@ -2,6 +2,7 @@
 //!
 //! What went wrong is logged here in full, for the data owner; the input holds only what may be told.
 
+use crate::answers::Answers;
 use crate::models::{ModelError, Models};
 use crate::outbox::Outbox;
 use crate::trainer_thread::TrainerThread;
@@ -12,7 +13,7 @@ use undertone_core::trainer::TrainerError;
 use undertone_privacy::noise::{NoRandomness, NoiseRng};
 use undertone_round::job::Job;
 use undertone_round::participant::{
-    Acceptance, Account, EncodeError, Failure, Input, ModelRef, Parcel, Sealed, absent, encode, told,
+    Acceptance, Account, EncodeError, Failure, Input, ModelRef, Parcel, Policy, Sealed, absent, encode, told,
 };
 
 /// What the steps work with.
@@ -21,6 +22,9 @@ pub(crate) struct Tools {
     pub(crate) line: Line,
     pub(crate) models: Models,
     pub(crate) outbox: Outbox,
+    /// What an evaluator has answered.
+    pub(crate) answers: Answers,
+    pub(crate) policy: Policy,
     pub(crate) trainer: TrainerThread,
     /// Whose turn it is to measure a model.
     pub(crate) measuring: Arc<tokio::sync::Mutex<()>>,

@@ -219,7 +219,8 @@ impl Coordinator {
             .map_err(|e| internal(&e))?
             .map_err(|e| ApiError::new(Fault::BadRequest, e.to_string()))?;
         let (contract, totals) = (job.contract(), self.shared.ledger.totals());
-        match totals.attempts_left(contract.unit(), contract.loss(), contract.charge()) {
+        let measured = contract.planned_measurements();
+        match totals.attempts_left(contract.unit(), contract.loss(), contract.charge(), measured) {
             Some(fits) if fits < u64::from(contract.paying_attempts()) && contract.trust().is_some() => {
                 let text = format!(
                     "the privacy budget of the population has room for {fits} rounds of this job, which plans {}: plan \

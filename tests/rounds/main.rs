@@ -4,6 +4,7 @@ mod bad_updates;
 mod central_noise;
 mod enrolment;
 mod happy;
+mod measuring;
 mod participation;
 mod privacy;
 mod restart;

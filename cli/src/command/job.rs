@@ -96,7 +96,7 @@ async fn watch_to_end(operator: &Operator, connection: &mut Connection, job: &st
     let mut teller = Teller::new(&job, operator.screen, operator.screen.json);
     let outcome = follow(connection, &job.job, |heard| teller.hear(&heard)).await?;
     Ok(match outcome {
-        Outcome::Completed | Outcome::BudgetSpent { .. } => ExitCode::SUCCESS,
+        Outcome::Completed | Outcome::StoppedEarly { .. } | Outcome::BudgetSpent { .. } => ExitCode::SUCCESS,
         Outcome::Cancelled { .. } | Outcome::Failed { .. } => ExitCode::FAILURE,
     })
 }

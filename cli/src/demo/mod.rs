@@ -252,7 +252,7 @@ async fn follow_to_end(connection: &mut Connection, id: &str, screen: Screen) ->
     })
     .await?;
     match outcome {
-        Outcome::Completed | Outcome::BudgetSpent { .. } => Ok(tally),
+        Outcome::Completed | Outcome::StoppedEarly { .. } | Outcome::BudgetSpent { .. } => Ok(tally),
         Outcome::Cancelled { by, reason } => Err(anyhow!("the job was cancelled by {by}: {reason}")),
         Outcome::Failed { reason } => Err(anyhow!("the job failed: {reason}")),
     }

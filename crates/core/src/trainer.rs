@@ -80,6 +80,22 @@ pub struct Metrics {
     pub rows: u64,
 }
 
+/// A row's largest loss in [`BoundedSums`]: losses are counted in this part of it.
+pub const LOSS_UNITS: u64 = 1024;
+
+/// A measurement as sums in which each row has a bounded part, for noise to be added to. Stays on the machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BoundedSums {
+    /// Rows measured.
+    pub rows: u64,
+    /// Rows whose most likely class is the right one.
+    pub right: u64,
+    /// Each row's loss, cut at the largest one that was asked for (also where it is no number), in [`LOSS_UNITS`]ths of
+    /// it, rounded; then summed: a row gives 0 to [`LOSS_UNITS`].
+    pub loss_units: u64,
+}
+
 /// Why training or evaluation did not happen. Whose turn it is to act is part of it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, thiserror::Error)]
 #[serde(tag = "error", content = "message", rename_all = "snake_case")]
@@ -122,6 +138,18 @@ pub trait Trainer: Send {
         data: &DataContract,
         weights: &[f32],
     ) -> Result<Metrics, TrainerError>;
+
+    /// Measures `weights` on the data in sums of which each row's part is bounded: losses are cut at `max_loss` nats.
+    ///
+    /// # Errors
+    /// See [`TrainerError`].
+    fn evaluate_bounded(
+        &mut self,
+        model: &ModelSpec,
+        data: &DataContract,
+        max_loss: f64,
+        weights: &[f32],
+    ) -> Result<BoundedSums, TrainerError>;
 
     /// A job needs the trainer no longer (for now): give back memory and processes. The next call starts anew.
     fn rest(&mut self) {}

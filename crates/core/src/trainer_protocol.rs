@@ -25,7 +25,7 @@ pub use pipe::{PipeTrainer, TrainerInfo};
 use crate::model::ModelSpec;
 use crate::plan::TrainPlan;
 use crate::schema::DataContract;
-use crate::trainer::{DataReport, Metrics, TrainTask, TrainerError};
+use crate::trainer::{BoundedSums, DataReport, Metrics, TrainTask, TrainerError};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -49,6 +49,16 @@ pub enum Request {
     Inspect {
         /// What the data must look like.
         data: DataContract,
+    },
+    /// [`Trainer::evaluate_bounded`](crate::trainer::Trainer::evaluate_bounded); the payload is the weights to measure.
+    /// Answered by [`Response::BoundedSums`].
+    EvaluateBounded {
+        /// The model.
+        model: ModelSpec,
+        /// What the data must look like.
+        data: DataContract,
+        /// Where losses are cut, in nats.
+        max_loss: f64,
     },
     /// [`Trainer::train`](crate::trainer::Trainer::train); the payload is the weights to start from. Answered by
     /// [`Response::Trained`].
@@ -95,6 +105,8 @@ pub enum Response {
     },
     /// To [`Request::Evaluate`].
     Metrics(Metrics),
+    /// The measurement in bounded sums.
+    BoundedSums(BoundedSums),
     /// To [`Request::Baseline`]; the payload is the trained weights.
     Baseline {
         /// Measured on the test file.

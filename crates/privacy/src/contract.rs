@@ -15,12 +15,15 @@
 //! budget_epsilon = 10.0
 //! adjacency = "add-remove"   # the default, or "replace-one" with unit = "client" (the default with trust = "local")
 //!
+//! metrics = { epsilon = 0.1, max_loss = 4.0 }   # noise on each measurement on evaluators' data; left out: none
+//!
 //! # With unit = "client", trust = "central":
 //! mechanism = "discrete-gaussian"     # the default; or "fast-gaussian", or "blt" with [cohort] participations, separation
 //! adaptive_clip = { min = 0.1, max = 10.0, target_quantile = 0.5, learning_rate = 0.2, count_noise = 2.0 }
 //! ```
 
 use crate::adaptive_clip::AdaptiveClip;
+use crate::metrics::MetricsPrivacy;
 use crate::rdp::{MAX_NOISE_MULTIPLIER, MIN_NOISE_MULTIPLIER};
 use crate::sensitivity::Adjacency;
 use serde::{Deserialize, Serialize};
@@ -76,7 +79,11 @@ pub enum Noise {
 /// A checked privacy contract. Weights are uniform.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "RawContract", into = "RawContract")]
-pub struct PrivacyContract(Kind);
+pub struct PrivacyContract {
+    kind: Kind,
+    /// How measurements on evaluators' data are kept private.
+    metrics: Option<MetricsPrivacy>,
+}
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Kind {
@@ -130,7 +137,11 @@ pub enum InvalidContract {
 impl PrivacyContract {
     /// The explicit contract that promises nothing.
     pub fn none() -> Self {
-        Self(Kind::NoPromise)
+        Self::of(Kind::NoPromise)
+    }
+
+    fn of(kind: Kind) -> Self {
+        Self { kind, metrics: None }
     }
 
     /// Record level, DP-SGD in each client.
@@ -148,7 +159,7 @@ impl PrivacyContract {
             return number("sampling_rate", "above 0 and at most 1", sampling_rate);
         }
         let promise = Promise { clip_norm, noise, delta, budget_epsilon }.checked()?;
-        Ok(Self(Kind::RecordLocal { promise, sampling_rate }))
+        Ok(Self::of(Kind::RecordLocal { promise, sampling_rate }))
     }
 
     /// Client level, noise added to the sum by the coordinator. No amplification is claimed: a round is one
@@ -163,7 +174,7 @@ impl PrivacyContract {
         budget_epsilon: f64,
     ) -> Result<Self, InvalidContract> {
         let promise = Promise { clip_norm, noise, delta, budget_epsilon }.checked()?;
-        Ok(Self(Kind::ClientCentral {
+        Ok(Self::of(Kind::ClientCentral {
             promise,
             adjacency: Adjacency::AddRemove,
             central: Central::default(),
@@ -182,7 +193,7 @@ impl PrivacyContract {
         budget_epsilon: f64,
     ) -> Result<Self, InvalidContract> {
         let promise = Promise { clip_norm, noise, delta, budget_epsilon }.checked()?;
-        Ok(Self(Kind::ClientLocal { promise, adjacency: Adjacency::ReplaceOne }))
+        Ok(Self::of(Kind::ClientLocal { promise, adjacency: Adjacency::ReplaceOne }))
     }
 
     /// The same contract for other neighbours. Noise is counted in sensitivities: a replaced client costs twice the
@@ -192,11 +203,13 @@ impl PrivacyContract {
     /// [`InvalidContract`] where the accountant covers no such neighbours: at record level, where batches are Poisson
     /// samples, add/remove alone, and nothing where nothing is promised.
     pub fn with_adjacency(self, adjacency: Adjacency) -> Result<Self, InvalidContract> {
-        match self.0 {
+        match self.kind {
             Kind::ClientCentral { promise, central, .. } => {
-                Ok(Self(Kind::ClientCentral { promise, adjacency, central }))
+                Ok(Self { kind: Kind::ClientCentral { promise, adjacency, central }, ..self })
             }
-            Kind::ClientLocal { promise, .. } => Ok(Self(Kind::ClientLocal { promise, adjacency })),
+            Kind::ClientLocal { promise, .. } => {
+                Ok(Self { kind: Kind::ClientLocal { promise, adjacency }, ..self })
+            }
             // Poisson sampling under replacement has another (greater) loss than the one that is charged.
             Kind::RecordLocal { .. } if adjacency == Adjacency::AddRemove => Ok(self),
             Kind::RecordLocal { .. } => raw::refuse(
@@ -235,7 +248,7 @@ impl PrivacyContract {
         key: &str,
         change: impl FnOnce(Central) -> Central,
     ) -> Result<Self, InvalidContract> {
-        let Kind::ClientCentral { promise, adjacency, central } = self.0 else {
+        let Kind::ClientCentral { promise, adjacency, central } = self.kind else {
             return raw::refuse(format!(
                 "{key} goes with unit = \"client\", trust = \"central\" alone, where the coordinator draws the noise"
             ));
@@ -247,7 +260,26 @@ impl PrivacyContract {
                  leave adaptive_clip out, or take mechanism = \"discrete-gaussian\"",
             );
         }
-        Ok(Self(Kind::ClientCentral { promise, adjacency, central }))
+        Ok(Self { kind: Kind::ClientCentral { promise, adjacency, central }, ..self })
+    }
+
+    /// The same contract with noise on measurements, for the rows or the whole data of evaluators.
+    ///
+    /// # Errors
+    /// [`InvalidContract`] where nothing is promised.
+    pub fn with_metrics(self, metrics: MetricsPrivacy) -> Result<Self, InvalidContract> {
+        if matches!(self.kind, Kind::NoPromise) {
+            return raw::refuse(
+                "unit = \"none\" promises no privacy, so metrics would mean nothing: leave it out",
+            );
+        }
+        Ok(Self { metrics: Some(metrics), ..self })
+    }
+
+    /// How measurements on evaluators' data are kept private; `None`: they leave as they are, and nothing is promised to
+    /// evaluators.
+    pub fn metrics(&self) -> Option<MetricsPrivacy> {
+        self.metrics
     }
 
     /// How the coordinator draws the noise; `None` where it draws none.
@@ -261,7 +293,7 @@ impl PrivacyContract {
     }
 
     fn central(&self) -> Option<Central> {
-        match self.0 {
+        match self.kind {
             Kind::ClientCentral { central, .. } => Some(central),
             _ => None,
         }
@@ -269,7 +301,7 @@ impl PrivacyContract {
 
     /// Who is protected.
     pub fn unit(&self) -> Unit {
-        match self.0 {
+        match self.kind {
             Kind::NoPromise => Unit::None,
             Kind::RecordLocal { .. } => Unit::Record,
             Kind::ClientCentral { .. } | Kind::ClientLocal { .. } => Unit::Client,
@@ -278,7 +310,7 @@ impl PrivacyContract {
 
     /// Who must be trusted; `None` where nothing is promised.
     pub fn trust(&self) -> Option<Trust> {
-        match self.0 {
+        match self.kind {
             Kind::NoPromise => None,
             Kind::RecordLocal { .. } | Kind::ClientLocal { .. } => Some(Trust::Local),
             Kind::ClientCentral { .. } => Some(Trust::Central),
@@ -292,7 +324,7 @@ impl PrivacyContract {
 
     /// The probability with which a record is in a batch (record level only).
     pub fn sampling_rate(&self) -> Option<f64> {
-        match self.0 {
+        match self.kind {
             Kind::RecordLocal { sampling_rate, .. } => Some(sampling_rate),
             _ => None,
         }
@@ -300,7 +332,7 @@ impl PrivacyContract {
 
     /// Which data sets the promise makes hard to tell apart; `None` where nothing is promised.
     pub fn adjacency(&self) -> Option<Adjacency> {
-        match self.0 {
+        match self.kind {
             Kind::NoPromise => None,
             Kind::RecordLocal { .. } => Some(Adjacency::AddRemove),
             Kind::ClientCentral { adjacency, .. } | Kind::ClientLocal { adjacency, .. } => Some(adjacency),
@@ -309,7 +341,7 @@ impl PrivacyContract {
 
     /// The neighbours of a contract that does not say which.
     fn default_adjacency(&self) -> Option<Adjacency> {
-        match self.0 {
+        match self.kind {
             Kind::NoPromise => None,
             Kind::RecordLocal { .. } | Kind::ClientCentral { .. } => Some(Adjacency::AddRemove),
             Kind::ClientLocal { .. } => Some(Adjacency::ReplaceOne),
@@ -332,7 +364,7 @@ impl PrivacyContract {
     }
 
     pub(crate) fn promise(&self) -> Option<Promise> {
-        match self.0 {
+        match self.kind {
             Kind::NoPromise => None,
             Kind::RecordLocal { promise, .. }
             | Kind::ClientCentral { promise, .. }
@@ -366,6 +398,11 @@ impl PrivacyContract {
         if let Some(rule) = self.adaptive_clip() {
             d.field(b"adaptive clip");
             rule.numbers().iter().for_each(|x| d.field(&x.to_bits().to_le_bytes()));
+        }
+        if let Some(metrics) = self.metrics {
+            d.field(b"metrics");
+            d.field(&metrics.epsilon().to_bits().to_le_bytes());
+            d.field(&metrics.max_loss().to_bits().to_le_bytes());
         }
         d.finish()
     }

@@ -69,6 +69,9 @@ pub struct LedgerEntry {
     pub delta: Option<f64>,
     /// Compositions charged.
     pub compositions: u32,
+    /// ε (with δ = 0) of the measurement of the round's model on evaluators' data, where that is kept private.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metrics: Option<f64>,
     /// What became of it.
     pub state: EntryState,
     /// ε spent with this entry and all before it. Absent where no privacy is promised.
@@ -299,7 +302,10 @@ impl Ledger {
         // Bounds of two compositions may cross by a rounding: what was told is never taken back.
         let told = self.entries.last().and_then(|e| e.epsilon_after).unwrap_or(0.0);
         let charge = contract.charge_after(self.entries.len());
-        let epsilon_after = contract.epsilon_of(before + u64::from(charge)).map(|e| e.max(told));
+        let metrics = contract.measured_epsilon(key.round.0);
+        let measured = self.entries.iter().filter_map(|e| e.metrics).chain(metrics).sum::<f64>();
+        let trained = contract.epsilon_of(before + u64::from(charge));
+        let epsilon_after = trained.map(|e| (e + measured).max(told));
         if let (Some(epsilon_would_be), Some(budget)) = (epsilon_after, contract.budget_epsilon())
             && epsilon_would_be > budget
         {
@@ -314,6 +320,7 @@ impl Ledger {
             loss: contract.loss(),
             delta: contract.delta(),
             compositions: charge,
+            metrics,
             state: EntryState::Reserved,
             epsilon_after,
         };
@@ -470,6 +477,10 @@ impl LedgerEntry {
         }
         d.field(&self.delta.map_or([0xff; 8], |delta| delta.to_bits().to_le_bytes()));
         d.field(&self.compositions.to_le_bytes());
+        if let Some(metrics) = self.metrics {
+            d.field(b"metrics");
+            d.field(&metrics.to_bits().to_le_bytes());
+        }
         d.field(self.state.word().as_bytes());
         match &self.state {
             EntryState::Reserved => d.field(b""),

@@ -4,7 +4,8 @@
 //! What it costs: [`pld`], the tight accountant; [`rdp`] where losses are chosen while results come in; [`gaussian`], the
 //! closed form that both are tested against. What is done to a value in the client: [`clip`], [`l1`], [`sensitivity`].
 //! The noise: [`noise`], [`discrete_gaussian`], [`discrete_laplace`], [`fast_gaussian`], [`local`]; correlated over the
-//! rounds: [`blt`] with [`participation`]; of a clip norm that adapts: [`adaptive_clip`]. What the coordinator may let
+//! rounds: [`blt`] with [`participation`]; of a clip norm that adapts: [`adaptive_clip`]; of
+//! measurements: [`metrics`]. What the coordinator may let
 //! out: [`ledger`] keeps the budget, [`release`] is the only way to a value that may leave.
 //! What a client's training step may let out: [`dp_sgd`]. Whether all this holds on a job: [`audit`] attacks it.
 //!
@@ -28,6 +29,7 @@ mod known_mistakes;
 pub mod l1;
 pub mod ledger;
 pub mod local;
+pub mod metrics;
 #[cfg(test)]
 mod neighbour_replay;
 pub mod noise;

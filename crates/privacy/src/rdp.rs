@@ -93,6 +93,13 @@ impl RdpCurve {
         Ok(Self { points })
     }
 
+    /// The curve of an ε-differentially private step (δ = 0): min(ε, αε²/2) (Bun and Steinke 2016, Proposition 3.3).
+    pub(crate) fn pure(epsilon: f64) -> Self {
+        let orders = fractional_orders().chain(integer_orders().map(f64::from));
+        let rdp = |order: f64| (order * epsilon * epsilon / 2.0).min(epsilon) * (1.0 + ROUNDING_MARGIN);
+        Self { points: orders.map(|order| (order, rdp(order))).collect() }
+    }
+
     /// The smallest ε at which `steps` steps are (ε, `delta`)-differentially private by this accountant: zero
     /// without a step, never negative, never NaN, finite for `delta` in (0, 1).
     pub fn epsilon(&self, steps: u64, delta: f64) -> f64 {

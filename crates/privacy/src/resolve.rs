@@ -78,6 +78,19 @@ pub enum ContractError {
     /// The count of clients that the clip norm follows leaves no noise for the updates.
     #[error(transparent)]
     AdaptiveClip(#[from] AdaptiveClipError),
+    /// The measurements alone would spend the target.
+    #[error(
+        "target_epsilon = {target} leaves nothing for training beside {measurements} measurements of metrics epsilon = {each}: \
+         measure less often ([evaluation] every), or with a smaller epsilon"
+    )]
+    Metrics {
+        /// The target.
+        target: f64,
+        /// Planned measurements.
+        measurements: u32,
+        /// ε of each.
+        each: f64,
+    },
     /// No amount of noise keeps the target.
     #[error(
         "target_epsilon = {target} cannot be kept over {compositions} noisy steps with any noise: plan fewer rounds \
@@ -133,6 +146,7 @@ pub(crate) struct Promised {
     charge: u32,
     draw: Option<CappedDraw>,
     correlated: Option<Correlated>,
+    measured: Option<Measured>,
     curve: Curve,
 }
 
@@ -146,11 +160,28 @@ struct Correlated {
 /// Buffers of correlated noise: a third is worth less than one percent of noise and costs a model's size of memory.
 const BLT_BUFFERS: usize = 2;
 
-/// What is known of a job's cohorts.
+/// Measurements that are charged: every so many rounds, and of the last.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Measured {
+    epsilon: f64,
+    every: u32,
+}
+
+impl Measured {
+    /// Of a run of so many rounds without a retry. Attempts beyond the plan are of any round.
+    fn after(self, attempts: u32, rounds: u32) -> u32 {
+        let last = attempts >= rounds && !rounds.is_multiple_of(self.every);
+        attempts / self.every + u32::from(last)
+    }
+}
+
+/// What is known of a job's cohorts and of who measures its models.
 #[derive(Debug, Clone, Copy, Default)]
-struct Cohorts {
+struct Setting {
     draw: Option<CappedDraw>,
     participation: Option<Participation>,
+    /// 0: never.
+    measured_every: u32,
 }
 
 impl PrivacyContract {
@@ -160,7 +191,7 @@ impl PrivacyContract {
     /// # Errors
     /// [`ContractError`].
     pub fn resolve(&self, schedule: Schedule) -> Result<ResolvedContract, ContractError> {
-        self.resolve_over(schedule, Cohorts::default())
+        self.resolve_over(schedule, Setting::default())
     }
 
     /// The same for the cohorts of a job: ones that are drawn by [`CohortRule::Poisson`] cost less.
@@ -171,6 +202,20 @@ impl PrivacyContract {
         &self,
         schedule: Schedule,
         cohort: &Cohort,
+    ) -> Result<ResolvedContract, ContractError> {
+        self.resolve_measured(schedule, cohort, 0)
+    }
+
+    /// The same for a job whose models evaluators measure every so many rounds and at the end (0: never): where the
+    /// contract keeps measurements private, they are charged.
+    ///
+    /// # Errors
+    /// [`ContractError`].
+    pub fn resolve_measured(
+        &self,
+        schedule: Schedule,
+        cohort: &Cohort,
+        measured_every: u32,
     ) -> Result<ResolvedContract, ContractError> {
         let draw = CappedDraw::of(cohort);
         let covered = (self.unit(), self.trust(), self.adjacency())
@@ -186,11 +231,12 @@ impl PrivacyContract {
         if draw.is_some() && cohort.participation().is_some() {
             return Err(ContractError::DrawnParticipation);
         }
-        self.resolve_over(schedule, Cohorts { draw, participation: cohort.participation() })
+        let participation = cohort.participation();
+        self.resolve_over(schedule, Setting { draw, participation, measured_every })
     }
 
-    fn resolve_over(&self, schedule: Schedule, cohorts: Cohorts) -> Result<ResolvedContract, ContractError> {
-        let draw = cohorts.draw;
+    fn resolve_over(&self, schedule: Schedule, setting: Setting) -> Result<ResolvedContract, ContractError> {
+        let draw = setting.draw;
         if !(1..=MAX_ROUNDS).contains(&schedule.rounds) {
             return Err(ContractError::Rounds(schedule.rounds));
         }
@@ -200,7 +246,9 @@ impl PrivacyContract {
             Unit::Record if (1..=MAX_LOCAL_STEPS).contains(&schedule.local_steps) => schedule.local_steps,
             Unit::Record => return Err(ContractError::LocalSteps(schedule.local_steps)),
         };
-        let correlated = self.correlated(schedule, cohorts)?;
+        let correlated = self.correlated(schedule, setting)?;
+        let every = setting.measured_every;
+        let measured = self.metrics().filter(|_| every > 0).map(|m| Measured { epsilon: m.epsilon(), every });
         let promise = match self.promise() {
             None => None,
             Some(p) => {
@@ -215,7 +263,14 @@ impl PrivacyContract {
                 let compositions = releases * u64::from(charge);
                 let noise_multiplier = match p.noise {
                     Noise::Multiplier(z) => z,
-                    Noise::TargetEpsilon(target) => {
+                    Noise::TargetEpsilon(told) => {
+                        let measurements = measured.map_or(0, |m| m.after(schedule.rounds, schedule.rounds));
+                        let each = measured.map_or(0.0, |m| m.epsilon);
+                        let target = told - f64::from(measurements) * each;
+                        // Also refuses NaN.
+                        if !(target > 0.0) {
+                            return Err(ContractError::Metrics { target: told, measurements, each });
+                        }
                         // A client that pushes another one out of a full cohort moves the sum twice as far.
                         let least =
                             if draw.is_some() { 2.0 * MIN_NOISE_MULTIPLIER } else { MIN_NOISE_MULTIPLIER };
@@ -224,7 +279,7 @@ impl PrivacyContract {
                         })
                         .map_err(|e| match e {
                             AccountantError::Unreachable { .. } => {
-                                ContractError::Unreachable { target, compositions }
+                                ContractError::Unreachable { target: told, compositions }
                             }
                             other => ContractError::Accountant(other),
                         })?
@@ -238,6 +293,7 @@ impl PrivacyContract {
                 Some(Promised {
                     update_noise,
                     correlated,
+                    measured,
                     clip_norm: p.clip_norm,
                     adjacency: self.adjacency().unwrap_or_default(),
                     noise_multiplier,
@@ -255,14 +311,14 @@ impl PrivacyContract {
         Ok(resolved)
     }
 
-    fn correlated(&self, schedule: Schedule, cohorts: Cohorts) -> Result<Option<Correlated>, ContractError> {
+    fn correlated(&self, schedule: Schedule, setting: Setting) -> Result<Option<Correlated>, ContractError> {
         if self.mechanism() != Some(CentralMechanism::Blt) {
             return Ok(None);
         }
-        if cohorts.draw.is_some() {
+        if setting.draw.is_some() {
             return Err(ContractError::CorrelatedDraw);
         }
-        let participation = cohorts.participation.ok_or(ContractError::Participation)?;
+        let participation = setting.participation.ok_or(ContractError::Participation)?;
         let parameters = blt::optimise(BLT_BUFFERS, schedule.rounds, participation)?;
         Ok(Some(Correlated { participation, parameters }))
     }
@@ -290,6 +346,10 @@ fn digest(contract: &PrivacyContract, rounds: u32, charge: u32, promise: Option<
                 d.field(&theta.to_bits().to_le_bytes());
                 d.field(&omega.to_bits().to_le_bytes());
             }
+        }
+        if let Some(measured) = p.measured {
+            d.field(b"measured every");
+            d.field(&measured.every.to_le_bytes());
         }
         d.field(ACCOUNTANT.as_bytes());
     }
@@ -394,7 +454,28 @@ impl ResolvedContract {
     /// ε at the contract's δ after so many attempts at rounds, whatever became of them. `None` where nothing is
     /// promised: no number may be shown then.
     pub fn epsilon_after(&self, attempts: u32) -> Option<f64> {
-        self.epsilon_of(self.compositions_after(attempts))
+        let trained = self.epsilon_of(self.compositions_after(attempts))?;
+        Some(trained + self.measured_epsilon_after(attempts))
+    }
+
+    /// ε of the measurements of so many attempts.
+    fn measured_epsilon_after(&self, attempts: u32) -> f64 {
+        let measured = self.promise.as_ref().and_then(|p| p.measured);
+        measured.map_or(0.0, |m| f64::from(m.after(attempts, self.schedule.rounds)) * m.epsilon)
+    }
+
+    /// ε of the measurement that an attempt at `round` pays for, if the round is measured and measurements are kept
+    /// private. They compose with the rest by addition (δ = 0).
+    pub fn measured_epsilon(&self, round: u32) -> Option<f64> {
+        let measured = self.promise.as_ref()?.measured?;
+        let counts = round == self.schedule.rounds || round.is_multiple_of(measured.every);
+        counts.then_some(measured.epsilon)
+    }
+
+    /// How many measurements a run without retries pays for, and ε of each.
+    pub fn planned_measurements(&self) -> Option<(u32, f64)> {
+        let measured = self.promise.as_ref()?.measured?;
+        Some((measured.after(self.schedule.rounds, self.schedule.rounds), measured.epsilon))
     }
 
     /// ε at another δ than the contract's, after so many attempts at rounds: the same noise keeps a promise at every δ.
@@ -416,7 +497,9 @@ impl ResolvedContract {
     /// `None` where nothing is promised, or beyond what the accountant can speak about.
     pub fn epsilon_interval_after(&self, attempts: u32) -> Option<EpsilonInterval> {
         let promise = self.promise.as_ref()?;
-        promise.curve.interval(self.compositions_after(attempts)).ok()
+        let trained = promise.curve.interval(self.compositions_after(attempts)).ok()?;
+        // Evaluators may be others than those who train: only the upper bound adds up.
+        Some(EpsilonInterval { upper: trained.upper + self.measured_epsilon_after(attempts), ..trained })
     }
 
     /// Other terms or another schedule for cohorts that are drawn in the same way.
@@ -430,7 +513,9 @@ impl ResolvedContract {
     ) -> Result<ResolvedContract, ContractError> {
         let promise = self.promise.as_ref();
         let participation = promise.and_then(|p| p.correlated.as_ref()).map(|c| c.participation);
-        terms.resolve_over(schedule, Cohorts { draw: promise.and_then(|p| p.draw), participation })
+        let measured_every = promise.and_then(|p| p.measured).map_or(0, |m| m.every);
+        let draw = promise.and_then(|p| p.draw);
+        terms.resolve_over(schedule, Setting { draw, participation, measured_every })
     }
 
     /// A plan that cannot be carried out is refused before anybody is asked. Retries may still spend a budget early.

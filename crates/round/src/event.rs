@@ -127,6 +127,13 @@ pub enum JobEvent {
 pub enum Outcome {
     /// All rounds were released.
     Completed,
+    /// Measurements got no better: the rounds that were left are not worth their privacy.
+    StoppedEarly {
+        /// The round whose model measured best.
+        best_round: Round,
+        /// The sentence with the numbers.
+        reason: String,
+    },
     /// Another round would exceed the budget. Not an error: the last released model stands.
     BudgetSpent {
         /// The sentence with the numbers.
@@ -151,6 +158,7 @@ impl Outcome {
     pub fn status(&self) -> &'static str {
         match self {
             Self::Completed => "completed",
+            Self::StoppedEarly { .. } => "stopped-early",
             Self::BudgetSpent { .. } => "budget-spent",
             Self::Cancelled { .. } => "cancelled",
             Self::Failed { .. } => "failed",

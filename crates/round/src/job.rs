@@ -96,16 +96,31 @@ impl Default for Aggregation {
 }
 
 /// Measuring released models.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Evaluation {
     /// Ask evaluators after every n-th round, and after the last. 0: never.
     pub every: u32,
+    /// Stop the job once so many measurements in a row brought no loss below the best one before. 0: never. What is decided
+    /// by measurements costs no privacy beyond them.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub patience: u32,
+    /// By how much a loss must be below the best one to count as better, in nats.
+    #[serde(skip_serializing_if = "is_nothing")]
+    pub min_improvement: f64,
+}
+
+fn is_zero(n: &u32) -> bool {
+    *n == 0
+}
+
+fn is_nothing(x: &f64) -> bool {
+    *x == 0.0
 }
 
 impl Default for Evaluation {
     fn default() -> Self {
-        Self { every: 1 }
+        Self { every: 1, patience: 0, min_improvement: 0.0 }
     }
 }
 
@@ -210,6 +225,15 @@ impl JobSpec {
         self.cohort.validate().map_err(|e| bad("cohort", e))?;
         self.aggregation.server.validate().map_err(|e| bad("aggregation", e))?;
         self.check_aggregation()?;
+        let e = &self.evaluation;
+        if !(e.min_improvement.is_finite() && e.min_improvement >= 0.0) {
+            let text = format!("min_improvement must be a number of at least 0, not {}", e.min_improvement);
+            return Err(bad("evaluation", text));
+        }
+        if e.every == 0 && (e.patience > 0 || self.privacy.metrics().is_some()) {
+            let text = "every = 0 measures nothing: leave out patience and [privacy] metrics, or set every";
+            return Err(bad("evaluation", text.into()));
+        }
         let d = &self.deadlines;
         if d.gather < d.reconnect {
             return Err(bad("deadlines", "gather must not be shorter than reconnect".into()));
@@ -245,10 +269,11 @@ impl JobSpec {
             .layout(self.data.inputs(), self.data.outputs())
             .map_err(|e| bad("model", e.to_string()))?;
         let schedule = Schedule { rounds: self.rounds, local_steps };
-        let contract = self.privacy.resolve_for(schedule, &self.cohort).map_err(|e| {
-            let section = if matches!(e, ContractError::Cohort { .. }) { "cohort" } else { "privacy" };
-            bad(section, e.to_string())
-        })?;
+        let contract =
+            self.privacy.resolve_measured(schedule, &self.cohort, self.evaluation.every).map_err(|e| {
+                let section = if matches!(e, ContractError::Cohort { .. }) { "cohort" } else { "privacy" };
+                bad(section, e.to_string())
+            })?;
         let grid = self.aggregation.fraction_bits;
         if let Some(rule) = self.privacy.adaptive_clip() {
             rule.check_grid(grid).map_err(|e| bad("privacy", e.to_string()))?;

@@ -103,6 +103,9 @@ fn answer(trainer: &mut TorchTrainer, request: Request, weights: &[f32]) -> (Res
         Request::Evaluate { model, data } => {
             trainer.evaluate(&model, &data, weights).map(|metrics| (Response::Metrics(metrics), vec![]))
         }
+        Request::EvaluateBounded { model, data, max_loss } => trainer
+            .evaluate_bounded(&model, &data, max_loss, weights)
+            .map(|sums| (Response::BoundedSums(sums), vec![])),
         Request::Baseline { task } => trainer
             .baseline(&task)
             .map(|b| (Response::Baseline { metrics: b.metrics, rows: b.rows, steps: b.steps }, b.weights)),

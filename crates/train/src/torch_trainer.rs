@@ -1,7 +1,7 @@
 //! libtorch behind the seam of [`undertone_core::trainer`].
 
 use crate::baseline;
-use crate::evaluate::evaluate;
+use crate::evaluate::{evaluate, evaluate_bounded};
 use crate::failure::{Failure, Stop};
 use crate::model::Network;
 use crate::rows::Rows;
@@ -10,7 +10,9 @@ use std::path::PathBuf;
 use tch::Device;
 use undertone_core::model::ModelSpec;
 use undertone_core::schema::DataContract;
-use undertone_core::trainer::{DataReport, LocalUpdate, Metrics, TrainTask, Trainer, TrainerError};
+use undertone_core::trainer::{
+    BoundedSums, DataReport, LocalUpdate, Metrics, TrainTask, Trainer, TrainerError,
+};
 use undertone_core::trainer_protocol::{Baseline, BaselineTask};
 
 /// Trains on the rows of one CSV file.
@@ -106,6 +108,18 @@ impl Trainer for TorchTrainer {
         let stop = self.stop.clone();
         let network = Network::new(model, data.inputs(), data.outputs())?;
         Ok(evaluate(&network, self.rows(data)?, weights, &stop)?)
+    }
+
+    fn evaluate_bounded(
+        &mut self,
+        model: &ModelSpec,
+        data: &DataContract,
+        max_loss: f64,
+        weights: &[f32],
+    ) -> Result<BoundedSums, TrainerError> {
+        let stop = self.stop.clone();
+        let network = Network::new(model, data.inputs(), data.outputs())?;
+        Ok(evaluate_bounded(&network, self.rows(data)?, weights, max_loss, &stop)?)
     }
 
     fn rest(&mut self) {

@@ -280,16 +280,14 @@ async fn handle(
                 return Err(ApiError::new(Fault::NotAllowed, "only evaluators report measurements"));
             }
             let job = JobId::new(m.job).map_err(undertone::InvalidMessage::from)?;
+            let handle = coordinator.running_job(&job).await?;
+            let noised = handle.job.spec().privacy.metrics().is_some();
             let outcome = match required(m.outcome, "outcome")? {
-                v1::evaluation::Outcome::Metrics(metrics) => Ok(evaluation_metrics(metrics)?),
+                v1::evaluation::Outcome::Metrics(metrics) => Ok(evaluation_metrics(metrics, noised)?),
                 v1::evaluation::Outcome::Failure(reason) => Err(clip_text(&reason).to_owned()),
             };
             let round = Round(m.round);
-            coordinator
-                .running_job(&job)
-                .await?
-                .feed(Input::Evaluation { evaluator: client, round, outcome })
-                .await
+            handle.feed(Input::Evaluation { evaluator: client, round, outcome }).await
         }
     }
 }

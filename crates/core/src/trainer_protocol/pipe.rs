@@ -6,7 +6,7 @@ use super::{
 use crate::limits::MAX_PARAMETERS;
 use crate::model::ModelSpec;
 use crate::schema::DataContract;
-use crate::trainer::{DataReport, LocalUpdate, Metrics, TrainTask, Trainer, TrainerError};
+use crate::trainer::{BoundedSums, DataReport, LocalUpdate, Metrics, TrainTask, Trainer, TrainerError};
 use std::io::{Read, Write};
 
 /// A trainer process, seen through its standard output (`R`) and input (`W`).
@@ -128,6 +128,7 @@ fn unexpected(response: &Response) -> String {
         Response::Report(_) => "a data report",
         Response::Trained { .. } => "a trained update",
         Response::Metrics(_) => "metrics",
+        Response::BoundedSums(_) => "bounded sums",
         Response::Baseline { .. } => "a baseline",
         Response::Failed(_) => "a failure",
     };
@@ -164,6 +165,20 @@ impl<R: Read + Send, W: Write + Send> Trainer for PipeTrainer<R, W> {
     ) -> Result<Metrics, TrainerError> {
         match self.ask(&Request::Evaluate { model: model.clone(), data: data.clone() }, weights, 0)? {
             (Response::Metrics(metrics), _) => Ok(metrics),
+            (other, _) => Err(self.breaks(unexpected(&other))),
+        }
+    }
+
+    fn evaluate_bounded(
+        &mut self,
+        model: &ModelSpec,
+        data: &DataContract,
+        max_loss: f64,
+        weights: &[f32],
+    ) -> Result<BoundedSums, TrainerError> {
+        let request = Request::EvaluateBounded { model: model.clone(), data: data.clone(), max_loss };
+        match self.ask(&request, weights, 0)? {
+            (Response::BoundedSums(sums), _) => Ok(sums),
             (other, _) => Err(self.breaks(unexpected(&other))),
         }
     }

@@ -164,6 +164,8 @@ fn answers(responses: &[Answer]) -> Cursor<Vec<u8>> {
     Cursor::new(bytes)
 }
 
+const SUMS: crate::trainer::BoundedSums = crate::trainer::BoundedSums { rows: 4, right: 3, loss_units: 900 };
+
 #[test]
 fn the_clients_end_asks_and_answers() {
     let refusal = TrainerError::Data("column \"x\" is missing".into());
@@ -171,6 +173,7 @@ fn the_clients_end_asks_and_answers() {
         (Response::Trained { steps: 2 }, vec![0.5, -0.5]),
         (Response::Failed(refusal.clone()), vec![]),
         (Response::Metrics(crate::trainer::Metrics { loss: 0.7, accuracy: 0.5, rows: 4 }), vec![]),
+        (Response::BoundedSums(SUMS), vec![]),
     ]);
     let mut to = Vec::new();
     let mut trainer = PipeTrainer::connect(from, &mut to).unwrap();
@@ -180,6 +183,8 @@ fn the_clients_end_asks_and_answers() {
     // Data that is refused does not break the trainer.
     assert_eq!(trainer.inspect(&contract()), Err(refusal));
     assert_eq!(trainer.evaluate(&ModelSpec::Logistic {}, &contract(), &[1.0, 2.0]).unwrap().rows, 4);
+    let bounded = trainer.evaluate_bounded(&ModelSpec::Logistic {}, &contract(), 0.1, &[1.0, 2.0]);
+    assert_eq!(bounded, Ok(SUMS));
     trainer.quit().unwrap();
 
     let mut sent = &to[..];
@@ -189,6 +194,8 @@ fn the_clients_end_asks_and_answers() {
     assert_eq!(next(), Some((Request::Inspect { data: contract() }, vec![])));
     let evaluate = Request::Evaluate { model: ModelSpec::Logistic {}, data: contract() };
     assert_eq!(next(), Some((evaluate, vec![1.0, 2.0])));
+    let bounded = Request::EvaluateBounded { model: ModelSpec::Logistic {}, data: contract(), max_loss: 0.1 };
+    assert_eq!(next(), Some((bounded, vec![1.0, 2.0])));
     assert_eq!(next(), Some((Request::Quit, vec![])));
     assert_eq!(next(), None);
 }

@@ -2,6 +2,7 @@
 
 use super::{CentralMechanism, InvalidContract, Noise, PrivacyContract, Trust, Unit};
 use crate::adaptive_clip::{AdaptiveClip, Rule};
+use crate::metrics::MetricsPrivacy;
 use crate::sensitivity::Adjacency;
 use serde::{Deserialize, Serialize};
 
@@ -29,6 +30,8 @@ pub(super) struct RawContract {
     mechanism: Option<CentralMechanism>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     adaptive_clip: Option<RawAdaptiveClip>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    metrics: Option<MetricsPrivacy>,
 }
 
 /// The rule without its first clip norm, which is the contract's.
@@ -85,6 +88,7 @@ impl RawContract {
         .chain(self.adjacency.map(|_| "adjacency"))
         .chain(self.mechanism.map(|_| "mechanism"))
         .chain(self.adaptive_clip.map(|_| "adaptive_clip"))
+        .chain(self.metrics.map(|_| "metrics"))
         .collect()
     }
 
@@ -152,9 +156,13 @@ impl TryFrom<RawContract> for PrivacyContract {
             Some(mechanism) => contract.with_mechanism(mechanism)?,
             None => contract,
         };
-        match (raw.adaptive_clip, contract.clip_norm()) {
-            (Some(rule), Some(initial)) => contract.with_adaptive_clip(rule.rule(initial)?),
-            _ => Ok(contract),
+        let contract = match (raw.adaptive_clip, contract.clip_norm()) {
+            (Some(rule), Some(initial)) => contract.with_adaptive_clip(rule.rule(initial)?)?,
+            _ => contract,
+        };
+        match raw.metrics {
+            Some(metrics) => contract.with_metrics(metrics),
+            None => Ok(contract),
         }
     }
 }
@@ -179,6 +187,7 @@ impl From<PrivacyContract> for RawContract {
             budget_epsilon: contract.budget_epsilon(),
             mechanism: contract.mechanism().filter(|m| *m != CentralMechanism::default()),
             adaptive_clip: contract.adaptive_clip().map(RawAdaptiveClip::from),
+            metrics: contract.metrics(),
         }
     }
 }

@@ -162,7 +162,13 @@ impl Totals {
             let Some((curve, times)) = entry.loss.and_then(|loss| loss.at_level(level, entry.unit)) else {
                 return Err(PopulationSpentUp::NoPromise { unit, also });
             };
-            if spending.filter.clone().admit(&curve, times * u64::from(entry.compositions)).is_err() {
+            let mut filter = spending.filter.clone();
+            let trained = filter.admit(&curve, times * u64::from(entry.compositions));
+            let measured = trained.and_then(|()| match entry.metrics {
+                Some(epsilon) => filter.admit(&RdpCurve::pure(epsilon), 1),
+                None => Ok(()),
+            });
+            if measured.is_err() {
                 let left = (100.0 * (1.0 - spending.filter.share_spent())).max(0.0);
                 return Err(PopulationSpentUp::Filter {
                     unit,
@@ -176,13 +182,26 @@ impl Totals {
     }
 
     /// How many attempts of this kind the budgets still admit; none: no budget limits them.
-    pub fn attempts_left(&self, unit: Unit, loss: Option<Loss>, compositions: u32) -> Option<u64> {
+    /// `metrics`: the measurements that are planned beside them, and ε of each.
+    pub fn attempts_left(
+        &self,
+        unit: Unit,
+        loss: Option<Loss>,
+        compositions: u32,
+        metrics: Option<(u32, f64)>,
+    ) -> Option<u64> {
         let left = |spending: &Spending, level: Unit| {
             spending.budget?;
             let Some((curve, times)) = loss.and_then(|loss| loss.at_level(level, unit)) else {
                 return Some(0);
             };
-            Some(spending.filter.room(&curve) / (times * u64::from(compositions.max(1))))
+            let mut filter = spending.filter.clone();
+            if let Some((count, epsilon)) = metrics
+                && filter.admit(&RdpCurve::pure(epsilon), count.into()).is_err()
+            {
+                return Some(0);
+            }
+            Some(filter.room(&curve) / (times * u64::from(compositions.max(1))))
         };
         let record = left(&self.record, Unit::Record);
         let client = left(&self.client, Unit::Client);
@@ -209,8 +228,16 @@ impl Totals {
         if let Some((curve, times)) = loss.at_level(Unit::Record, entry.unit) {
             self.record.filter.charge(&curve, times * compositions);
         }
+        let measured = entry.metrics.map(RdpCurve::pure);
+        // Noise that hides all that an evaluator has hides each row of it.
+        if let Some(curve) = &measured {
+            self.record.filter.charge(curve, 1);
+        }
         match loss.at_level(Unit::Client, entry.unit) {
-            Some((curve, times)) => self.client.filter.charge(&curve, times * compositions),
+            Some((curve, times)) => {
+                self.client.filter.charge(&curve, times * compositions);
+                measured.iter().for_each(|curve| self.client.filter.charge(curve, 1));
+            }
             None => self.clients_unprotected += 1,
         }
     }

@@ -17,6 +17,8 @@ struct Told {
     loss: Option<Loss>,
     delta: Option<f64>,
     compositions: u64,
+    /// ε of all measurements.
+    measured: f64,
     epsilon: Option<f64>,
 }
 
@@ -58,6 +60,7 @@ pub fn recompute<'a>(lines: impl IntoIterator<Item = &'a Line>) -> Result<(), Da
             loss: entry.loss,
             delta: entry.delta,
             compositions: 0,
+            measured: 0.0,
             epsilon: None,
         });
         if (told.loss, told.delta) != (entry.loss, entry.delta) {
@@ -65,6 +68,7 @@ pub fn recompute<'a>(lines: impl IntoIterator<Item = &'a Line>) -> Result<(), Da
         }
         told.seq = line.seq;
         told.compositions += u64::from(entry.compositions);
+        told.measured += entry.metrics.unwrap_or(0.0);
         told.epsilon = entry.epsilon_after;
     }
     for told in jobs.into_values() {
@@ -72,6 +76,7 @@ pub fn recompute<'a>(lines: impl IntoIterator<Item = &'a Line>) -> Result<(), Da
             (None, None, None) => true,
             (Some(loss), Some(delta), Some(epsilon)) => {
                 loss.epsilon(told.compositions, delta).is_ok_and(|expected| {
+                    let expected = expected + told.measured;
                     epsilon >= expected * (1.0 - 1e-9) && epsilon <= expected * (1.0 + SLACK)
                 })
             }

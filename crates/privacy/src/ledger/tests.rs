@@ -233,3 +233,41 @@ fn correlated_noise_is_charged_once_and_its_ledger_recomputes() {
     cheap.iter_mut().for_each(|l| l.entry.epsilon_after = Some(told[0].unwrap() / 2.0));
     assert!(recompute(&cheap).is_err());
 }
+
+#[test]
+fn measurements_stand_in_the_ledger_and_in_the_populations_sum() {
+    let plain = PrivacyContract::record_local(1.0, 0.25, Noise::Multiplier(2.0), 1e-3, 9.0).unwrap();
+    let metrics = crate::metrics::MetricsPrivacy::new(0.25, 4.0).unwrap();
+    let cohort = undertone_core::cohort::Cohort::new(undertone_core::cohort::CohortRule::All {
+        size: 2,
+        min_clients: 1,
+    });
+    let plan = Schedule { rounds: 5, local_steps: 2 };
+    let contract = plain.with_metrics(metrics).unwrap().resolve_measured(plan, &cohort, 2).unwrap();
+    let trained = plain.resolve(plan).unwrap();
+    let budget = population::PopulationBudget { epsilon: 8.0, delta: 1e-5 };
+    let mut chain = chain::Chain::new(population::Budgets { record: Some(budget), client: None });
+    let mut bare = chain.clone();
+    let mut lines = vec![];
+    // Round 1, round 2 twice (the first attempt failed), round 3: two attempts paid for a measurement.
+    for (round, attempt, measured) in [(1, 1, 0), (2, 1, 1), (2, 2, 2), (3, 1, 2)] {
+        let entry =
+            chain.job(&key(1, 1).job).reserve(key(round, attempt), &contract, chain.totals()).unwrap();
+        assert_eq!(entry.metrics, (round == 2).then_some(0.25));
+        let expected = trained.epsilon_after(lines.len() as u32 + 1).unwrap() + 0.25 * f64::from(measured);
+        assert!((entry.epsilon_after.unwrap() - expected).abs() < 1e-12);
+        let plain = bare.job(&key(1, 1).job).reserve(key(round, attempt), &trained, bare.totals()).unwrap();
+        bare.lines_for(&[plain], 1).unwrap().into_iter().for_each(|l| bare.apply(l).unwrap());
+        let line = chain.lines_for(&[entry], 1).unwrap();
+        lines.extend(line.clone());
+        line.into_iter().for_each(|l| chain.apply(l).unwrap());
+    }
+    recompute(&lines).unwrap();
+    let mut forgotten = lines.clone();
+    forgotten[1].entry.metrics = None;
+    assert!(recompute(&forgotten).is_err(), "a measurement that is left out is missed");
+    assert!(chain.totals().used(Unit::Record) > bare.totals().used(Unit::Record));
+    let left = |metrics| chain.totals().attempts_left(Unit::Record, contract.loss(), 2, metrics).unwrap();
+    assert!(left(None) > left(Some((10, 0.25))));
+    assert_eq!(left(Some((10_000, 0.25))), 0);
+}

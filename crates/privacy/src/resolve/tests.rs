@@ -194,3 +194,40 @@ fn a_noised_count_leaves_no_noise_for_updates_that_it_uses_up() {
     let e = of(2.0).unwrap_err();
     assert!(e.to_string().contains("count_noise must be above 1"), "{e}");
 }
+
+#[test]
+fn measurements_are_charged_with_the_rounds_that_are_measured() {
+    let cohort = Cohort::new(CohortRule::All { size: 2, min_clients: 1 });
+    let metrics = crate::metrics::MetricsPrivacy::new(0.1, 4.0).unwrap();
+    let plain = record(Noise::Multiplier(2.0));
+    let with = plain.with_metrics(metrics).unwrap();
+    let every = |n| with.resolve_measured(PLAN, &cohort, n).unwrap();
+    let trained = plain.resolve(PLAN).unwrap();
+    for (n, attempts, measured) in [(1, 20, 20), (3, 20, 7), (3, 7, 2), (20, 20, 1), (1, 25, 25), (7, 0, 0)] {
+        let expected = trained.epsilon_after(attempts).unwrap() + 0.1 * f64::from(measured);
+        let found = every(n).epsilon_after(attempts).unwrap();
+        assert!((found - expected).abs() < 1e-12, "every {n}, {attempts}: {found}, {expected}");
+    }
+    let third = every(3);
+    let paying: Vec<u32> = (1..=20).filter(|r| third.measured_epsilon(*r).is_some()).collect();
+    assert_eq!(paying, [3, 6, 9, 12, 15, 18, 20]);
+    assert_eq!(third.planned_measurements(), Some((7, 0.1)));
+    assert_ne!(third.digest(), every(4).digest());
+    // Never measured: nothing is charged, and nothing may be measured.
+    let never = every(0);
+    assert_eq!((never.epsilon_after(20), never.measured_epsilon(20)), (trained.epsilon_after(20), None));
+    let interval = third.epsilon_interval_after(20).unwrap();
+    assert!(
+        interval.lower <= trained.epsilon_after(20).unwrap()
+            && Some(interval.upper) == third.epsilon_after(20)
+    );
+    // A target covers both; what the measurements leave is what training gets.
+    let target = record(Noise::TargetEpsilon(5.0)).with_metrics(metrics).unwrap();
+    let resolved = target.resolve_measured(PLAN, &cohort, 1).unwrap();
+    let epsilon = resolved.epsilon_after(20).unwrap();
+    assert!(epsilon <= 5.0 && epsilon > 4.999, "{epsilon}");
+    let none = record(Noise::TargetEpsilon(1.9)).with_metrics(metrics).unwrap();
+    let e = none.resolve_measured(PLAN, &cohort, 1).unwrap_err().to_string();
+    assert!(e.contains("leaves nothing for training beside 20 measurements"), "{e}");
+    assert!(PrivacyContract::none().with_metrics(metrics).is_err());
+}

@@ -2,6 +2,7 @@
 
 use super::{Context, Effect, JobState, ModelRef, Phase, Step};
 use crate::event::{JobEvent, Outcome};
+use crate::job::Evaluation;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use undertone_core::id::{ClientId, Round};
@@ -11,16 +12,56 @@ use undertone_core::trainer::Metrics;
 const MAX_OPEN: usize = 16;
 
 /// The open requests. An evaluator has one answer to each; what nobody asked for is not listened to.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Measuring {
     open: BTreeMap<Round, Asked>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct Asked {
     model: ModelRef,
     evaluators: BTreeSet<ClientId>,
+    /// Loss times rows, and rows, of the answers so far.
+    #[serde(default)]
+    sums: (f64, f64),
+}
+
+/// How losses went, where a job stops early.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct Progress {
+    /// The best round and its loss.
+    best: Option<(Round, f64)>,
+    /// Measurements since then.
+    worse: u32,
+}
+
+impl Progress {
+    pub(super) fn is_unknown(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Why there is nothing to be had from further rounds, if so.
+    pub(super) fn stop(&self, evaluation: &Evaluation) -> Option<Outcome> {
+        let (best_round, loss) = self.best?;
+        if evaluation.patience == 0 || self.worse < evaluation.patience {
+            return None;
+        }
+        let reason = format!(
+            "{} measurements in a row were no better than round {best_round} with a loss of {loss:.4}",
+            self.worse
+        );
+        Some(Outcome::StoppedEarly { best_round, reason })
+    }
+
+    /// Takes in the mean loss of a round.
+    fn note(&mut self, round: Round, loss: f64, min_improvement: f64) {
+        if self.best.is_none_or(|(_, best)| loss < best - min_improvement) {
+            *self = Self { best: Some((round, loss)), worse: 0 };
+        } else {
+            self.worse += 1;
+        }
+    }
 }
 
 impl Measuring {
@@ -34,7 +75,7 @@ impl Measuring {
         if evaluators.is_empty() {
             return vec![];
         }
-        self.open.insert(round, Asked { model, evaluators });
+        self.open.insert(round, Asked { model, evaluators, sums: (0.0, 0.0) });
         let mut given_up = vec![];
         while self.open.len() > MAX_OPEN
             && let Some((round, asked)) = self.open.pop_first()
@@ -44,14 +85,22 @@ impl Measuring {
         given_up
     }
 
-    /// Closes a request. `false`: it was not open.
-    fn close(&mut self, round: Round, evaluator: &ClientId) -> bool {
-        let Some(asked) = self.open.get_mut(&round) else { return false };
-        let was_open = asked.evaluators.remove(evaluator);
-        if asked.evaluators.is_empty() {
-            self.open.remove(&round);
+    /// Closes a request. `None`: it was not open. The mean loss comes with the last answer to a round.
+    fn close(&mut self, round: Round, evaluator: &ClientId, metrics: Option<Metrics>) -> Option<Option<f64>> {
+        let asked = self.open.get_mut(&round)?;
+        if !asked.evaluators.remove(evaluator) {
+            return None;
         }
-        was_open
+        if let Some(m) = metrics {
+            let rows = m.rows.max(1) as f64;
+            asked.sums = (asked.sums.0 + m.loss * rows, asked.sums.1 + rows);
+        }
+        if !asked.evaluators.is_empty() {
+            return Some(None);
+        }
+        let (losses, rows) = asked.sums;
+        self.open.remove(&round);
+        Some((rows > 0.0).then(|| losses / rows))
     }
 
     /// Whether anybody's answer about this round's model is still to come.
@@ -92,10 +141,13 @@ pub(super) fn evaluation(
     evaluator: ClientId,
     round: Round,
     outcome: Result<Metrics, String>,
+    ctx: &Context<'_>,
 ) -> Option<Step> {
     let mut step = Step::stay(state);
-    if !step.next.measuring.close(round, &evaluator) {
-        return None;
+    let mean_loss = step.next.measuring.close(round, &evaluator, outcome.as_ref().ok().copied())?;
+    let rule = &ctx.job.spec().evaluation;
+    if let Some(loss) = mean_loss.filter(|_| rule.patience > 0) {
+        step.next.progress.note(round, loss, rule.min_improvement);
     }
     step.events.push(match outcome {
         Ok(metrics) => JobEvent::Evaluated { round, evaluator, metrics },
@@ -105,6 +157,10 @@ pub(super) fn evaluation(
         && !step.next.measuring.awaits(p.round)
     {
         step.end(Outcome::Completed);
+    }
+    // Nobody is at work: the round that would begin next is spared.
+    if let (Phase::Offering(_), Some(outcome)) = (&state.phase, step.next.progress.stop(rule)) {
+        step.end(outcome);
     }
     Some(step)
 }
@@ -146,11 +202,36 @@ mod tests {
         assert!(m.ask(Round(1), model(1), who(&["a", "b"])).is_empty());
         assert!(m.ask(Round(2), model(2), who(&["a"])).is_empty());
         assert_eq!(m.models(&a).collect::<Vec<_>>(), [model(1), model(2)]);
-        assert!(m.close(Round(1), &a) && !m.close(Round(1), &a) && !m.close(Round(3), &a));
-        assert!(m.awaits(Round(1)) && m.close(Round(1), &b) && !m.awaits(Round(1)));
-        assert!(!m.close(Round(2), &b), "it was not asked");
+        let answer = |loss, rows| Some(Metrics { loss, accuracy: 0.5, rows });
+        assert_eq!(m.close(Round(1), &a, answer(1.0, 30)), Some(None));
+        assert_eq!((m.close(Round(1), &a, None), m.close(Round(3), &a, None)), (None, None));
+        assert!(m.awaits(Round(1)));
+        assert_eq!(m.close(Round(1), &b, answer(2.0, 10)), Some(Some(1.25)), "weighed by rows");
+        assert!(!m.awaits(Round(1)));
+        assert_eq!(m.close(Round(2), &b, None), None, "it was not asked");
         let json = serde_json::to_string(&m).unwrap();
         assert_eq!(serde_json::from_str::<Measuring>(&json).unwrap(), m);
+    }
+
+    #[test]
+    fn a_job_stops_when_it_gets_no_better() {
+        let rule = Evaluation { every: 1, patience: 2, min_improvement: 0.1 };
+        let mut progress = Progress::default();
+        for (round, loss, stops) in [
+            (1, 2.0, false),
+            (2, 1.5, false),
+            (3, 1.45, false),
+            (4, 1.3, false),
+            (5, 1.25, false),
+            (6, 1.9, true),
+        ] {
+            progress.note(Round(round), loss, rule.min_improvement);
+            assert_eq!(progress.stop(&rule).is_some(), stops, "round {round}");
+        }
+        let Some(Outcome::StoppedEarly { best_round, reason }) = progress.stop(&rule) else { panic!() };
+        assert_eq!(best_round, Round(4));
+        assert!(reason.contains("2 measurements") && reason.contains("1.3"), "{reason}");
+        assert_eq!(progress.stop(&Evaluation { patience: 0, ..rule }), None);
     }
 
     #[test]

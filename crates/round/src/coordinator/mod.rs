@@ -28,7 +28,7 @@ mod releasing;
 
 pub use closing::Closing;
 pub use collecting::{Collecting, Member, Standing};
-pub use measuring::Measuring;
+pub use measuring::{Measuring, Progress};
 pub use offering::Offering;
 pub use publishing::Publishing;
 pub use releasing::Releasing;
@@ -101,6 +101,9 @@ pub struct JobState {
     /// Who took part in which rounds, as far as the cohort's rule on participation asks for it.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub taken_part: BTreeMap<ClientId, History>,
+    /// How measurements went, where the job stops early.
+    #[serde(default, skip_serializing_if = "Progress::is_unknown")]
+    pub progress: Progress,
     /// What the last release left to the next one.
     #[serde(default, skip_serializing_if = "Carried::is_nothing")]
     pub carried: Carried,
@@ -339,7 +342,7 @@ impl JobState {
     pub fn new(model: ModelRef, now_ms: u64) -> Self {
         let phase = Phase::Offering(Offering::first(now_ms));
         let (measuring, taken_part, carried) = (Measuring::default(), BTreeMap::new(), Carried::default());
-        Self { model, released: 0, measuring, taken_part, carried, phase }
+        Self { model, released: 0, measuring, taken_part, progress: Progress::default(), carried, phase }
     }
 
     /// The clip norm of the round under way, where it moves.
@@ -469,7 +472,7 @@ pub fn step(state: &JobState, input: Input, ctx: &mut Context<'_>) -> Result<Opt
 
 fn phase_step(state: &JobState, input: Input, ctx: &mut Context<'_>) -> Result<Option<Step>, Refusal> {
     if let Input::Evaluation { evaluator, round, outcome } = input {
-        return Ok(measuring::evaluation(state, evaluator, round, outcome));
+        return Ok(measuring::evaluation(state, evaluator, round, outcome, ctx));
     }
     if let Input::Cancel { by, reason } = input {
         return cancel(state, by, reason, ctx);

@@ -75,7 +75,9 @@ impl Publishing {
             measuring::ask(&mut step, self.round, self.model, is_last, ctx);
         }
         step.effects.push(Effect::Forget { key: current });
-        if !is_last {
+        if let Some(outcome) = state.progress.stop(&spec.evaluation).filter(|_| !is_last) {
+            step.end(outcome);
+        } else if !is_last {
             step.next.phase = Phase::Offering(Offering::next(self.round.next(), ctx.now_ms));
         } else if step.next.measuring.awaits(self.round) {
             step.next.phase = Phase::Closing(Closing {

@@ -2,7 +2,7 @@ use super::*;
 use std::fmt::Write as _;
 use undertone_core::model::Activation;
 use undertone_core::plan::TrainPlan;
-use undertone_core::trainer::RecordPrivacy;
+use undertone_core::trainer::{LOSS_UNITS, RecordPrivacy};
 
 fn contract(classes: usize) -> DataContract {
     let classes: Vec<String> =
@@ -220,4 +220,25 @@ fn a_baseline_is_rounds_of_training_on_pooled_rows() {
         let e = TorchTrainer::new("unused.csv").baseline(&bad).unwrap_err();
         assert!(matches!(e, TrainerError::Data(_)), "{e}");
     }
+}
+
+#[test]
+fn bounded_sums_are_integers_in_which_a_row_has_a_bounded_part() {
+    let (file, task) = (csv(300, 2, 0), task(mlp(Activation::Relu), 2, steps(1)));
+    let mut trainer = TorchTrainer::new(file.path());
+    let weights = start(&task);
+    let exact = trainer.evaluate(&task.model, &task.data, &weights).unwrap();
+    let sums = trainer.evaluate_bounded(&task.model, &task.data, 4.0, &weights).unwrap();
+    assert_eq!(sums.rows, exact.rows);
+    assert_eq!(sums.right, (exact.accuracy * exact.rows as f64).round() as u64);
+    // Rounded by half a unit a row at most.
+    let loss = sums.loss_units as f64 / LOSS_UNITS as f64 * 4.0 / sums.rows as f64;
+    assert!((loss - exact.loss).abs() <= 4.0 / (2.0 * LOSS_UNITS as f64), "{loss} for {}", exact.loss);
+    // Cut: all rows are beyond a thousandth of a nat.
+    let cut = trainer.evaluate_bounded(&task.model, &task.data, 1e-3, &weights).unwrap();
+    assert_eq!(cut.loss_units, cut.rows * LOSS_UNITS);
+    // Weights that make logits overflow: no row says so by more than its part.
+    let wild = vec![1e30; weights.len()];
+    let wild = trainer.evaluate_bounded(&task.model, &task.data, 4.0, &wild).unwrap();
+    assert!(wild.loss_units <= wild.rows * LOSS_UNITS && wild.right <= wild.rows, "{wild:?}");
 }

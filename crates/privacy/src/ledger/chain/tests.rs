@@ -162,9 +162,9 @@ fn jobs_share_the_budget_of_their_population() {
     assert!((0.0..50.0).contains(&left), "{left}");
     let spent = chain.totals().spent();
     assert!(spent.record_epsilon > 1.0, "{spent:?}");
-    assert_eq!(chain.totals().attempts_left(Unit::Record, RECORD.loss(), RECORD.charge()), Some(0));
+    assert_eq!(chain.totals().attempts_left(Unit::Record, RECORD.loss(), RECORD.charge(), None), Some(0));
     let fresh = Chain::new(budgets(Some(3.0), None));
-    let fits = fresh.totals().attempts_left(Unit::Record, RECORD.loss(), RECORD.charge());
+    let fits = fresh.totals().attempts_left(Unit::Record, RECORD.loss(), RECORD.charge(), None);
     assert_eq!(fits, Some(attempts), "what was foretold");
     assert!(chain.totals().used(Unit::Record).unwrap() > 0.5);
 }
