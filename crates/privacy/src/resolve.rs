@@ -267,8 +267,7 @@ impl PrivacyContract {
                         let measurements = measured.map_or(0, |m| m.after(schedule.rounds, schedule.rounds));
                         let each = measured.map_or(0.0, |m| m.epsilon);
                         let target = told - f64::from(measurements) * each;
-                        // Also refuses NaN.
-                        if !(target > 0.0) {
+                        if target <= 0.0 {
                             return Err(ContractError::Metrics { target: told, measurements, each });
                         }
                         // A client that pushes another one out of a full cohort moves the sum twice as far.
