@@ -78,7 +78,7 @@ fn drawn_cohorts_and_local_messages_are_audited_by_the_same_command() {
             text = text.replace(cohort, draw);
         }
         std::fs::write(&job, text).unwrap();
-        let flags = ["--json", "--canaries", "5000"];
+        let flags = ["--json", "--canaries", "20000"];
         for (flags, beyond) in [(flags.to_vec(), false), ([&flags[..], &["--without-noise"]].concat(), true)]
         {
             let found: Value = serde_json::from_str(&ends(&audit(&job, &flags), 0)).unwrap();
@@ -88,8 +88,8 @@ fn drawn_cohorts_and_local_messages_are_audited_by_the_same_command() {
             assert_eq!(number("epsilon_measured") > number("epsilon_claimed"), beyond, "{found}");
             assert_eq!((&found["unit"], &found["contradiction"]), (&"client".into(), &Value::Bool(beyond)));
         }
-        let text = ends(&audit(&job, &["--canaries", "5000"]), 0);
-        assert!(text.contains(&format!("5000 clients, {coin}; ")), "{text}");
+        let text = ends(&audit(&job, &["--canaries", "20000"]), 0);
+        assert!(text.contains(&format!("20000 clients, {coin}; ")), "{text}");
     }
 }
 

@@ -106,7 +106,7 @@ fn record_level_with_sparse_sampling_keeps_its_claim_and_fails_without_noise() {
 /// The claim is the amplified one, a part of what the same noise costs where everyone is asked.
 #[test]
 fn drawn_cohorts_keep_their_amplified_claim_and_fail_without_noise() {
-    let wishes = Wishes { canaries: Some(20_000), ..WISHES };
+    let wishes = Wishes { canaries: Some(10_000), ..WISHES };
     for (rate, population, cap, noise, rounds, least) in [
         (0.1, 1000, 200, Noise::TargetEpsilon(3.0), 20, 0.25),
         (0.5, 100, 80, Noise::Multiplier(1.5), 3, 0.3),
@@ -160,11 +160,12 @@ fn noise_that_is_too_small_for_the_claim_is_found_out() {
 fn a_draw_or_a_neighbour_other_than_the_claimed_one_is_found_out() {
     let noise = Noise::Multiplier(1.0);
     let claims_tenth = drawn(0.1, 1000, 200, noise, 4);
-    let (half, everyone) = (drawn(0.5, 1000, 600, noise, 4), client(noise, 4));
+    let (often, everyone) = (drawn(0.9, 1000, 1000, noise, 4), client(noise, 4));
     let replaced = |z| local(Adjacency::ReplaceOne, Noise::Multiplier(z), 4);
     let (local_claim, third) = (replaced(3.0), replaced(1.0));
-    for (claim, truth) in [(&claims_tenth, &half), (&claims_tenth, &everyone), (&local_claim, &third)] {
-        let design = Design::new(claim, Wishes { canaries: Some(20_000), ..WISHES }).unwrap();
+    for (claim, truth) in [(&claims_tenth, &often), (&claims_tenth, &everyone), (&local_claim, &third)] {
+        let design =
+            Design::new(claim, Wishes { canaries: Some(10_000), guesses: Some(200), ..WISHES }).unwrap();
         let mut job = JobUnderAudit::new(truth, grid(), NoiseRng::seeded_for_tests(3));
         let outcome = design.run(&mut job, Coins::seeded(3)).unwrap();
         assert!(outcome.contradicts_the_claim(), "{:?}: {outcome:?}", truth.loss());
