@@ -57,6 +57,42 @@ fn programs_read_both_numbers() {
     assert!(job["passed"] == true && control["passed"] == true);
 }
 
+/// Under local trust messages are attacked, and where clients are drawn the claim is the amplified one.
+#[test]
+fn drawn_cohorts_and_local_messages_are_audited_by_the_same_command() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = std::fs::read_to_string(example("quickstart")).unwrap();
+    let table = |from: &str, to: &str| &text[text.find(from).unwrap()..text.find(to).unwrap()];
+    let (cohort, privacy) = (table("[cohort]", "[aggregation]"), table("[privacy]", "[evaluation]"));
+    let client =
+        "unit = \"client\"\nclip_norm = 1.0\ntarget_epsilon = 3.0\ndelta = 1e-5\nbudget_epsilon = 9.0\n";
+    let job = folder.path().join("job.toml");
+    for (trust, drawn, coin) in [
+        ("central", true, "each in or out by a coin"),
+        ("local", false, "each sends one of two updates by a coin"),
+    ] {
+        let mut text = text.replace(privacy, &format!("[privacy]\ntrust = \"{trust}\"\n{client}\n"));
+        if drawn {
+            let draw =
+                "[cohort]\nrule = \"poisson\"\nrate = 0.25\npopulation = 400\ncap = 150\nmin_clients = 3\n\n";
+            text = text.replace(cohort, draw);
+        }
+        std::fs::write(&job, text).unwrap();
+        let flags = ["--json", "--canaries", "20000"];
+        for (flags, beyond) in [(flags.to_vec(), false), ([&flags[..], &["--without-noise"]].concat(), true)]
+        {
+            let found: Value = serde_json::from_str(&ends(&audit(&job, &flags), 0)).unwrap();
+            let number = |key: &str| found[key].as_f64().unwrap();
+            assert!((number("epsilon_claimed") - 3.0).abs() < 0.01, "{found}");
+            assert!(number("epsilon_measured") > 0.3, "{found}");
+            assert_eq!(number("epsilon_measured") > number("epsilon_claimed"), beyond, "{found}");
+            assert_eq!((&found["unit"], &found["contradiction"]), (&"client".into(), &Value::Bool(beyond)));
+        }
+        let text = ends(&audit(&job, &["--canaries", "20000"]), 0);
+        assert!(text.contains(&format!("20000 clients, {coin}; ")), "{text}");
+    }
+}
+
 #[test]
 fn what_cannot_be_audited_is_told_in_a_sentence() {
     let folder = tempfile::tempdir().unwrap();

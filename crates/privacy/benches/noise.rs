@@ -61,7 +61,7 @@ fn main() {
     let contract = PrivacyContract::client_central(1.0, Noise::Multiplier(1.0), 1e-6, 50.0).expect("valid");
     let resolved = contract.resolve(Schedule { rounds: 1, local_steps: 1 }).expect("valid");
     let Terms::ClientCentral(terms) = resolved.terms() else { unreachable!("the contract is central") };
-    let fast = FastGaussian::for_clipped_sum(terms, CLIP, Grid::new(16).expect("in range")).expect("in range");
+    let fast = FastGaussian::for_clipped_sum(terms, 1.0, Grid::new(16).expect("in range")).expect("in range");
     let found = rate(n, || fast.add_to(black_box(&mut units), &mut rng));
     println!("fast gaussian, sigma {:>6.0}        {found:8.1} M samples/s", fast.sigma());
 

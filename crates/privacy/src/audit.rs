@@ -2,10 +2,18 @@
 //! the accountant says?
 //!
 //! Canaries, each the strongest contribution that the contract lets anyone make (all of the clip norm on a coordinate of
-//! its own), go in or stay out by fair coins. The job's own functions clip, sum, noise and release over the planned
-//! rounds. Whoever sees only the releases guesses: a canary's score is the sum over rounds of ⟨release, canary⟩, the
-//! highest are said to be in, the lowest out. So many right guesses refute every small ε ([`evidence`]): a lower bound on
-//! the true ε, to be held against the claimed one. Above it, the accountant or the mechanism is wrong.
+//! its own), go in or stay out by fair coins; where neighbours replace a contribution, the coin decides between it and the
+//! opposite. The job's own functions draw, clip, sum, noise and release over the planned rounds. Whoever sees what the
+//! contract says may be seen guesses: a canary's score says how likely it is, the highest are said to be in, the lowest
+//! out. So many right guesses refute every small ε ([`evidence`]): a lower bound on the true ε, to be held against the
+//! claimed one. Above it, the accountant or the mechanism is wrong.
+//!
+//! | contract | a canary | seen |
+//! |---|---|---|
+//! | record level | a row of a client that trains with DP-SGD (`record_level`) | each noised gradient |
+//! | client level, central | a client of a cohort of all (`client_level`) | released models |
+//! | the same, drawn cohorts | a client that is in when it is drawn (`drawn_cohorts`) | released models |
+//! | client level, local | a client that sends one of two updates (`local_messages`) | its messages |
 //!
 //! ```text
 //! Design::new (δ, guesses, claim: all before the coins) ─run─▶ Outcome { right, measured }
@@ -17,7 +25,9 @@
 
 mod client_level;
 mod design;
+mod drawn_cohorts;
 pub mod evidence;
+mod local_messages;
 mod record_level;
 mod subject;
 

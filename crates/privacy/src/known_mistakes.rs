@@ -1,12 +1,29 @@
-//! Mistakes that others shipped, each as the property that must hold here. The letters are those of the project's
-//! reference notes; X1, neighbour replay, is [`crate::neighbour_replay`], and P1 belongs to the accountants.
+//! Mistakes that others shipped, each as the property that must hold here.
+//!
+//! | label | the property | kept by |
+//! |---|---|---|
+//! | F1 | an adaptive clip norm moves towards its quantile | here |
+//! | F2 | noise and influence follow neither replies nor weights | here |
+//! | F3 | nothing gets past a clipping bound | here |
+//! | F4 | local noise follows the clip norm, at any ε | here |
+//! | F5 | no generator is keyed with less than it has room for, no value is left out | here; for masks there is nothing yet |
+//! | F6 | an attempt is answered once | here, and in `undertone-round`, `participant`: `a_stored_update_is_sent_again_and_never_made_again`, `a_repeated_offer_repeats_the_answer_and_nothing_else` |
+//! | N1, N2 | every value of a release carries noise, and without noise there is no ε | here |
+//! | O1 | divisors are public | here |
+//! | O2 | sampler and accountant read one number; contradictions are refused | here |
+//! | T1 | the quantile is charged | here |
+//! | P1 | what is enforced is the upper bound | [`accounting`] |
+//! | S1 | less noise never costs less, and odometers are above the true ε | [`accounting`] |
+//! | X1 | neighbours take the same path | [`crate::neighbour_replay`] |
+
+mod accounting;
 
 use crate::adaptive_clip::{AdaptiveClip, CountSum, Rule, WithinBit};
 use crate::clip::{ClipError, RawUpdate, clip, clip_example_to_grid};
 use crate::contract::{Noise, PrivacyContract};
 use crate::gaussian::{analytic_delta, analytic_sigma};
 use crate::ledger::population::{Budgets, Totals};
-use crate::ledger::{Ledger, LedgerEntry};
+use crate::ledger::{Ledger, LedgerEntry, TransitionError};
 use crate::local::LocalNoise;
 use crate::noise::NoiseRng;
 use crate::release::Carried;
@@ -14,6 +31,7 @@ use crate::release::{ReleaseError, release};
 use crate::resolve::{ResolvedContract, Schedule};
 use crate::sensitivity::Adjacency;
 use proptest::prelude::*;
+use std::collections::HashSet;
 use undertone_core::aggregate::IntegerSum;
 use undertone_core::config::parse_toml;
 use undertone_core::digest::Digest;
@@ -136,6 +154,59 @@ proptest! {
             prop_assert!(noise.sigma() >= needed && noise.sigma() <= needed * 1.001 + 0.001);
         }
     }
+}
+
+/// F5, Flower's masks: a secret of 256 bits was folded to the 32 that a Mersenne twister takes for a seed, so that two
+/// secrets gave one mask, and the largest value of the range was never drawn. Here three hundred thousand generators begin
+/// apart: of as many with 32 bits of key, ten would be expected to begin like another one.
+#[test]
+fn f5_generators_have_whole_keys_and_reach_the_last_value() {
+    let first_words: HashSet<u64> = (0..300_000).map(|_| NoiseRng::from_os().unwrap().bits()).collect();
+    assert_eq!(first_words.len(), 300_000);
+    let mut rng = NoiseRng::from_os().unwrap();
+    for bound in [1, 2, 3, 10, 255, 256, 257] {
+        // Left out by chance: (1 - 1/bound)^(40·bound), below e^-40.
+        let drawn: HashSet<u64> = (0..40 * bound).map(|_| rng.below(bound)).collect();
+        assert!(drawn.contains(&0) && drawn.contains(&(bound - 1)), "below {bound}");
+        assert!(drawn.iter().all(|&value| value < bound));
+    }
+    let (mut zeros, mut ones) = (u64::MAX, u64::MIN);
+    for _ in 0..100 {
+        let word = rng.bits();
+        (zeros, ones) = (zeros & word, ones | word);
+    }
+    assert_eq!((zeros, ones), (0, u64::MAX), "each of the 64 bits is drawn both ways");
+}
+
+/// F6, Flower's clients when asked to unmask: a coordinator that named the same neighbour as there and as gone got both of
+/// its shares, and so the update behind the mask. Whoever asks twice must not get two answers that together tell what each
+/// hides. Here an attempt has one draw and one result: what is committed is neither drawn again nor replaced.
+#[test]
+fn f6_an_attempt_is_answered_once() {
+    let (contract, sampled) = central(1.0);
+    let mut sum = IntegerSum::zero(grid(), 4);
+    sum.fold(&[100; 4], 1).unwrap();
+    let mut rng = NoiseRng::seeded_for_tests(6);
+    let mut draw =
+        |entry: &LedgerEntry| release(sum.clone(), &contract, entry, COHORT, Carried::default(), &mut rng);
+    assert!(draw(&sampled).is_ok());
+
+    let population = Totals::new(Budgets::default());
+    let mut ledger = Ledger::default();
+    ledger.apply(ledger.reserve(sampled.key.clone(), &contract, &population).unwrap()).unwrap();
+    ledger.apply(sampled.clone()).unwrap();
+    let committed = ledger.commit(&sampled.key, Digest::of(b"one answer")).unwrap();
+    ledger.apply(committed.clone()).unwrap();
+    assert!(matches!(draw(&committed), Err(ReleaseError::NotReserved { .. })));
+    // Asked again, it says the same; no other answer takes its place, and no other cohort.
+    assert_eq!(ledger.commit(&sampled.key, Digest::of(b"one answer")).unwrap(), committed);
+    let other = ledger.commit(&sampled.key, Digest::of(b"another answer"));
+    assert!(matches!(other, Err(TransitionError::OtherOutput { .. })), "{other:?}");
+    assert!(committed.sampled(Digest::of(b"the cohort")).is_err());
+    assert!(sampled.sampled(Digest::of(b"another cohort")).is_err());
+    assert!(ledger.reserve(sampled.key.clone(), &contract, &population).is_err());
+    let burnt = ledger.burn(&sampled.key, "the result was lost").unwrap();
+    assert!(matches!(draw(&burnt), Err(ReleaseError::NotReserved { .. })));
 }
 
 /// N1, NVFlare's sparse vectors: values left without noise, and 37 % were zeroed. N2, its percentile filter: a

@@ -1,6 +1,10 @@
 //! Neighbour replay (Cebere et al. 2026, arXiv 2602.17454, found 13 violations in 12 libraries this way): the same
 //! randomness over neighbouring inputs, odd ones among them. Control flow must be the same, which the number of random
 //! words tells; before the noise the two may differ by at most the contract's sensitivity, and after it by the same.
+//!
+//! Here piece by piece; [`whole_path`] has it from what training gave to what is released, for each kind of contract.
+
+mod whole_path;
 
 use crate::adaptive_clip::{AdaptiveClip, CountSum, Rule, WithinBit};
 use crate::clip::{RawUpdate, bound_in_units, check_norm, clip, clip_example_to_grid};

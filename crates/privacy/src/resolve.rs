@@ -404,6 +404,11 @@ impl ResolvedContract {
         self.promise.as_ref().is_some_and(|p| p.correlated.is_some())
     }
 
+    /// How often a client may take part, where the noise rests on it.
+    pub fn participation(&self) -> Option<Participation> {
+        self.promise.as_ref().and_then(|p| p.correlated.as_ref()).map(|c| c.participation)
+    }
+
     fn compositions_after(&self, attempts: u32) -> u64 {
         let paying = if self.is_correlated() { attempts.min(1) } else { attempts };
         u64::from(paying) * u64::from(self.charge())
@@ -511,7 +516,7 @@ impl ResolvedContract {
         schedule: Schedule,
     ) -> Result<ResolvedContract, ContractError> {
         let promise = self.promise.as_ref();
-        let participation = promise.and_then(|p| p.correlated.as_ref()).map(|c| c.participation);
+        let participation = self.participation();
         let measured_every = promise.and_then(|p| p.measured).map_or(0, |m| m.every);
         let draw = promise.and_then(|p| p.draw);
         terms.resolve_over(schedule, Setting { draw, participation, measured_every })

@@ -10,15 +10,20 @@ use std::process::ExitCode;
 use undertone_privacy::audit::{AuditError, Coins, Design, JobUnderAudit, Outcome, Wishes, WithoutNoise};
 use undertone_privacy::contract::Unit;
 use undertone_privacy::noise::NoiseRng;
+use undertone_privacy::sensitivity::Adjacency;
 use undertone_round::job::Job;
 
 /// Attack a job's own noise with canaries, and hold what they prove against the claimed ε.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Canaries are the strongest records (or clients) that the contract allows. Each is in or out by the fall of a fair \
-coin; the job's own functions clip, sum and noise them over the planned rounds; whoever sees only what is released \
-guesses who was in. So many right guesses are impossible, at the given confidence, unless the true ε is at least the \
-measured one (Steinke, Nasr and Jagielski 2023). Nothing is sent, no data is read.
+coin, or sends one of two opposite updates where neighbours replace a client; the job's own functions draw, clip, sum \
+and noise them over the planned rounds; whoever sees only what is released, or with trust = \"local\" each message, \
+guesses how the coins fell. So many right guesses are impossible, at the given confidence, unless the true ε is at \
+least the measured one (Steinke, Nasr and Jagielski 2023). Nothing is sent, no data is read.
+
+With rule = \"poisson\" canaries are drawn like any client, in as many populations as it takes to hold them, and who \
+was drawn is not seen: the claim is the amplified one, which holds against observers and not against the coordinator.
 
 Measured and claimed ε are compared at one δ. Where no run could refute the claim at the contract's δ, even if the \
 job had no noise at all, it is a smaller one: the same noise keeps a promise at every δ.
@@ -122,11 +127,15 @@ fn describe(job: &Job, design: &Design, outcome: &Outcome, without_noise: bool) 
         }
         _ => String::new(),
     };
+    let coin = match contract.adjacency() {
+        Some(Adjacency::ReplaceOne) => "each sends one of two updates by a coin",
+        _ => "each in or out by a coin",
+    };
     let evidence = outcome.evidence;
     vec![
         format!("audit of {}, {rounds}, {noise}", printable(&job.spec().name)),
         format!(
-            "  canaries  {} {what}, each in or out by a coin; {} of {} guesses are right",
+            "  canaries  {} {what}, {coin}; {} of {} guesses are right",
             evidence.canaries(),
             evidence.right(),
             evidence.guesses()

@@ -1,9 +1,8 @@
 //! Everything about an audit that is fixed before the coins are tossed.
 
+use super::drawn_cohorts::Draw;
 use super::evidence::Evidence;
-use crate::contract::Unit;
-use crate::ledger::Loss;
-use crate::resolve::{ResolvedContract, Terms};
+use crate::resolve::ResolvedContract;
 use undertone_core::limits::MAX_COHORT;
 
 /// Numbers of canaries that are tried in turn where none is asked for.
@@ -14,7 +13,7 @@ const SHARE: f64 = 0.1;
 const MIN_CANARIES: u32 = 100;
 /// Most canaries of one audit: at client level they are one cohort.
 const MAX_CANARIES: u32 = MAX_COHORT;
-/// Most canaries times noisy steps: some minutes.
+/// Most draws of noise, a draw for each canary and noisy step, and what takes as long: some minutes.
 const MAX_DRAWS: u64 = 1 << 30;
 /// Smallest δ that the claim is looked at.
 const MIN_DELTA: f64 = 1e-10;
@@ -40,12 +39,6 @@ pub enum AuditError {
     /// `unit = "none"`.
     #[error("the job promises no privacy (unit = \"none\"): there is no claim to audit")]
     NoPromise,
-    /// No attack is built for it.
-    #[error(
-        "there is no audit for contracts with trust = \"local\" at client level, nor for cohorts that are drawn at random: \
-         it covers unit = \"record\", and unit = \"client\" with trust = \"central\" and everyone or a fixed number asked"
-    )]
-    NotCovered,
     /// Too few or too many canaries.
     #[error("an audit has {MIN_CANARIES} to {MAX_CANARIES} canaries, not {0}")]
     Canaries(u32),
@@ -136,23 +129,19 @@ impl Design {
         if !(1..=planned).contains(&rounds) {
             return Err(AuditError::Rounds { rounds, planned });
         }
-        let drawn = matches!(contract.loss(), Some(Loss::CappedPoissonGaussian { .. }));
-        if drawn || matches!(contract.terms(), Terms::ClientLocal(_)) {
-            return Err(AuditError::NotCovered);
-        }
         let claims = claims(contract, rounds)?;
-        let steps = u64::from(rounds) * u64::from(contract.charge());
-        let exposure = Exposure::of(contract, steps);
+        let work = Work::of(contract, rounds);
+        let exposure = Exposure::of(contract, work.steps);
 
         if let Some(canaries) = wishes.canaries {
-            let chosen = choose(canaries, &claims, wishes, exposure, steps)?;
+            let chosen = choose(canaries, &claims, wishes, exposure, work)?;
             return Ok(Self::fixed(rounds, confidence, exposure, chosen));
         }
         // The fewer of the canaries must be guessed, the surer are the guesses.
         let mut best: Option<Chosen> = None;
         let mut refusal = None;
         for canaries in USUAL_CANARIES {
-            match choose(canaries, &claims, wishes, exposure, steps) {
+            match choose(canaries, &claims, wishes, exposure, work) {
                 Ok(found) if best.is_none_or(|best| found.share() < best.share()) => best = Some(found),
                 Ok(_) => {}
                 Err(e) => refusal = Some(e),
@@ -188,7 +177,7 @@ impl Design {
         self.guesses_in
     }
 
-    /// So many of the lowest scores are said to be out. Zero where the contract samples: a low score may be that of a
+    /// So many of the lowest scores are said to be out, or to be the other of the two neighbours. Zero where the contract samples: a low score may be that of a
     /// canary that is in and was never drawn.
     pub fn guesses_out(&self) -> u32 {
         self.guesses_out
@@ -250,13 +239,13 @@ fn choose(
     claims: &[(f64, f64)],
     wishes: Wishes,
     exposure: Exposure,
-    steps: u64,
+    work: Work,
 ) -> Result<Chosen, AuditError> {
     if !(MIN_CANARIES..=MAX_CANARIES).contains(&canaries) {
         return Err(AuditError::Canaries(canaries));
     }
-    if u64::from(canaries).saturating_mul(steps) > MAX_DRAWS {
-        return Err(AuditError::TooMuchWork { canaries, steps });
+    if work.draws(canaries) > MAX_DRAWS {
+        return Err(AuditError::TooMuchWork { canaries, steps: work.steps });
     }
     let most = exposure.most_guesses(canaries);
     if let Some(guesses) = wishes.guesses
@@ -300,6 +289,31 @@ fn least_guesses(
     Some(high)
 }
 
+/// What a run takes.
+#[derive(Debug, Clone, Copy)]
+struct Work {
+    /// Steps that add noise.
+    steps: u64,
+    /// Draws of noise for a canary in a step, or what takes as long.
+    each: u64,
+}
+
+impl Work {
+    /// Clients whose values are summed while one is noised.
+    const SUMMED_PER_DRAW: f64 = 128.0;
+
+    fn of(contract: &ResolvedContract, rounds: u32) -> Self {
+        let steps = u64::from(rounds) * u64::from(contract.charge());
+        // Where everyone is asked the sum is the same in each round.
+        let summed = Draw::of(contract).map_or(0.0, |draw| draw.expected_cohort() / Self::SUMMED_PER_DRAW);
+        Self { steps, each: 1 + summed as u64 }
+    }
+
+    fn draws(&self, canaries: u32) -> u64 {
+        u64::from(canaries).saturating_mul(self.steps).saturating_mul(self.each)
+    }
+}
+
 /// How canaries show in the scores of a job without noise.
 #[derive(Debug, Clone, Copy)]
 struct Exposure {
@@ -311,11 +325,14 @@ struct Exposure {
 
 impl Exposure {
     fn of(contract: &ResolvedContract, steps: u64) -> Self {
-        match contract.contract().sampling_rate() {
-            Some(rate) if contract.unit() == Unit::Record && rate < 1.0 => {
-                Self { low_means_out: false, shows: -libm::expm1(steps as f64 * libm::log1p(-rate)) }
-            }
-            _ => Self { low_means_out: true, shows: 1.0 },
+        let rate = match Draw::of(contract) {
+            Some(draw) => draw.least_rate(),
+            None => contract.contract().sampling_rate().unwrap_or(1.0),
+        };
+        if rate < 1.0 {
+            Self { low_means_out: false, shows: -libm::expm1(steps as f64 * libm::log1p(-rate)) }
+        } else {
+            Self { low_means_out: true, shows: 1.0 }
         }
     }
 

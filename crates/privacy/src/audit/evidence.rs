@@ -1,6 +1,6 @@
 //! What guesses prove: the largest ε that they refute (Steinke, Nasr and Jagielski 2023, arXiv 2305.08846).
 //!
-//! m canaries are in or out by fair coins; r guesses about them are made from the output, v of them right. If the
+//! m canaries are in or out by fair coins, or one of two neighbours each; r guesses about them are made from the output, v of them right. If the
 //! mechanism is (ε, δ)-differentially private, v is no larger, up to δ, than a binomial number W of r trials with a
 //! chance of q = e^ε/(1 + e^ε) (their Theorem 5.2), and at least v right guesses have a probability of at most
 //!

@@ -1,15 +1,17 @@
 //! What is audited: a job's own path to its releases, or, as the positive control, the same path without the noise.
 
 use super::design::AuditError;
-use super::{client_level, record_level};
+use super::drawn_cohorts::{self, Draw};
+use super::{client_level, local_messages, record_level};
 use crate::noise::NoiseRng;
 use crate::resolve::{ResolvedContract, Terms};
+use crate::sensitivity::Adjacency;
 use undertone_core::fixed::Grid;
 
 /// Gives out what an observer of all releases sees of each canary.
 pub trait Subject {
-    /// Runs `rounds` rounds with the canaries that are `included`; a score for each canary, included or not: the sum over
-    /// rounds of ⟨release, canary⟩.
+    /// Runs `rounds` rounds with the canaries that are `included`; a score for each canary, included or not: the higher,
+    /// the likelier it is.
     ///
     /// # Errors
     /// [`AuditError`] if the job promises nothing, or a step of it refuses.
@@ -35,9 +37,14 @@ impl Subject for JobUnderAudit<'_> {
     fn scores(&mut self, rounds: u32, included: &[bool]) -> Result<Vec<f64>, AuditError> {
         let Self { contract, grid, noise } = self;
         match contract.terms() {
-            Terms::ClientCentral(_) => client_level::released(contract, *grid, rounds, included, noise),
+            Terms::ClientCentral(_) => match Draw::of(contract) {
+                Some(draw) => drawn_cohorts::released(contract, draw, *grid, rounds, included, noise),
+                None => client_level::released(contract, *grid, rounds, included, noise),
+            },
             Terms::RecordLocal(_) => record_level::noised(contract, rounds, included, noise),
-            Terms::ClientLocal(_) => Err(AuditError::NotCovered),
+            Terms::ClientLocal(terms) => {
+                local_messages::sent(contract, terms, *grid, rounds, included, noise)
+            }
             Terms::NoPromise(_) => Err(AuditError::NoPromise),
         }
     }
@@ -53,7 +60,7 @@ pub struct WithoutNoise<'a> {
 }
 
 impl<'a> WithoutNoise<'a> {
-    /// The control of [`JobUnderAudit`]; `sampling` draws batches only.
+    /// The control of [`JobUnderAudit`]; `sampling` draws batches and cohorts only.
     pub fn new(contract: &'a ResolvedContract, grid: Grid, sampling: NoiseRng) -> Self {
         Self { contract, grid, sampling }
     }
@@ -63,9 +70,12 @@ impl Subject for WithoutNoise<'_> {
     fn scores(&mut self, rounds: u32, included: &[bool]) -> Result<Vec<f64>, AuditError> {
         let Self { contract, grid, sampling } = self;
         match contract.terms() {
-            Terms::ClientCentral(_) => client_level::summed(contract, *grid, rounds, included),
+            Terms::ClientCentral(_) => match Draw::of(contract) {
+                Some(draw) => drawn_cohorts::summed(contract, draw, *grid, rounds, included, sampling),
+                None => client_level::summed(contract, *grid, rounds, included),
+            },
             Terms::RecordLocal(_) => record_level::summed(contract, rounds, included, sampling),
-            Terms::ClientLocal(_) => Err(AuditError::NotCovered),
+            Terms::ClientLocal(_) => local_messages::unnoised(contract, *grid, rounds, included),
             Terms::NoPromise(_) => Err(AuditError::NoPromise),
         }
     }
@@ -81,6 +91,31 @@ pub(super) fn canary(len: usize, coordinate: usize, clip_norm: f64) -> Vec<f32> 
     let mut values = vec![0.0; len];
     values[coordinate] = (2.0 * clip_norm) as f32;
     values
+}
+
+/// The two neighbours that a client-level canary's coin decides between: its update, or what the contract's adjacency puts
+/// in its place.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Two {
+    clip_norm: f64,
+    adjacency: Adjacency,
+}
+
+impl Two {
+    pub(super) fn of(contract: &ResolvedContract) -> Result<Self, AuditError> {
+        let adjacency = contract.adjacency().ok_or(AuditError::NoPromise)?;
+        Ok(Self { clip_norm: clip_norm(contract)?, adjacency })
+    }
+
+    /// What training gave to a canary with this coin: [`canary`], or else nothing, or where neighbours replace a client
+    /// the opposite, as far away as may be.
+    pub(super) fn hand_in(&self, included: bool, len: usize, coordinate: usize) -> Option<Vec<f32>> {
+        match (included, self.adjacency) {
+            (true, _) => Some(canary(len, coordinate, self.clip_norm)),
+            (false, Adjacency::ReplaceOne) => Some(canary(len, coordinate, -self.clip_norm)),
+            (false, Adjacency::AddRemove) => None,
+        }
+    }
 }
 
 /// The clip norm of a contract that promises something.
