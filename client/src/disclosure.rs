@@ -132,7 +132,9 @@ impl Page {
         let clip = terms.clip_norm.unwrap_or_default();
         // In multiples of the clip norm: a replaced client is twice as far away as one that is missing.
         let contributions = terms.adjacency.unwrap_or_default().contributions() as f64;
-        let noise = terms.noise_multiplier.unwrap_or_default() * contributions;
+        // And one that counts more is covered by as much more.
+        let weight = f64::from(job.spec().privacy.max_weight());
+        let noise = terms.noise_multiplier.unwrap_or_default() * contributions * weight;
         match terms.unit {
             Unit::Record => {
                 self.row("protects", "each row of your data; nobody has to be trusted (noise is added here)");

@@ -166,3 +166,24 @@ async fn correlated_noise_without_participation_limits_is_refused() {
     let e = operator.submit(&text).await.unwrap_err().to_string();
     assert!(e.contains("[privacy] mechanism = \"blt\" needs [cohort] participations and separation"), "{e}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn weights_under_a_central_contract_are_bounded_by_it() {
+    let mut d = Deployment::start().await;
+    for name in ["a", "b"] {
+        let mut config = d.enrol(name, ClientRole::Trainer).await;
+        config.policy.declared_rows = Some(if name == "a" { 20 } else { 500 });
+        d.run(config, FnTrainer::constant(1.0));
+    }
+    d.wait_connected(2).await;
+    let mut operator = d.operator().await;
+    let weighed = "\n[aggregation]\nweights = \"declared_rows\"\nmax_weight = 100\n\n[deadlines]";
+    let text = job("unit = \"none\"", CENTRAL).replace("[deadlines]", weighed);
+    let e = operator.submit(&text).await.unwrap_err().to_string();
+    assert!(e.contains("[privacy] max_weight = 100"), "{e}");
+    let text = text.replace(CENTRAL, &format!("{CENTRAL}\nmax_weight = 100"));
+    let id = operator.submit(&text).await.unwrap();
+    let events = operator.watch_to_end(&id).await;
+    assert_eq!(*events.outcome(), Outcome::Completed, "{}", events.text());
+    assert_eq!(events.released(), 2);
+}

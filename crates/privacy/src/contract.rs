@@ -20,6 +20,7 @@
 //! # With unit = "client", trust = "central":
 //! mechanism = "discrete-gaussian"     # the default; or "fast-gaussian", or "blt" with [cohort] participations, separation
 //! adaptive_clip = { min = 0.1, max = 10.0, target_quantile = 0.5, learning_rate = 0.2, count_noise = 2.0 }
+//! max_weight = 100           # with [aggregation] weights = "declared_rows"; the noise grows with it
 //! ```
 
 use crate::adaptive_clip::AdaptiveClip;
@@ -28,6 +29,7 @@ use crate::rdp::{MAX_NOISE_MULTIPLIER, MIN_NOISE_MULTIPLIER};
 use crate::sensitivity::Adjacency;
 use serde::{Deserialize, Serialize};
 use undertone_core::digest::{Digest, Digester};
+use undertone_core::limits::MAX_WEIGHT;
 
 /// Who is protected: what may be added or removed without anyone being able to tell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -76,7 +78,7 @@ pub enum Noise {
     TargetEpsilon(f64),
 }
 
-/// A checked privacy contract. Weights are uniform.
+/// A checked privacy contract.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "RawContract", into = "RawContract")]
 pub struct PrivacyContract {
@@ -94,10 +96,17 @@ enum Kind {
 }
 
 /// What only a coordinator that adds the noise can do.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 struct Central {
     mechanism: CentralMechanism,
     adaptive_clip: Option<AdaptiveClip>,
+    max_weight: u32,
+}
+
+impl Default for Central {
+    fn default() -> Self {
+        Self { mechanism: CentralMechanism::default(), adaptive_clip: None, max_weight: 1 }
+    }
 }
 
 /// The numbers that every promise has.
@@ -243,6 +252,18 @@ impl PrivacyContract {
         self.with_central("adaptive_clip", |central| Central { adaptive_clip: Some(rule), ..central })
     }
 
+    /// The same contract for updates that count up to `max_weight` times: the sensitivity of the sum is as many clip norms,
+    /// and it is divided by as many times the cohort's fixed size.
+    ///
+    /// # Errors
+    /// [`InvalidContract`] unless the coordinator draws the noise, and for a weight out of range.
+    pub fn with_max_weight(self, max_weight: u32) -> Result<Self, InvalidContract> {
+        if !(1..=MAX_WEIGHT).contains(&max_weight) {
+            return number("max_weight", format!("1 to {MAX_WEIGHT}"), f64::from(max_weight));
+        }
+        self.with_central("max_weight", |central| Central { max_weight, ..central })
+    }
+
     fn with_central(
         self,
         key: &str,
@@ -290,6 +311,11 @@ impl PrivacyContract {
     /// How the clip norm moves; `None` where it stays.
     pub fn adaptive_clip(&self) -> Option<AdaptiveClip> {
         self.central().and_then(|c| c.adaptive_clip)
+    }
+
+    /// How often one update may count in a sum that the coordinator noises. 1: all count the same.
+    pub fn max_weight(&self) -> u32 {
+        self.central().map_or(1, |c| c.max_weight)
     }
 
     fn central(&self) -> Option<Central> {
@@ -398,6 +424,10 @@ impl PrivacyContract {
         if let Some(rule) = self.adaptive_clip() {
             d.field(b"adaptive clip");
             rule.numbers().iter().for_each(|x| d.field(&x.to_bits().to_le_bytes()));
+        }
+        if self.max_weight() != 1 {
+            d.field(b"max weight");
+            d.field(&self.max_weight().to_le_bytes());
         }
         if let Some(metrics) = self.metrics {
             d.field(b"metrics");

@@ -114,7 +114,7 @@ proptest! {
         let mut weighted = sum.clone();
         weighted.fold(fixed.units(), weight).unwrap();
         let refused = release(weighted, &contract, &entry, COHORT, Carried::default(), &mut NoiseRng::seeded_for_tests(seed));
-        let not_uniform = matches!(refused, Err(ReleaseError::NotUniform { .. }));
+        let not_uniform = matches!(refused, Err(ReleaseError::TooHeavy { .. }));
         prop_assert!(not_uniform);
     }
 

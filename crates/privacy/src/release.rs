@@ -33,15 +33,17 @@ pub enum ReleaseError {
     /// The entry was reserved under other terms.
     #[error("{0} was reserved under another privacy contract")]
     OtherContract(AttemptKey),
-    /// Client level counts each client once.
+    /// More weight than the sensitivity covers.
     #[error(
-        "{updates} updates have a total weight of {total_weight}: a client-level contract weighs each as 1"
+        "{updates} updates have a total weight of {total_weight}: the contract weighs each as {max_weight} at most"
     )]
-    NotUniform {
+    TooHeavy {
         /// Updates in the sum.
         updates: u32,
         /// Their weight.
         total_weight: u64,
+        /// The most that one may weigh.
+        max_weight: u32,
     },
     /// More updates than the public denominator was set for, or a denominator of zero.
     #[error("{updates} updates do not fit a cohort of {cohort_size}")]
@@ -160,12 +162,12 @@ pub fn release(
 }
 
 /// Client level: adds Gaussian noise with σ = noise multiplier · sensitivity to each value, where the sensitivity
-/// is ⌊clip_norm·2^f⌋ units, or twice as much where neighbours replace one client, and
-/// divides by the fixed denominator of `cohort`, also when fewer reported (a divisor that follows the private number of
+/// is ⌊clip_norm·2^f⌋ units, or twice as much where neighbours replace one client, times the largest weight, and
+/// divides by the fixed denominator of `cohort`, times the largest weight, also when fewer reported (a divisor that follows the private number of
 /// reporters has no bounded sensitivity). The noise is the contract's [`CentralMechanism`]; where the clip norm moves, it is
 /// somewhat more, and the noised count of updates within the clip norm moves it on.
 ///
-/// That each update in the sum is within the bound is the receiver's check,
+/// That each update in the sum is within the bound, and of a weight of at most the largest, is the receiver's check,
 /// [`check_norm`](crate::clip::check_norm) against [`clip_norm_of`].
 ///
 /// # Errors
@@ -182,8 +184,9 @@ pub fn noise_sum(
     let Counted { most, denominator } = cohort.into();
     check_entry(entry, terms.contract)?;
     let (grid, updates, total_weight) = (sum.grid(), sum.updates(), sum.total_weight());
-    if total_weight != u64::from(updates) {
-        return Err(ReleaseError::NotUniform { updates, total_weight });
+    let max_weight = terms.contract.contract().max_weight();
+    if total_weight > u64::from(updates) * u64::from(max_weight) {
+        return Err(ReleaseError::TooHeavy { updates, total_weight, max_weight });
     }
     if !(denominator.is_finite() && denominator > 0.0) || updates > most {
         return Err(ReleaseError::Cohort { updates, cohort_size: most });
@@ -210,7 +213,7 @@ pub fn noise_sum(
         // Never frozen: correlated noise, which needs a clip norm that stays, goes with none that moves.
         next.clip = Some(state.after(&rule, share).unwrap_or(state));
     }
-    Ok((Releasable { grid, units, denominator }, next))
+    Ok((Releasable { grid, units, denominator: denominator * f64::from(max_weight) }, next))
 }
 
 /// The clip norm that the updates of a round are held to under a central contract: the first one, or the one that the
@@ -270,7 +273,7 @@ pub fn locally_private(
     let (updates, total_weight) = (sum.updates(), sum.total_weight());
     // A weight would travel beside the message, without noise.
     if total_weight != u64::from(updates) {
-        return Err(ReleaseError::NotUniform { updates, total_weight });
+        return Err(ReleaseError::TooHeavy { updates, total_weight, max_weight: 1 });
     }
     weighted_mean(sum)
 }

@@ -55,6 +55,11 @@ impl L2Sensitivity {
         self.0
     }
 
+    /// Of contributions that count up to so many times.
+    pub fn times(self, weight: u32) -> Self {
+        Self(self.0 * u64::from(weight))
+    }
+
     /// The standard deviation of `noise_multiplier` sensitivities, in units, rounded up.
     pub fn sigma(self, noise_multiplier: f64) -> f64 {
         (noise_multiplier * self.0 as f64).next_up()

@@ -261,8 +261,16 @@ impl JobSpec {
             (_, LocalWork::Steps(n)) => n,
             (_, LocalWork::Epochs(_)) => 1,
         };
-        if self.privacy.unit() == Unit::Client && self.aggregation.weights != Weights::Uniform {
-            return Err(bad("aggregation", "a client-level contract needs weights = \"uniform\"".into()));
+        // What the noise is scaled to is what an update may count.
+        if self.privacy.unit() == Unit::Client && self.max_weight() != self.privacy.max_weight() {
+            return Err(bad(
+                "aggregation",
+                format!(
+                    "a client-level contract needs weights = \"uniform\", or, with trust = \"central\", [privacy] max_weight = {} \
+                     (the largest weight, which the noise is scaled to) beside weights = \"declared_rows\" and max_weight = {}",
+                    self.aggregation.max_weight, self.aggregation.max_weight
+                ),
+            ));
         }
         let layout = self
             .model

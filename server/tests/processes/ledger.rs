@@ -1,6 +1,7 @@
 //! The privacy ledger when the coordinator is killed between every two of its states.
 
 use crate::csv;
+use undertone_core::digest::Digest;
 use undertone_harness::{Processes, SAMPLE_JOB};
 use undertone_privacy::ledger::EntryState;
 use undertone_privacy::ledger::chain::Line;
@@ -88,6 +89,13 @@ async fn killed_between_any_two_states_it_neither_undercounts_nor_pays_twice() {
                 results.iter().all(|(s, o)| s != seq || o == output),
                 "{points:?}: two results of one attempt"
             );
+        }
+        // And what anybody can fetch is those bytes.
+        for line in &own {
+            if let EntryState::Published { output } = line.entry.state {
+                let file = operator.release(&id, line.entry.key.round.0).await;
+                assert_eq!(Digest::of(&file), output, "{points:?}: round {}", line.entry.key.round);
+            }
         }
     }
     // The whole history of eight jobs and ten kills is one chain.

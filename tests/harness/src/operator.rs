@@ -103,7 +103,12 @@ impl Operator {
     pub async fn model(&mut self, job: &str) -> Vec<f32> {
         let document = self.detail(job).await.job_document;
         let spec = Job::from_document(&document).expect("the job");
-        let request = v1::DownloadReleaseRequest { job: job.into(), round: 0 };
+        spec.layout().from_safetensors(&self.release(job, 0).await).expect("the model")
+    }
+
+    /// The model file of a round; 0: of the newest.
+    pub async fn release(&mut self, job: &str, round: u32) -> Vec<u8> {
+        let request = v1::DownloadReleaseRequest { job: job.into(), round };
         let mut stream = self.client.download_release(request).await.expect("a release").into_inner();
         let mut file = vec![];
         while let Some(message) = stream.next().await {
@@ -111,7 +116,7 @@ impl Operator {
                 file.extend_from_slice(&chunk.data);
             }
         }
-        spec.layout().from_safetensors(&file).expect("the model")
+        file
     }
 
     /// A join token.

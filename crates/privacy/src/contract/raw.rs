@@ -31,6 +31,8 @@ pub(super) struct RawContract {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     adaptive_clip: Option<RawAdaptiveClip>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    max_weight: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     metrics: Option<MetricsPrivacy>,
 }
 
@@ -88,6 +90,7 @@ impl RawContract {
         .chain(self.adjacency.map(|_| "adjacency"))
         .chain(self.mechanism.map(|_| "mechanism"))
         .chain(self.adaptive_clip.map(|_| "adaptive_clip"))
+        .chain(self.max_weight.map(|_| "max_weight"))
         .chain(self.metrics.map(|_| "metrics"))
         .collect()
     }
@@ -156,6 +159,10 @@ impl TryFrom<RawContract> for PrivacyContract {
             Some(mechanism) => contract.with_mechanism(mechanism)?,
             None => contract,
         };
+        let contract = match raw.max_weight {
+            Some(max_weight) => contract.with_max_weight(max_weight)?,
+            None => contract,
+        };
         let contract = match (raw.adaptive_clip, contract.clip_norm()) {
             (Some(rule), Some(initial)) => contract.with_adaptive_clip(rule.rule(initial)?)?,
             _ => contract,
@@ -187,6 +194,7 @@ impl From<PrivacyContract> for RawContract {
             budget_epsilon: contract.budget_epsilon(),
             mechanism: contract.mechanism().filter(|m| *m != CentralMechanism::default()),
             adaptive_clip: contract.adaptive_clip().map(RawAdaptiveClip::from),
+            max_weight: Some(contract.max_weight()).filter(|w| *w != 1),
             metrics: contract.metrics(),
         }
     }

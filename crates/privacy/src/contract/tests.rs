@@ -154,7 +154,7 @@ fn the_coordinators_noise_is_a_key_of_central_contracts() {
     assert_eq!(with(CLIENT, "mechanism = \"discrete-gaussian\""), Ok(central));
     let adaptive = "adaptive_clip = { min = 0.1, max = 4, count_noise = 5 }";
     let mut digests = vec![central.digest()];
-    for key in ["mechanism = \"fast-gaussian\"", "mechanism = \"blt\"", adaptive] {
+    for key in ["mechanism = \"fast-gaussian\"", "mechanism = \"blt\"", adaptive, "max_weight = 100"] {
         let contract = with(CLIENT, key).unwrap();
         let json = serde_json::to_string(&contract).unwrap();
         assert_eq!(serde_json::from_str::<PrivacyContract>(&json).unwrap(), contract, "{json}");
@@ -172,6 +172,8 @@ fn the_coordinators_noise_is_a_key_of_central_contracts() {
     assert!(e.contains("adaptive_clip does not go with mechanism = \"blt\""), "{e}");
     let e = with(CLIENT, "adaptive_clip = { min = 1, max = 4, count_noise = 5 }").unwrap_err();
     assert!(e.contains("clip_norm must be between min and max, not 0.5"), "{e}");
+    assert_eq!(with(CLIENT, "max_weight = 1"), Ok(central));
+    assert!(with(CLIENT, "max_weight = 0").unwrap_err().contains("max_weight must be 1 to"));
     let e = with(CLIENT, "mechanism = \"bltt\"").unwrap_err();
     assert!(e.contains("blt"), "{e}");
 }

@@ -136,7 +136,7 @@ fn local_messages_are_averaged_without_more_noise_and_without_weights() {
     assert_eq!(released.mean().collect::<Vec<_>>(), [0.5; 4]);
     let e =
         release(sum(4, 3, 7), &contract, &entry(&contract), 100, Carried::default(), &mut rng).unwrap_err();
-    assert!(matches!(e, ReleaseError::NotUniform { updates: 3, total_weight: 21 }), "{e}");
+    assert!(matches!(e, ReleaseError::TooHeavy { updates: 3, total_weight: 21, max_weight: 1 }), "{e}");
     let e =
         release(sum(4, 0, 1), &contract, &entry(&contract), 100, Carried::default(), &mut rng).unwrap_err();
     assert_eq!(e, ReleaseError::NothingReceived);
@@ -149,7 +149,10 @@ fn weights_and_cohorts_that_break_the_sensitivity_are_refused() {
     let mut of = |sum, cohort_size| {
         release(sum, &contract, &entry(&contract), cohort_size, Carried::default(), &mut rng).unwrap_err()
     };
-    assert!(matches!(of(sum(2, 2, 5), 10), ReleaseError::NotUniform { updates: 2, total_weight: 10 }));
+    assert!(matches!(
+        of(sum(2, 2, 5), 10),
+        ReleaseError::TooHeavy { updates: 2, total_weight: 10, max_weight: 1 }
+    ));
     assert!(matches!(of(sum(2, 3, 1), 2), ReleaseError::Cohort { updates: 3, cohort_size: 2 }));
     assert!(matches!(of(sum(2, 0, 1), 0), ReleaseError::Cohort { .. }));
     assert!(matches!(of(IntegerSum::zero(Grid::new(4).unwrap(), 2), 2), ReleaseError::Noise(_)));
@@ -272,4 +275,31 @@ fn the_fast_gaussian_has_the_contracts_deviation() {
         release(sum(50_000, 1, 1), &contract, &entry(&contract), 10, Carried::default(), &mut rng).unwrap();
     assert!((mean_and_deviation(&released).1 / 0.1 - 1.0).abs() < 0.02);
     assert_eq!(next, Carried::default());
+}
+
+/// A client that counts ten times can move the sum ten times as far: that is what the noise is scaled to.
+#[test]
+fn weights_are_in_the_sensitivity_and_in_the_fixed_denominator() {
+    let contract = PrivacyContract::client_central(1.0, Noise::Multiplier(1.0), 1e-5, 50.0).unwrap();
+    let contract = resolve(contract.with_max_weight(10).unwrap());
+    assert_eq!(contract.epsilon_after(3), client().epsilon_after(3));
+    let mut rng = NoiseRng::seeded_for_tests(19);
+    for (updates, weight) in [(0, 1), (4, 3), (10, 10)] {
+        let (released, _) = release(
+            sum(50_000, updates, weight),
+            &contract,
+            &entry(&contract),
+            10,
+            Carried::default(),
+            &mut rng,
+        )
+        .unwrap();
+        let (mean, deviation) = mean_and_deviation(&released);
+        let expected = 0.5 * f64::from(updates * weight) / 100.0;
+        assert!((mean - expected).abs() < 0.003, "{mean} for {expected}");
+        assert!((deviation / 0.1 - 1.0).abs() < 0.02, "{deviation}");
+    }
+    let e =
+        release(sum(2, 2, 11), &contract, &entry(&contract), 10, Carried::default(), &mut rng).unwrap_err();
+    assert_eq!(e, ReleaseError::TooHeavy { updates: 2, total_weight: 22, max_weight: 10 });
 }

@@ -62,7 +62,8 @@ impl ClientCentral<'_> {
 
     /// How far two neighbours can be apart in a sum of updates within `clip_norm`, in units of `grid`.
     pub(crate) fn sensitivity(&self, clip_norm: f64, grid: Grid) -> Result<L2Sensitivity, BoundError> {
-        L2Sensitivity::of_clipped(clip_norm, grid, self.promise.adjacency)
+        let one = L2Sensitivity::of_clipped(clip_norm, grid, self.promise.adjacency)?;
+        Ok(one.times(self.contract.contract().max_weight()))
     }
 
     /// The correlated noise of the whole run, for sums of `values` values on `grid`; `None` under another mechanism.

@@ -720,6 +720,52 @@ fn time_that_the_coordinator_was_away_is_held_against_nobody() {
     assert_eq!(w.outcome(), Some(&Outcome::Completed));
 }
 
+/// Neighbour replay: what a client sends decides nothing but the sum. The same history with other bytes from one client
+/// (or from each) has the same events, charges, effects and times.
+#[test]
+fn what_an_update_holds_decides_nothing_but_the_sum() {
+    for privacy in [NONE.to_owned(), CENTRAL.replace("BUDGET", "30.0")] {
+        let history = |bytes: &dyn Fn(&str, u32) -> Vec<u8>| {
+            let mut w = World::new(&privacy);
+            w.enrol_evaluator();
+            let mut told = vec![];
+            w.feed(Input::Sessions).unwrap();
+            for (round, attempt) in [(1, 1), (1, 2), (2, 1)] {
+                w.now_ms += 2_000;
+                w.feed(Input::Tick).unwrap();
+                for c in ["a", "b", "c"] {
+                    let update =
+                        Update { client: name(c), blob: Digest::of(&bytes(c, round)), bytes: 8, weight: 1 };
+                    w.feed(Input::Update { key: w.key(round, attempt), update }).unwrap();
+                    // Which bytes are summed is the one thing that may differ.
+                    let hidden = w.effects.iter().map(|e| match e {
+                        Effect::Release { key, updates, .. } => format!("release {key} of {}", updates.len()),
+                        other => format!("{other:?}"),
+                    });
+                    told.extend(hidden);
+                    told.push(format!("{:?}", w.state.wake_at_ms(&w.job)));
+                }
+                let key = w.key(round, attempt);
+                if (round, attempt) == (1, 1) {
+                    w.feed(Input::ReleaseFailed { key, reason: "disk".into(), is_final: false }).unwrap();
+                } else {
+                    w.release(round, attempt);
+                }
+            }
+            let blobs = w.state.blobs();
+            (told, w.events, w.ledger, w.state.status(), blobs)
+        };
+        let one = history(&|c, round| format!("{c} {round}").into_bytes());
+        for changed in ["a", "b", "c"] {
+            let other = history(&|c, round| {
+                let suffix = if c == changed { " of a neighbour" } else { "" };
+                format!("{c} {round}{suffix}").into_bytes()
+            });
+            assert_eq!(one, other, "{changed}");
+        }
+    }
+}
+
 fn any_input() -> impl Strategy<Value = (u8, u8, u32, u32, u64)> {
     (0u8..16, 0u8..4, 1u32..3, 1u32..3, 0u64..30_000)
 }
