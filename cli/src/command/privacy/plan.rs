@@ -66,6 +66,8 @@ impl Plan {
                 "accountant": contract.accountant(),
                 "delta": delta,
                 "noise_multiplier": contract.noise_multiplier(),
+                "mechanism": contract.mechanism_name(),
+                "measurements": contract.planned_measurements().map(|(n, epsilon)| json!({ "number": n, "epsilon": epsilon })),
                 "rounds": rounds,
                 "planned_epsilon": planned,
                 "planned_epsilon_lower": contract.epsilon_interval_after(rounds).map(|i| i.lower),
@@ -79,11 +81,22 @@ impl Plan {
         let noise =
             contract.noise_multiplier().map_or_else(String::new, |z| format!("noise multiplier {z:.4}, "));
         screen.line(&format!(
-            "{noise}δ {} for each {}, accountant {}",
+            "{noise}mechanism {}, δ {} for each {}, accountant {}",
+            contract.mechanism_name().unwrap_or_default(),
             given(delta),
             contract.unit().as_str(),
             contract.accountant().unwrap_or_default()
         ))?;
+        if contract.is_correlated() {
+            screen
+                .line("the noise of the rounds is one mechanism: the first attempt pays for the whole run")?;
+        }
+        if let Some((number, epsilon)) = contract.planned_measurements() {
+            screen.line(&format!(
+                "{number} measurements on evaluators' data are in it, with ε {} each",
+                given(epsilon)
+            ))?;
+        }
         let mut table =
             Table::new(&[("AFTER ROUND", Align::Right), ("ε", Align::Right), ("OF BUDGET", Align::Right)]);
         for (n, epsilon) in &after {
