@@ -57,6 +57,9 @@ pub(super) fn unpack(bits: u8, bytes: &[u8], codes: &mut [u32]) -> bool {
         for (group, from) in groups.iter_mut().zip(whole.chunks_exact(4 * B)) {
             unpack_group::<B>(from, group);
         }
+        if rest.is_empty() {
+            return true;
+        }
         let mut group = [0; GROUP];
         let mut padded = [0; 4 * B];
         padded[..tail.len()].copy_from_slice(tail);

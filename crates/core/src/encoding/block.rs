@@ -5,12 +5,13 @@
 //! divided by that, rounded up to a bf16, so that no value is beyond the largest code; a block of zeros has step zero.
 //! Such symmetric "absmax" blocks are what Dettmers et al. 2022 (8-bit optimizers, section 2.1) quantise with.
 //!
-//! Values are rounded to the nearest code: the error is at most half a step (on an update another half unit of the
-//! grid), and it is not unbiased: small values beside a large one vanish. Where that matters, `fixed` has no bias.
+//! Values are rounded to the nearest code, ties to even: the error is at most half a step (on an update another half
+//! unit of the grid), and it is not unbiased: small values beside a large one vanish. Where that matters, `fixed` has
+//! no bias.
 
 use super::bits::{pack, packed_len, unpack};
 use super::codec::{Codes, Undecodable, Unencodable, largest, place_of, round_all};
-use super::domain::Domain;
+use super::domain::{Domain, ONES};
 use super::plain::of_bf16;
 
 /// Bytes of the step.
@@ -46,12 +47,12 @@ pub(super) fn encode_block<D: Domain>(
     } else if toward_zero {
         codes.extend(items.iter().map(|&item| ((domain.real(item) / step) as i32 + zero) as u32));
     } else if domain.admits(most * step) {
-        let per_step = 1.0 / step;
-        codes.extend(items.iter().map(|&item| (nearest(domain.real(item) * per_step, most) + zero) as u32));
+        let (per_step, shift) = (1.0 / step, ONES + ONES / 2.0 + f64::from(zero));
+        codes.extend(items.iter().map(|&item| (domain.real(item) * per_step + shift).to_bits() as u32));
     } else {
         // At the edge of the range the largest code says more than may be said.
         codes.extend(items.iter().map(|&item| {
-            let code = nearest(domain.real(item) / step, most);
+            let code = (domain.real(item) / step).round_ties_even() as i32;
             let code = if domain.admits(f64::from(code) * step) { code } else { code - code.signum() };
             (code + zero) as u32
         }));
@@ -86,19 +87,6 @@ pub(super) fn decode_block<D: Domain>(
         return malformed("its step is zero and its values are not");
     }
     round_all(domain, codes.iter().map(|&code| f64::from(code as i32 - zero) * step), items)
-}
-
-/// The nearest integer, half away from zero, within ±`most`.
-#[inline]
-fn nearest(x: f64, most: f64) -> i32 {
-    let clamped = if x > most {
-        most
-    } else if x < -most {
-        -most
-    } else {
-        x
-    };
-    (clamped + 0.5f64.copysign(clamped)) as i32
 }
 
 /// The bits of the smallest bf16 that is at least `x` (zero or above, at most what an f32 holds): infinity beyond the

@@ -5,7 +5,7 @@
 //! another. There are two kinds:
 //!
 //! - `exact` leads to the new model itself. It says by how many representable numbers each value moved
-//!   ([`super::bit_difference`]): some 70 % of the model's bytes where values move by a hundredth of their size, 50 % at a
+//!   (`bit_difference.rs`): some 70 % of the model's bytes where values move by a hundredth of their size, 50 % at a
 //!   ten-thousandth, next to nothing where they stand still.
 //! - `lossy` sends new minus old with an encoding. It leads to old plus what was decoded, which is near the new model and
 //!   not the same: the *reference*. The server keeps the reference and makes the next delta from it, so what one delta

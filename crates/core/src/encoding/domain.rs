@@ -73,6 +73,16 @@ impl Units {
     const LIMIT: f64 = MAX_FIXED as f64 + 0.5;
 }
 
+/// A number below 2^51 plus this is rounded to an integer (ties to even), which are then the low bits of the sum. A cast
+/// would do the same several times slower: it saturates, for which processors have no instruction.
+pub(super) const ONES: f64 = (1u64 << 52) as f64;
+
+#[inline]
+fn signed(magnitude: u32, like: f64) -> i32 {
+    let positive = magnitude as i32;
+    if like < 0.0 { positive.wrapping_neg() } else { positive }
+}
+
 impl sealed::Sealed for Units {}
 
 impl Domain for Units {
@@ -97,17 +107,22 @@ impl Domain for Units {
         (real * self.units_per_one).abs() < Self::LIMIT
     }
 
-    /// Half away from zero, as [`Grid::encode`] does. `x + 0.5` cannot round up to the next integer: an x just below a
-    /// half has at most 24 significant bits here, and an f64 has 53.
+    /// Half away from zero, as [`Grid::encode`] does.
     #[inline]
     fn round(self, real: f64) -> i32 {
         let x = real * self.units_per_one;
-        (x + 0.5f64.copysign(x)) as i32
+        let magnitude = x.abs();
+        let shifted = magnitude + ONES;
+        // Exact, and 1/2 only where a half was rounded down to an even number.
+        let below = magnitude - (shifted - ONES);
+        signed((shifted.to_bits() as u32).wrapping_add(u32::from(below >= 0.5)), x)
     }
 
     #[inline]
     fn shrunk(self, item: i32, factor: f64) -> i32 {
-        (f64::from(item) * factor) as i32
+        let x = f64::from(item) * factor;
+        let shifted = x.abs() + ONES;
+        signed((shifted.to_bits() as u32).wrapping_sub(u32::from(shifted - ONES > x.abs())), x)
     }
 
     #[inline]

@@ -8,8 +8,8 @@
 //! whose largest magnitude needs no more than b bits on the grid arrives as it was.
 //!
 //! x = value/2^e becomes ⌊x + u⌋ with u uniform in [0, 1): one of the two neighbours, with the expectation x (unbiased
-//! stochastic rounding, as in QSGD: Alistarh et al. 2017, section 3.1). u has at least 29 bits, as many as a unit of
-//! the grid has below any step: for updates the expectation is x exactly, for f32 values within 2^-29 steps. The
+//! stochastic rounding, as in QSGD: Alistarh et al. 2017, section 3.1). u has 28 to 32 bits, no fewer than a unit
+//! of the grid has below its step: for updates the expectation is x exactly, for f32 values within 2^-28 steps. The
 //! error is below one step, its variance at most a quarter of the step squared.
 
 use super::bits::{pack, packed_len, unpack};
@@ -48,18 +48,22 @@ pub(super) fn encode_block<D: Domain>(
     if !rounder.toward_zero() && !domain.admits(farthest) {
         return Err(place_of(domain, items, magnitude));
     }
-    // Codes are positive, so that cutting off rounds down.
-    let zero = power_of_two(i32::from(bits) - 1);
+    // From 2^bits to 2^(bits+1), an f64 has the bits of its integer part at the same place. So that is where the codes
+    // are moved, and cutting off what is below rounds down.
+    let base = power_of_two(bits.into());
+    let (fraction, mask) = (52 - u32::from(bits), (1u32 << bits) - 1);
+    let cut = |x: f64| (x.to_bits() >> fraction) as u32 & mask;
+    let zero = base + base / 2.0;
     codes.clear();
     if rounder.toward_zero() {
-        codes.extend(items.iter().map(|&item| ((domain.real(item) * per_step).trunc() + zero) as i32 as u32));
+        codes.extend(items.iter().map(|&item| cut((domain.real(item) * per_step).trunc() + zero)));
     } else {
-        // The sum below is less than 2^bits and must hold u exactly, or it could round up to the next integer.
-        let unused = u32::from(bits).saturating_sub(21);
+        // The sum must hold u exactly, or it could be rounded up to the next integer.
+        let unused = u32::from(bits).saturating_sub(20);
         let scale = power_of_two(unused as i32 - 32);
         codes.extend(items.iter().zip(rounder.words(items.len())).map(|(&item, word)| {
             let u = f64::from(word >> unused) * scale;
-            (domain.real(item) * per_step + u + zero) as i32 as u32
+            cut(domain.real(item) * per_step + u + zero)
         }));
     }
     let exponent = i16::try_from(exponent).expect("the exponent of an f32 fits an i16");

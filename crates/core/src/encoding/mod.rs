@@ -44,6 +44,7 @@ pub use domain::{Units, Values};
 pub use encoder::Encoder;
 pub use error::{DecodeError, EncodeError};
 
+use crate::fixed::MAX_FIXED;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -168,6 +169,18 @@ impl Encoding {
             // A model is rounded to the grid; of a unit, f32 keeps 24 bits.
             (Self::Fixed32, Direction::Down) | (Self::F32, Direction::Up) => true,
             (Self::Bf16 | Self::Fixed { .. } | Self::TopK { .. } | Self::Block { .. }, _) => true,
+        }
+    }
+
+    /// The largest magnitude, in units, of which every update can be encoded, whatever the coins; a norm bound within it
+    /// makes sure that no honest update is refused. With `fixed` the topmost values of the wire's range could be rounded
+    /// up to beyond it.
+    pub fn largest_units(&self) -> u64 {
+        match self {
+            Self::Fixed { .. } => 1 << 29,
+            Self::Fixed32 | Self::F32 | Self::Bf16 | Self::TopK { .. } | Self::Block { .. } => {
+                MAX_FIXED as u64
+            }
         }
     }
 

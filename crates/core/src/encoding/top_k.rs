@@ -1,7 +1,7 @@
 //! Which values a sparse update keeps: the k that are furthest from zero.
 //!
 //! k is a fixed share of the vector ([`kept`]), so that the size of a message is bounded before it is made. The k-th
-//! largest magnitude is found by counting digits from the highest down (three passes over the vector, no copy of it);
+//! largest magnitude is found by counting digits from the highest down (two to four passes over the vector, no copy of it);
 //! among equal magnitudes the first positions win, so that the choice is a function of the values alone.
 
 /// How many of `values` values are sent: the share `fraction`, rounded up.
@@ -17,20 +17,22 @@ pub(super) struct Threshold {
     ties: usize,
 }
 
-/// The digits of a magnitude: lowest bit and number of bits, from the highest.
-const DIGITS: [(u32, u32); 3] = [(21, 11), (10, 11), (0, 10)];
+/// Bits of the digits that are counted at once.
+const DIGIT: u32 = 11;
 
 impl Threshold {
     /// The threshold of the `k` largest, 1 ≤ k ≤ their number.
     pub(super) fn of(magnitudes: impl Iterator<Item = u32> + Clone, k: usize) -> Self {
+        // Bits that no magnitude has are not looked at: they would all be counted as the same digit.
+        let mut above = 32 - magnitudes.clone().fold(0, |all, m| all | m).leading_zeros();
         // Of the k, `ties` have this prefix; the others are larger.
-        let (mut prefix, mut ties) = (0u32, k);
-        for (shift, bits) in DIGITS {
-            let mut counts = vec![0usize; 1 << bits];
-            let above = shift + bits;
+        let (mut prefix, mut ties) = (0u64, k);
+        while above > 0 {
+            let shift = above.saturating_sub(DIGIT);
+            let (mut counts, mask) = (vec![0usize; 1 << (above - shift)], (1 << (above - shift)) - 1);
             for m in magnitudes.clone() {
-                if above == 32 || m >> above == prefix >> above {
-                    counts[(m >> shift) as usize & ((1 << bits) - 1)] += 1;
+                if u64::from(m) >> above == prefix {
+                    counts[(m >> shift) as usize & mask] += 1;
                 }
             }
             let digit = (0..counts.len()).rev().find(|&digit| {
@@ -38,9 +40,11 @@ impl Threshold {
                 ties -= if enough { 0 } else { counts[digit] };
                 enough
             });
-            prefix |= (digit.expect("there are at least k") as u32) << shift;
+            prefix = prefix << (above - shift) | digit.expect("there are at least k") as u64;
+            above = shift;
         }
-        Self { magnitude: prefix, ties }
+        let magnitude = prefix as u32;
+        Self { magnitude, ties }
     }
 
     /// Whether the next magnitude, in the order of positions, is among the k.

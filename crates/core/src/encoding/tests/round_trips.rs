@@ -220,6 +220,19 @@ fn the_edge_of_the_range() {
 }
 
 #[test]
+fn up_to_the_largest_units_nothing_is_refused() {
+    for encoding in dense() {
+        let most = i32::try_from(encoding.largest_units()).unwrap();
+        for below in [0, 1, 2, 1000, most / 3, most / 2] {
+            let update = [most - below, 1, below - most];
+            for seed in 0..5 {
+                encode(&encoding, units(), &update, &Rounding::draw(&mut rng(seed))).unwrap();
+            }
+        }
+    }
+}
+
+#[test]
 fn what_cannot_be_encoded_is_refused_with_its_place() {
     let draw = Rounding::draw(&mut rng(1));
     let domain = Values::new(grid());
