@@ -12,6 +12,7 @@ pub mod cohort;
 pub mod config;
 pub mod digest;
 pub mod duration;
+pub mod encoding;
 pub mod fixed;
 pub mod id;
 pub mod layout;
