@@ -194,7 +194,7 @@ impl PrivacyContract {
         self.resolve_over(schedule, Setting::default())
     }
 
-    /// The same for the cohorts of a job: ones that are drawn by [`CohortRule::Poisson`] cost less.
+    /// The same for the cohorts of a job: ones that are drawn by [`CohortRule::Poisson`](undertone_core::cohort::CohortRule::Poisson) cost less.
     ///
     /// # Errors
     /// [`ContractError`].

@@ -33,17 +33,39 @@ use undertone_round::coordinator::{Context, Input, JobState, Step, invariants, s
 use undertone_round::job::Job;
 use undertone_store::{CommitError, StoreError};
 
-/// Inputs that wait for a busy driver.
+/// Inputs that wait for a busy driver; as many are taken together.
 const QUEUE: usize = 256;
 /// Pause before something that failed is tried again; doubles up to [`LAST_PAUSE`].
 pub(crate) const FIRST_PAUSE: Duration = Duration::from_millis(500);
 /// Longest such pause.
 pub(crate) const LAST_PAUSE: Duration = Duration::from_secs(60);
 
+/// Who wants to know what came of an input.
+type Reply = oneshot::Sender<Result<(), ApiError>>;
+
 /// An input and who wants to know what came of it.
 struct Command {
     input: Input,
-    reply: Option<oneshot::Sender<Result<(), ApiError>>>,
+    reply: Option<Reply>,
+}
+
+/// The answers that a batch of inputs will get.
+type Answers = Vec<(Option<Reply>, Answer)>;
+
+/// What somebody will be told.
+enum Answer {
+    /// Whatever else becomes of the batch.
+    Saved(Result<(), ApiError>),
+    /// Once what it rests on is saved.
+    Unsaved(Result<(), ApiError>),
+}
+
+impl Answer {
+    fn save(&mut self) {
+        if let Self::Unsaved(answer) = self {
+            *self = Self::Saved(std::mem::replace(answer, Ok(())));
+        }
+    }
 }
 
 /// What others may see of a job without asking its driver.
@@ -150,9 +172,9 @@ impl Driver {
         recovered: bool,
     ) -> Result<(), Stop> {
         if recovered {
-            self.handle(Input::Recovered, None).await?;
+            self.handle(vec![Command { input: Input::Recovered, reply: None }]).await?;
         }
-        self.handle(Input::Sessions, None).await?;
+        self.handle(vec![Command { input: Input::Sessions, reply: None }]).await?;
         while !self.state.is_over() {
             let wake = self.state.wake_at_ms(&self.job);
             let sleep = async {
@@ -161,21 +183,29 @@ impl Driver {
                     None => std::future::pending().await,
                 }
             };
-            let (input, reply) = tokio::select! {
+            let alone = |input| Command { input, reply: None };
+            let first = tokio::select! {
                 command = inputs.recv() => match command {
-                    Some(command) => (command.input, command.reply),
+                    Some(command) => command,
                     None => return Ok(()),
                 },
                 change = changes.recv() => match change {
-                    Ok(Change::Opened(client)) => (Input::Connected { client }, None),
-                    Ok(Change::Closed) => (Input::Sessions, None),
-                    Err(broadcast::error::RecvError::Lagged(_)) => (Input::Missed, None),
+                    Ok(Change::Opened(client)) => alone(Input::Connected { client }),
+                    Ok(Change::Closed) => alone(Input::Sessions),
+                    Err(broadcast::error::RecvError::Lagged(_)) => alone(Input::Missed),
                     Err(broadcast::error::RecvError::Closed) => return Ok(()),
                 },
-                () = sleep => (Input::Tick, None),
+                () = sleep => alone(Input::Tick),
                 () = self.may_stop() => return Ok(()),
             };
-            self.handle(input, reply).await?;
+            // What came while the last save was under way is saved together: a thousand answers are a few commits.
+            let mut batch = vec![first];
+            while batch.len() < QUEUE
+                && let Ok(command) = inputs.try_recv()
+            {
+                batch.push(command);
+            }
+            self.handle(batch).await?;
         }
         Ok(())
     }
@@ -189,57 +219,117 @@ impl Driver {
         }
     }
 
-    /// One input: step, check, save, carry out, answer.
-    async fn handle(
-        &mut self,
-        input: Input,
-        reply: Option<oneshot::Sender<Result<(), ApiError>>>,
-    ) -> Result<(), Stop> {
-        let (taken, answer) = match self.advance(input).await {
-            Ok(Ok(())) => (Ok(()), Ok(())),
-            Ok(Err(refusal)) => (Ok(()), Err(ApiError::new(Fault::NotNow, refusal))),
-            Err(stop) => {
-                let text = match &stop {
-                    Stop::Halt(_) => {
-                        "the job stands still; its operator finds the reason in `undertone job show`"
-                    }
-                    Stop::Stale(_) | Stop::Done => "the coordinator cannot take this now: try again later",
-                };
-                (Err(stop), Err(ApiError::new(Fault::Unavailable, text)))
+    /// Inputs, one after the other: step and check each, save them together, carry out, answer. Nobody hears of anything
+    /// before it is saved, of a refusal neither: it may rest on what is not saved yet.
+    async fn handle(&mut self, batch: Vec<Command>) -> Result<(), Stop> {
+        let mut answers = Vec::with_capacity(batch.len());
+        let taken = self.advance(batch, &mut answers).await;
+        let stopped = match &taken {
+            Ok(()) => None,
+            Err(Stop::Halt(_)) => {
+                Some("the job stands still; its operator finds the reason in `undertone job show`")
             }
+            Err(Stop::Stale(_) | Stop::Done) => Some("the coordinator cannot take this now: try again later"),
         };
-        if let Some(reply) = reply {
-            let _ = reply.send(answer);
-        } else if let Err(e) = answer {
-            tracing::warn!(error = %e, "an input was refused");
+        for (reply, answer) in answers {
+            let answer = match (stopped, answer) {
+                (_, Answer::Saved(answer)) => answer,
+                (None, Answer::Unsaved(answer)) => answer,
+                (Some(text), Answer::Unsaved(_)) => Err(ApiError::new(Fault::Unavailable, text)),
+            };
+            match reply {
+                Some(reply) => drop(reply.send(answer)),
+                None => {
+                    if let Err(e) = answer {
+                        tracing::warn!(error = %e, "an input was refused");
+                    }
+                }
+            }
         }
         taken
     }
 
-    /// The inner error is a refusal for the input's sender.
-    async fn advance(&mut self, input: Input) -> Result<Result<(), String>, Stop> {
-        let totals = self.shared.ledger.totals();
-        let decided = self.decide(input.clone(), &totals)?;
-        let step = match decided {
-            Ok(Some(step)) => step,
-            Ok(None) => return Ok(Ok(())),
-            Err(refusal) => return Ok(Err(refusal)),
-        };
-        if step.ledger.is_empty() {
-            return self.take(step, None).await.map(Ok);
+    async fn advance(&mut self, batch: Vec<Command>, answers: &mut Answers) -> Result<(), Stop> {
+        let mut together: Option<Step> = None;
+        let mut batch = batch.into_iter();
+        while let Some(Command { input, reply }) = batch.next() {
+            let totals = self.shared.ledger.totals();
+            let state = together.as_ref().map_or_else(|| self.state.clone(), |s| Arc::new(s.next.clone()));
+            let decided = self.decide(&state, input.clone(), &totals);
+            match decided {
+                // Whoever else is in the batch when this driver stops is told so, too.
+                Err(stop) => {
+                    let rest = std::iter::once(reply).chain(batch.map(|c| c.reply));
+                    answers.extend(rest.map(|reply| (reply, Answer::Unsaved(Ok(())))));
+                    return Err(stop);
+                }
+                Ok(Err(refusal)) => {
+                    answers.push((reply, Answer::Unsaved(Err(ApiError::new(Fault::NotNow, refusal)))));
+                }
+                Ok(Ok(None)) => answers.push((reply, Answer::Unsaved(Ok(())))),
+                Ok(Ok(Some(step))) if step.ledger.is_empty() => {
+                    match &mut together {
+                        Some(before) => before.absorb(step),
+                        None => together = Some(step),
+                    }
+                    answers.push((reply, Answer::Unsaved(Ok(()))));
+                }
+                Ok(Ok(Some(_))) => {
+                    let rest = self.spend(together.take(), input, reply, answers).await;
+                    if let Err(stop) = rest {
+                        answers.extend(batch.map(|c| (c.reply, Answer::Unsaved(Ok(())))));
+                        return Err(stop);
+                    }
+                }
+            }
         }
-        // A step that spends is decided on what all jobs have spent by now, and nobody spends until it is saved.
-        let shared = self.shared.clone();
-        let mut chain = shared.ledger.lock().await;
-        match self.decide(input, chain.totals())? {
-            Ok(Some(step)) => self.take(step, Some(&mut chain)).await.map(Ok),
-            Ok(None) => Ok(Ok(())),
-            Err(refusal) => Ok(Err(refusal)),
+        match together {
+            Some(step) => self.take(step, None).await,
+            None => Ok(()),
         }
     }
 
+    /// A step that spends is decided on what all jobs have spent by now, and nobody spends until it is saved. What was
+    /// decided before it is saved first.
+    async fn spend(
+        &mut self,
+        before: Option<Step>,
+        input: Input,
+        reply: Option<Reply>,
+        answers: &mut Answers,
+    ) -> Result<(), Stop> {
+        if let Some(step) = before
+            && let Err(stop) = self.take(step, None).await
+        {
+            answers.push((reply, Answer::Unsaved(Ok(()))));
+            return Err(stop);
+        }
+        answers.iter_mut().for_each(|(_, answer)| answer.save());
+        let shared = self.shared.clone();
+        let mut chain = shared.ledger.lock().await;
+        let state = self.state.clone();
+        let decided = self.decide(&state, input, chain.totals());
+        let taken = match decided {
+            Ok(Ok(Some(step))) => self.take(step, Some(&mut chain)).await,
+            Ok(Ok(None)) => Ok(()),
+            Ok(Err(refusal)) => {
+                answers.push((reply, Answer::Saved(Err(ApiError::new(Fault::NotNow, refusal)))));
+                return Ok(());
+            }
+            Err(stop) => Err(stop),
+        };
+        let answer = if taken.is_ok() { Answer::Saved(Ok(())) } else { Answer::Unsaved(Ok(())) };
+        answers.push((reply, answer));
+        taken
+    }
+
     /// What the machine decides. The inner error is a refusal for the input's sender.
-    fn decide(&mut self, input: Input, population: &Totals) -> Result<Result<Option<Step>, String>, Stop> {
+    fn decide(
+        &mut self,
+        state: &JobState,
+        input: Input,
+        population: &Totals,
+    ) -> Result<Result<Option<Step>, String>, Stop> {
         let roster = self.shared.sessions.roster();
         let enrolled = self.shared.enrolled_evaluators();
         let mut context = Context {
@@ -253,9 +343,9 @@ impl Driver {
             now_ms: unix_ms(),
             rng: &mut self.rng,
         };
-        let decided = step(&self.state, input, &mut context);
+        let decided = step(state, input, &mut context);
         if let Ok(Some(step)) = &decided {
-            invariants::check(&self.state, step, &context).map_err(|e| Stop::Halt(e.to_string()))?;
+            invariants::check(state, step, &context).map_err(|e| Stop::Halt(e.to_string()))?;
         }
         Ok(decided.map_err(|refusal| refusal.to_string()))
     }

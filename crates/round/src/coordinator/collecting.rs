@@ -145,7 +145,7 @@ impl Collecting {
                                 .map_err(|e| Refusal(format!("{client}: {e}")))?;
                             step.next.taken_part.insert(client.clone(), joined);
                         }
-                        step.accepted = Some((key, update));
+                        step.accepted.push((key, update));
                         step.events.push(JobEvent::Received { round, client, bytes });
                     }
                 }

@@ -104,7 +104,7 @@ fn counts_once(before: &JobState, step: &Step) -> bool {
         Phase::Collecting(p) => {
             let kept = p.members.get(&update.client).map(|m| &m.standing);
             kept.is_some_and(|s| matches!(s, Standing::Received(u) if u == update))
-                || step.accepted.as_ref().is_some_and(|(_, u)| u == update)
+                || step.accepted.iter().any(|(_, u)| u == update)
         }
         Phase::Releasing(p) => p.updates.contains(update),
         _ => false,
@@ -112,8 +112,8 @@ fn counts_once(before: &JobState, step: &Step) -> bool {
     // None is there twice, none that does not count, and none that counts is missing.
     let counting = match &before.phase {
         Phase::Collecting(p) => {
-            let accepted = step.accepted.as_ref().map(|(_, u)| &u.client);
-            p.received().filter(|u| Some(&u.client) != accepted).count() + accepted.iter().count()
+            let accepted: BTreeSet<_> = step.accepted.iter().map(|(_, u)| &u.client).collect();
+            p.received().filter(|u| !accepted.contains(&u.client)).count() + accepted.len()
         }
         Phase::Releasing(p) => p.updates.len(),
         _ => 0,

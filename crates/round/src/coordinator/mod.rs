@@ -260,8 +260,8 @@ pub struct Step {
     pub next: JobState,
     /// Ledger entries that are new or changed, in order; one that changes twice is there twice.
     pub ledger: Vec<LedgerEntry>,
-    /// The update that counts from now on, if this step took one in.
-    pub accepted: Option<(AttemptKey, Update)>,
+    /// The updates that count from now on: none or one, and as many as there were where steps are taken together.
+    pub accepted: Vec<(AttemptKey, Update)>,
     /// What happened, in order.
     pub events: Vec<JobEvent>,
     /// What to do once all of the above is durable.
@@ -524,14 +524,14 @@ fn cancel(
 
 impl Step {
     fn stay(state: &JobState) -> Self {
-        Self { next: state.clone(), ledger: vec![], accepted: None, events: vec![], effects: vec![] }
+        Self { next: state.clone(), ledger: vec![], accepted: vec![], events: vec![], effects: vec![] }
     }
 
-    /// Goes on with what `later` decided.
-    fn absorb(&mut self, later: Step) {
+    /// Goes on with what `later` decided from [`Step::next`]: to be made durable together, then carried out in order.
+    pub fn absorb(&mut self, later: Step) {
         self.next = later.next;
         self.ledger.extend(later.ledger);
-        self.accepted = later.accepted.or(self.accepted.take());
+        self.accepted.extend(later.accepted);
         self.events.extend(later.events);
         self.effects.extend(later.effects);
     }
