@@ -2,6 +2,8 @@
 
 mod fold;
 
+pub(crate) use fold::add_weighted;
+
 use crate::fixed::{Grid, MAX_FIXED, OffGrid};
 use crate::limits::{MAX_COHORT, MAX_WEIGHT};
 

@@ -130,3 +130,13 @@ pub(super) fn fold<T: Foldable>(
     }
     good
 }
+
+/// sums += weight·units for units that are known to be within ±[`MAX_FIXED`](crate::fixed::MAX_FIXED). The caller
+/// keeps the sum of all weights within 2^32.
+pub(crate) fn add_weighted(sums: &mut [i64], units: &[i32], weight: u32) {
+    let raised_zero = (u64::from(weight) * RAISE) as i64;
+    for (sum, &unit) in sums.iter_mut().zip(units) {
+        let product = (unit.raised(()) * u64::from(weight)) as i64;
+        *sum = sum.wrapping_add(product).wrapping_sub(raised_zero);
+    }
+}
