@@ -131,7 +131,7 @@ pub(super) fn fold<T: Foldable>(
     good
 }
 
-/// sums += weight·units for units that are known to be within ±[`MAX_FIXED`](crate::fixed::MAX_FIXED). The caller
+/// sums += weight·units for units that are known to be within ±[`MAX_FIXED`]. The caller
 /// keeps the sum of all weights within 2^32.
 pub(crate) fn add_weighted(sums: &mut [i64], units: &[i32], weight: u32) {
     let raised_zero = (u64::from(weight) * RAISE) as i64;

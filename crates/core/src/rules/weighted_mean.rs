@@ -1,6 +1,6 @@
 //! The weighted mean (federated averaging, McMahan et al. 2017), over updates that are at hand.
 //!
-//! Where updates come one by one, [`IntegerSum`](crate::aggregate::IntegerSum) folds each as it comes, to the same bits.
+//! Where updates come one by one, [`IntegerSum`] folds each as it comes, to the same bits.
 
 use super::integer_weights::weighted_sums;
 use super::{Aggregate, Rows, RuleError, Tiling};
