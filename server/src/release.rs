@@ -3,20 +3,23 @@
 //! A disk that fails for a while costs time, not privacy: reading is tried again before noise is drawn, and the noised
 //! bytes, drawn once, are kept in memory until they can be written.
 
+mod gather;
+
 use crate::coordinator::Shared;
 use crate::driver::FIRST_PAUSE;
-use crate::spool;
+use crate::spool::Spooled;
+use gather::{Gathered, gather};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use undertone_core::aggregate::IntegerSum;
 use undertone_core::id::JobId;
-use undertone_privacy::adaptive_clip::{ClipState, CountSum};
+use undertone_core::optimizer::{OptimizerState, StateError};
+use undertone_privacy::adaptive_clip::ClipState;
 use undertone_privacy::ledger::LedgerEntry;
 use undertone_privacy::noise::NoiseRng;
-use undertone_privacy::release::{self, Collected, Counted};
+use undertone_privacy::release::{self, Counted};
 use undertone_round::coordinator::{Carried, ModelRef, Update};
 use undertone_round::job::Job;
-use undertone_store::BlobError;
+use undertone_store::{BlobError, Blobs};
 
 /// Largest model file that is read into memory.
 const MAX_MODEL_BYTES: u64 = 12 << 30;
@@ -59,7 +62,7 @@ pub(crate) async fn release(
     let mut pause = FIRST_PAUSE;
     let clip = inputs.carried.clip;
     let read = loop {
-        match blocking_read(&job, &entry, &inputs, shared).await {
+        match read(&job, &entry, &inputs, shared).await {
             Ok(read) => break read,
             Err(Unreadable::ForGood(reason)) => return Err(reason.into()),
             Err(Unreadable::Lost(reason)) => return Err(Impossible { reason, is_final: true }),
@@ -78,13 +81,21 @@ pub(crate) async fn release(
     let drawn = tokio::task::spawn_blocking(move || draw(&job, &entry, read, clip))
         .await
         .map_err(|e| format!("the release broke: {e}"))??;
-    let Some(noise) = keep("noise that goes on", drawn.noise.as_deref(), &id, shared, wanted).await else {
-        return Ok(None);
-    };
+    let mut kept = [None; 3];
+    let carried = [
+        ("noise that goes on", &drawn.noise),
+        ("state of the server optimiser", &drawn.optimizer),
+        ("centre of the aggregation rule", &drawn.centre),
+    ];
+    for (place, (what, bytes)) in kept.iter_mut().zip(carried) {
+        let Some(blob) = keep(what, bytes.as_deref(), &id, shared, wanted).await else { return Ok(None) };
+        *place = blob;
+    }
     let Some(model) = keep("new model", Some(&drawn.model), &id, shared, wanted).await else {
         return Ok(None);
     };
-    Ok(model.map(|model| (model, Carried { clip: drawn.clip, noise })))
+    let [noise, optimizer, centre] = kept;
+    Ok(model.map(|model| (model, Carried { clip: drawn.clip, noise, optimizer, centre })))
 }
 
 /// Writes bytes until they are written: another draw over the same updates would be another release. The outer `None`:
@@ -118,20 +129,13 @@ async fn keep(
 }
 
 /// Why the updates or the model cannot be read.
-enum Unreadable {
+pub(crate) enum Unreadable {
     /// Gone, damaged or not what it should be.
     ForGood(String),
-    /// The noise that must go on is gone or damaged: no other attempt can do better.
+    /// What must go on from the release before is gone or damaged: no other attempt can do better.
     Lost(String),
     /// The disk fails; it may be mended.
     Now(String),
-}
-
-/// What a release is made from, in memory.
-struct Read {
-    collected: Collected,
-    file: Vec<u8>,
-    noise: Option<Vec<u8>>,
 }
 
 impl Unreadable {
@@ -141,44 +145,62 @@ impl Unreadable {
     }
 }
 
-/// Reads and sums off the async threads: it is work for a core.
-async fn blocking_read(
+/// What a release is made from, in memory.
+struct Read {
+    gathered: Gathered,
+    file: Vec<u8>,
+    noise: Option<Vec<u8>>,
+    optimizer: Option<Vec<u8>>,
+}
+
+async fn read(
     job: &Arc<Job>,
     entry: &LedgerEntry,
     inputs: &Inputs,
     shared: &Arc<Shared>,
 ) -> Result<Read, Unreadable> {
-    let (job, entry, blobs) = (job.clone(), entry.clone(), shared.blobs.clone());
-    let (model, updates, noise) = (inputs.model, inputs.updates.clone(), inputs.carried.noise);
-    let runtime = tokio::runtime::Handle::current();
-    let read = tokio::task::spawn_blocking(move || {
-        runtime.block_on(async {
-            let mut sum = IntegerSum::zero(job.grid(), job.layout().len());
-            let mut within = CountSum::default();
-            for update in &updates {
-                let (units, bit) = spool::read(&entry.key, update, &blobs)
-                    .await
-                    .map_err(|e| Unreadable::blob(&format!("the spooled update of {}", update.client), &e))?;
-                sum.fold(&units, update.weight)
-                    .map_err(|e| Unreadable::ForGood(format!("the update of {}: {e}", update.client)))?;
-                bit.into_iter().for_each(|bit| within.fold(bit));
-            }
-            let file = blobs.get(&model.digest, MAX_MODEL_BYTES).await;
-            let file = file.map_err(|e| Unreadable::blob("the current model", &e))?;
-            let noise = match noise {
-                None => None,
-                Some(noise) => {
-                    let read = blobs.get(&noise.digest, noise.bytes).await;
-                    Some(read.map_err(|e| match Unreadable::blob("the noise of the rounds before", &e) {
-                        Unreadable::ForGood(reason) => Unreadable::Lost(reason),
-                        other => other,
-                    })?)
-                }
-            };
-            Ok(Read { collected: Collected { sum, within }, file, noise })
-        })
+    let blobs = &shared.blobs;
+    let mut updates = Vec::with_capacity(inputs.updates.len());
+    for update in &inputs.updates {
+        let what = format!("the spooled update of {}", update.client);
+        let found = Spooled::find(&entry.key, update.clone(), blobs).await;
+        updates.push(found.map_err(|e| Unreadable::blob(&what, &e))?);
+    }
+    let carried = &inputs.carried;
+    let centre = state("the centre of the aggregation rule", carried.centre, blobs).await?;
+    let noise = state("the noise of the rounds before", carried.noise, blobs).await?;
+    let optimizer = state("the state of the server optimiser", carried.optimizer, blobs).await?;
+    let of_job = Arc::clone(job);
+    // Off the async threads: it is work for all cores.
+    let gathered = tokio::task::spawn_blocking(move || {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let centre = centre.as_deref().map(values);
+        gather(&of_job, &updates, threads, centre.as_deref())
     });
-    read.await.unwrap_or_else(|e| Err(Unreadable::ForGood(format!("summing broke: {e}"))))
+    let gathered =
+        gathered.await.unwrap_or_else(|e| Err(Unreadable::ForGood(format!("summing broke: {e}"))))?;
+    // Last, so that the model and an update are not in memory at once.
+    let file = blobs.get(&inputs.model.digest, MAX_MODEL_BYTES).await;
+    let file = file.map_err(|e| Unreadable::blob("the current model", &e))?;
+    Ok(Read { gathered, file, noise, optimizer })
+}
+
+/// What the release before left.
+async fn state(
+    what: &str,
+    blob: Option<ModelRef>,
+    blobs: &Arc<dyn Blobs>,
+) -> Result<Option<Vec<u8>>, Unreadable> {
+    let Some(blob) = blob else { return Ok(None) };
+    let read = blobs.get(&blob.digest, blob.bytes).await;
+    read.map(Some).map_err(|e| match Unreadable::blob(what, &e) {
+        Unreadable::ForGood(reason) => Unreadable::Lost(reason),
+        other => other,
+    })
+}
+
+fn values(bytes: &[u8]) -> Vec<f64> {
+    bytes.chunks_exact(8).map(|b| f64::from_le_bytes(b.try_into().expect("eight bytes"))).collect()
 }
 
 /// What a release comes to, in memory.
@@ -186,18 +208,44 @@ struct Drawn {
     model: Vec<u8>,
     clip: Option<ClipState>,
     noise: Option<Vec<u8>>,
+    optimizer: Option<Vec<u8>>,
+    centre: Option<Vec<u8>>,
 }
 
 /// Noise, server optimiser, file. Runs once for an attempt.
 fn draw(job: &Job, entry: &LedgerEntry, read: Read, clip: Option<ClipState>) -> Result<Drawn, Impossible> {
-    let mut weights = job.layout().from_safetensors(&read.file).map_err(|e| e.to_string())?;
-    let mut rng = NoiseRng::from_os().map_err(|e| e.to_string())?;
-    let cohort = job.spec().cohort;
-    let cohort = Counted { most: cohort.size(), denominator: cohort.denominator() };
-    let carried = release::Carried { clip, noise: read.noise };
-    let (released, next) = release::release(read.collected, job.contract(), entry, cohort, carried, &mut rng)
-        .map_err(|e| Impossible { reason: e.to_string(), is_final: e.is_final() })?;
-    job.spec().aggregation.server.apply(&mut weights, released.mean());
+    let Read { gathered, file, noise, optimizer } = read;
+    let mut weights = job.layout().from_safetensors(&file).map_err(|e| e.to_string())?;
+    drop(file);
+    let aggregation = &job.spec().aggregation;
+    let (released, next, centre) = match gathered {
+        Gathered::Sum(collected) => {
+            let mut rng = NoiseRng::from_os().map_err(|e| e.to_string())?;
+            let cohort = job.spec().cohort;
+            let cohort = Counted { most: cohort.size(), denominator: cohort.denominator() };
+            let carried = release::Carried { clip, noise };
+            let (released, next) =
+                release::release(collected, job.contract(), entry, cohort, carried, &mut rng)
+                    .map_err(|e| Impossible { reason: e.to_string(), is_final: e.is_final() })?;
+            (released, next, None)
+        }
+        Gathered::Robust(aggregate) => {
+            let centre = aggregation.rule.needs_centre().then(|| {
+                aggregate.mean(job.grid()).iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>()
+            });
+            let released = release::release_robust(aggregate, job.grid(), job.contract(), entry);
+            (released.map_err(|e| e.to_string())?, release::Carried::default(), centre)
+        }
+    };
+    // The state of another optimiser or model, or a damaged one, cannot be begun again half-way.
+    let lost = |e: StateError| Impossible { reason: format!("the server optimiser: {e}"), is_final: true };
+    let server = &aggregation.server;
+    let mut state = match optimizer {
+        Some(bytes) => OptimizerState::from_bytes(server, weights.len(), &bytes).map_err(lost)?,
+        None => server.start(weights.len()),
+    };
+    server.apply(&mut state, &mut weights, released.mean()).map_err(lost)?;
+    drop(released);
     if let Some(index) = weights.iter().position(|w| !w.is_finite()) {
         return Err(format!("value {index} of the new model is not finite: lower the learning rates").into());
     }
@@ -208,5 +256,6 @@ fn draw(job: &Job, entry: &LedgerEntry, read: Read, clip: Option<ClipState>) -> 
     });
     let model =
         job.layout().to_safetensors(&weights, BTreeMap::from([("undertone".into(), facts.to_string())]));
-    Ok(Drawn { model, clip: next.clip, noise: next.noise })
+    let optimizer = server.keeps_state().then(|| state.to_bytes());
+    Ok(Drawn { model, clip: next.clip, noise: next.noise, optimizer, centre })
 }

@@ -1,9 +1,9 @@
 //! Taking uploads in: spooled durably, validated while they stream by, and only then offered to the round.
 
+use crate::release::Unreadable;
 use bytes::Buf as _;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::Status;
 use undertone::limits::MAX_CHUNK_BYTES;
@@ -15,7 +15,7 @@ use undertone_core::id::{AttemptKey, ClientId};
 use undertone_privacy::adaptive_clip::WithinBit;
 use undertone_round::coordinator::Update;
 use undertone_round::job::Job;
-use undertone_store::{BlobError, Blobs};
+use undertone_store::{BlobError, Blobs, LocalBlob};
 
 /// What an upload claims to be.
 pub(crate) struct Claim {
@@ -123,43 +123,84 @@ fn storage(e: BlobError) -> Rejected {
     ))
 }
 
-/// Reads a spooled update back, with the client's answer about the clip norm where there is one.
-pub(crate) async fn read(
-    key: &AttemptKey,
-    update: &Update,
-    blobs: &Arc<dyn Blobs>,
-) -> Result<(Vec<i32>, Option<WithinBit>), BlobError> {
-    // From the first byte to the last: only a whole read verifies the blob's digest, and a rotten file must not enter
-    // a sum.
-    let mut reader = blobs.open(&update.blob, 0).await?;
-    let mut head = vec![0u8; header(key, &update.client, update.weight, None).len()];
-    fill(&mut reader, &mut head).await?;
-    let within = match head.last() {
-        Some(1) => Some(WithinBit::from_wire(false)),
-        Some(2) => Some(WithinBit::from_wire(true)),
-        _ => None,
-    };
-    let mut units = Vec::with_capacity(update.bytes as usize / 4);
-    let mut buffer = vec![0u8; 256 << 10];
-    loop {
-        let n = fill(&mut reader, &mut buffer).await?;
-        units.extend(buffer[..n].chunks_exact(4).map(|b| i32::from_le_bytes([b[0], b[1], b[2], b[3]])));
-        if n < buffer.len() {
-            return Ok((units, within));
+/// A spooled update that can be read back, in blocks and by several threads.
+pub(crate) struct Spooled {
+    pub(crate) update: Update,
+    blob: LocalBlob,
+    /// Bytes before the first value.
+    head: u64,
+}
+
+impl Spooled {
+    /// Finds it.
+    pub(crate) async fn find(
+        key: &AttemptKey,
+        update: Update,
+        blobs: &Arc<dyn Blobs>,
+    ) -> Result<Self, BlobError> {
+        let blob = blobs.local(&update.blob).await?;
+        let head = header(key, &update.client, update.weight, None).len() as u64;
+        Ok(Self { update, blob, head })
+    }
+
+    /// Gives all values as little-endian bytes to `sink`, in order, in blocks of whole values; then, if they are what was
+    /// received, the client's answer about the clip norm where there is one.
+    pub(crate) fn check(&self, mut sink: impl FnMut(&[u8])) -> Result<Option<WithinBit>, Unreadable> {
+        let what = || format!("the spooled update of {}", self.update.client);
+        let failed = |e: std::io::Error| Unreadable::Now(format!("{} cannot be read: {e}", what()));
+        let (mut skip, mut answer, mut partial) = (self.head as usize, 0, Vec::with_capacity(4));
+        let found = self.blob.verified(|mut block| {
+            let now = skip.min(block.len());
+            if now > 0 {
+                answer = block[now - 1];
+                (skip, block) = (skip - now, &block[now..]);
+            }
+            // Blocks are cut anywhere.
+            while !partial.is_empty() && !block.is_empty() {
+                partial.push(block[0]);
+                block = &block[1..];
+                if partial.len() == 4 {
+                    sink(&partial);
+                    partial.clear();
+                }
+            }
+            let whole = block.len() / 4 * 4;
+            sink(&block[..whole]);
+            partial.extend_from_slice(&block[whole..]);
+        });
+        let found = found.map_err(failed)?;
+        if found != self.update.blob {
+            return Err(Unreadable::ForGood(format!(
+                "{} cannot be read: it is damaged, its digest is {found} and was {}",
+                what(),
+                self.update.blob
+            )));
         }
+        Ok(match answer {
+            1 => Some(WithinBit::from_wire(false)),
+            2 => Some(WithinBit::from_wire(true)),
+            _ => None,
+        })
+    }
+
+    /// Values from `from` on.
+    pub(crate) fn read_at(&self, from: usize, out: &mut [i32]) -> std::io::Result<()> {
+        const BLOCK: usize = 4096;
+        let mut bytes = [0; 4 * BLOCK];
+        let mut at = self.head + 4 * from as u64;
+        for piece in out.chunks_mut(BLOCK) {
+            let bytes = &mut bytes[..4 * piece.len()];
+            self.blob.read_at(bytes, at)?;
+            piece.iter_mut().zip(bytes.chunks_exact(4)).for_each(|(value, b)| *value = unit(b));
+            at += bytes.len() as u64;
+        }
+        Ok(())
     }
 }
 
-/// Fills the buffer, or as much as is left.
-async fn fill(reader: &mut (impl AsyncRead + Unpin), buffer: &mut [u8]) -> std::io::Result<usize> {
-    let mut n = 0;
-    while n < buffer.len() {
-        match reader.read(&mut buffer[n..]).await? {
-            0 => break,
-            more => n += more,
-        }
-    }
-    Ok(n)
+/// A value of four bytes.
+pub(crate) fn unit(bytes: &[u8]) -> i32 {
+    i32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
 }
 
 /// Looks at the integers of an update as they stream by, wherever chunks are cut.

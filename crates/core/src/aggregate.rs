@@ -1,6 +1,10 @@
 //! Exact, order-free sums.
 
-use crate::fixed::{Grid, MAX_FIXED};
+mod fold;
+
+pub(crate) use fold::add_weighted;
+
+use crate::fixed::{Grid, MAX_FIXED, OffGrid};
 use crate::limits::{MAX_COHORT, MAX_WEIGHT};
 
 /// The weighted sum of updates as integers, with the weight that went in.
@@ -16,7 +20,7 @@ pub struct IntegerSum {
 }
 
 /// Why an update cannot be added.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum FoldError {
     /// The number of values differs from the model's.
     #[error("the update has {found} values, the model has {wanted}")]
@@ -35,6 +39,9 @@ pub enum FoldError {
         /// Position in the flat vector.
         index: usize,
     },
+    /// A real value that the sum's grid cannot hold.
+    #[error(transparent)]
+    OffGrid(#[from] OffGrid),
 }
 
 impl IntegerSum {
@@ -51,24 +58,57 @@ impl IntegerSum {
     /// # Errors
     /// [`FoldError`]; the sum is then as it was.
     pub fn fold(&mut self, units: &[i32], weight: u32) -> Result<(), FoldError> {
-        if units.len() != self.units.len() {
-            return Err(FoldError::WrongLength { found: units.len(), wanted: self.units.len() });
+        self.fold_parallel(units, weight, 1)
+    }
+
+    /// [`fold`](Self::fold) by `threads` threads (0 is read as 1), each over its range of the model. The bits of
+    /// the sum do not depend on how many.
+    ///
+    /// # Errors
+    /// [`FoldError`]; the sum is then as it was.
+    pub fn fold_parallel(&mut self, units: &[i32], weight: u32, threads: usize) -> Result<(), FoldError> {
+        let total = self.weight_with(units.len(), weight)?;
+        if !fold::fold(&mut self.units, units, self.grid, weight, threads) {
+            let index = units.iter().position(|u| u.unsigned_abs() > MAX_FIXED as u32);
+            return Err(FoldError::OutOfRange { index: index.expect("the fold found one") });
         }
-        if let Some(index) = units.iter().position(|u| u.unsigned_abs() > MAX_FIXED as u32) {
-            return Err(FoldError::OutOfRange { index });
+        self.count(total);
+        Ok(())
+    }
+
+    /// Folds real values, rounded to the grid as [`Grid::encode`] rounds them, without a copy of the update in
+    /// between: the bits are those of encoding and folding.
+    ///
+    /// # Errors
+    /// [`FoldError`]; the sum is then as it was.
+    pub fn fold_values(&mut self, values: &[f32], weight: u32, threads: usize) -> Result<(), FoldError> {
+        let total = self.weight_with(values.len(), weight)?;
+        if !fold::fold(&mut self.units, values, self.grid, weight, threads) {
+            let mut parts = values.chunks(PART).enumerate();
+            let refused =
+                parts.find_map(|(nth, part)| Some(moved(self.grid.encode(part).err()?, nth * PART)));
+            return Err(refused.expect("the fold found one").into());
+        }
+        self.count(total);
+        Ok(())
+    }
+
+    /// The total weight after one more update of `len` values, if there is room for it.
+    fn weight_with(&self, len: usize, weight: u32) -> Result<u64, FoldError> {
+        if len != self.units.len() {
+            return Err(FoldError::WrongLength { found: len, wanted: self.units.len() });
         }
         let total = self.total_weight + u64::from(weight);
         if weight == 0 || weight > MAX_WEIGHT || total > Self::MAX_TOTAL_WEIGHT || self.updates >= MAX_COHORT
         {
             return Err(FoldError::TooHeavy);
         }
-        let w = i64::from(weight);
-        for (s, &u) in self.units.iter_mut().zip(units) {
-            *s += w * i64::from(u);
-        }
-        self.total_weight = total;
+        Ok(total)
+    }
+
+    fn count(&mut self, total_weight: u64) {
+        self.total_weight = total_weight;
         self.updates += 1;
-        Ok(())
     }
 
     /// Adds another sum over other clients of the same round.
@@ -117,46 +157,18 @@ impl IntegerSum {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
+/// How many values are encoded at a time to find the one to blame.
+const PART: usize = 4096;
 
-    fn grid() -> Grid {
-        Grid::new(16).unwrap()
-    }
-
-    #[test]
-    fn a_refused_update_leaves_no_trace() {
-        let mut sum = IntegerSum::zero(grid(), 2);
-        sum.fold(&[1, 2], 3).unwrap();
-        let before = sum.clone();
-        assert!(sum.fold(&[1], 1).is_err());
-        assert!(sum.fold(&[1, i32::MIN], 1).is_err());
-        assert!(sum.fold(&[1, 1], 0).is_err());
-        assert!(sum.fold(&[1, 1], MAX_WEIGHT + 1).is_err());
-        assert_eq!(sum, before);
-    }
-
-    proptest! {
-        #[test]
-        fn any_order_and_any_split_give_the_same_bits(
-            updates in prop::collection::vec((prop::collection::vec(-MAX_FIXED..=MAX_FIXED, 4), 1u32..=MAX_WEIGHT), 1..12),
-            cut in 0usize..12,
-        ) {
-            let sum_of = |list: &[(Vec<i32>, u32)]| {
-                let mut s = IntegerSum::zero(grid(), 4);
-                for (u, w) in list { s.fold(u, *w).unwrap(); }
-                s
-            };
-            let whole = sum_of(&updates);
-            let mut reversed = updates.clone();
-            reversed.reverse();
-            prop_assert_eq!(&whole, &sum_of(&reversed));
-            let cut = cut.min(updates.len());
-            let mut left = sum_of(&updates[..cut]);
-            left.merge(&sum_of(&updates[cut..])).unwrap();
-            prop_assert_eq!(whole, left);
+/// The same refusal, `by` positions later.
+fn moved(refused: OffGrid, by: usize) -> OffGrid {
+    match refused {
+        OffGrid::NotFinite { index, value } => OffGrid::NotFinite { index: index + by, value },
+        OffGrid::OutOfRange { index, value, limit } => {
+            OffGrid::OutOfRange { index: index + by, value, limit }
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -21,6 +21,7 @@ pub mod model;
 pub mod optimizer;
 pub mod participation;
 pub mod plan;
+pub mod rules;
 pub mod schema;
 pub mod trainer;
 pub mod trainer_protocol;

@@ -16,6 +16,7 @@ use std::fmt;
 use undertone_core::aggregate::IntegerSum;
 use undertone_core::fixed::Grid;
 use undertone_core::id::AttemptKey;
+use undertone_core::rules::Aggregate;
 
 /// Why nothing is released.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -130,12 +131,28 @@ impl From<u32> for Counted {
     }
 }
 
-/// A mean that may leave the coordinator.
+/// What may leave the coordinator: a mean, or what a robust rule made in its place.
 #[derive(Clone, PartialEq)]
 pub struct Releasable {
     grid: Grid,
-    units: Vec<i64>,
+    values: Values,
     denominator: f64,
+}
+
+/// In units of the grid.
+#[derive(Clone, PartialEq)]
+enum Values {
+    Exact(Vec<i64>),
+    Real(Vec<f64>),
+}
+
+impl Values {
+    fn len(&self) -> usize {
+        match self {
+            Self::Exact(units) => units.len(),
+            Self::Real(units) => units.len(),
+        }
+    }
 }
 
 /// Takes the way that the contract prescribes. `cohort` is what the round counts on, however many reported; `carried` is
@@ -213,7 +230,32 @@ pub fn noise_sum(
         // Never frozen: correlated noise, which needs a clip norm that stays, goes with none that moves.
         next.clip = Some(state.after(&rule, share).unwrap_or(state));
     }
-    Ok((Releasable { grid, units, denominator: denominator * f64::from(max_weight) }, next))
+    let denominator = denominator * f64::from(max_weight);
+    Ok((Releasable { grid, values: Values::Exact(units), denominator }, next))
+}
+
+/// What a robust rule made of updates that were private before they left their clients, or that nothing is promised for:
+/// whatever is computed from them stays so (post-processing).
+///
+/// # Errors
+/// [`ReleaseError`]; [`ReleaseError::OtherContract`] under a contract whose noise the coordinator adds: it is scaled to a
+/// sum.
+pub fn release_robust(
+    aggregate: Aggregate,
+    grid: Grid,
+    contract: &ResolvedContract,
+    entry: &LedgerEntry,
+) -> Result<Releasable, ReleaseError> {
+    if let Terms::ClientCentral(_) = contract.terms() {
+        return Err(ReleaseError::OtherContract(entry.key.clone()));
+    }
+    check_entry(entry, contract)?;
+    Ok(match aggregate {
+        Aggregate::Exact { units, denominator } => {
+            Releasable { grid, values: Values::Exact(units), denominator: denominator as f64 }
+        }
+        Aggregate::Real { units } => Releasable { grid, values: Values::Real(units), denominator: 1.0 },
+    })
 }
 
 /// The clip norm that the updates of a round are held to under a central contract: the first one, or the one that the
@@ -295,13 +337,19 @@ impl Releasable {
     /// The mean of each value, in the model's own unit.
     pub fn mean(&self) -> impl ExactSizeIterator<Item = f64> + '_ {
         let divisor = self.grid.units_per_one() * self.denominator;
-        self.units.iter().map(move |&u| u as f64 / divisor)
+        (0..self.values.len()).map(move |i| {
+            let units = match &self.values {
+                Values::Exact(units) => units[i] as f64,
+                Values::Real(units) => units[i],
+            };
+            units / divisor
+        })
     }
 }
 
 impl fmt::Debug for Releasable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Releasable({} values over {})", self.units.len(), self.denominator)
+        write!(f, "Releasable({} values over {})", self.values.len(), self.denominator)
     }
 }
 
@@ -320,7 +368,7 @@ fn weighted_mean(sum: IntegerSum) -> Result<Releasable, ReleaseError> {
     if denominator == 0 {
         return Err(ReleaseError::NothingReceived);
     }
-    Ok(Releasable { grid, units: sum.into_units(), denominator: denominator as f64 })
+    Ok(Releasable { grid, values: Values::Exact(sum.into_units()), denominator: denominator as f64 })
 }
 
 #[cfg(test)]

@@ -16,11 +16,12 @@ use undertone_core::limits::{MAX_JOB_DOCUMENT_BYTES, MAX_ROUNDS, MAX_WEIGHT};
 use undertone_core::model::ModelSpec;
 use undertone_core::optimizer::ServerOptimizer;
 use undertone_core::plan::{LocalWork, TrainPlan};
+use undertone_core::rules::Rule;
 use undertone_core::schema::DataContract;
 use undertone_core::trainer::{RecordPrivacy, TrainTask};
 use undertone_privacy::adaptive_clip::ClipState;
 use undertone_privacy::clip::bound_in_units;
-use undertone_privacy::contract::{PrivacyContract, Unit};
+use undertone_privacy::contract::{PrivacyContract, Trust, Unit};
 use undertone_privacy::release::clip_norm_of;
 use undertone_privacy::resolve::{ContractError, ResolvedContract, Schedule, Terms};
 
@@ -68,8 +69,15 @@ pub struct Aggregation {
     pub fraction_bits: Grid,
     /// An update with a larger L2 norm is refused. With a client-level contract its `clip_norm` stands instead.
     pub max_update_norm: f64,
-    /// How the mean moves the model.
+    /// How updates become one: the mean, or a rule that some bad updates cannot carry away.
+    #[serde(skip_serializing_if = "is_mean")]
+    pub rule: Rule,
+    /// How the mean (or what the rule makes instead) moves the model.
     pub server: ServerOptimizer,
+}
+
+fn is_mean(rule: &Rule) -> bool {
+    *rule == Rule::default()
 }
 
 /// How much an update counts.
@@ -90,6 +98,7 @@ impl Default for Aggregation {
             max_weight: 10_000,
             fraction_bits: Grid::new(16).expect("16 is within the bounds"),
             max_update_norm: 1000.0,
+            rule: Rule::default(),
             server: ServerOptimizer::default(),
         }
     }
@@ -313,6 +322,18 @@ impl JobSpec {
         let bad = |problem: String| Err(JobError::Invalid { section: "aggregation", problem });
         if a.max_weight == 0 || a.max_weight > MAX_WEIGHT {
             return bad(format!("max_weight must be 1 to {MAX_WEIGHT}, not {}", a.max_weight));
+        }
+        let (least, most) = (self.cohort.min_updates().max(1) as usize, self.cohort.size() as usize);
+        if let Err(problem) = a.rule.validate(least, most) {
+            return bad(format!("rule: {problem}"));
+        }
+        if a.rule.needs_all_rows() && self.privacy.trust() == Some(Trust::Central) {
+            return bad(
+                "rule = anything but \"mean\" does not go with trust = \"central\": the noise that the coordinator adds is scaled to \
+                 how far one client moves a *sum*, and no robust rule has such a bound; take rule = { kind = \"mean\" }, or a \
+                 contract with trust = \"local\", where updates are private before they are combined"
+                    .into(),
+            );
         }
         let heaviest = u64::from(self.cohort.size()) * u64::from(self.max_weight());
         if heaviest > IntegerSum::MAX_TOTAL_WEIGHT {

@@ -2,6 +2,7 @@
 
 mod error;
 mod folder;
+mod local;
 mod memory;
 mod verify;
 
@@ -12,6 +13,7 @@ use undertone_core::digest::Digest;
 
 pub use error::BlobError;
 pub use folder::FolderBlobs;
+pub use local::LocalBlob;
 pub use memory::MemoryBlobs;
 
 /// Content-addressed bytes: written once, whole or not at all, never changed.
@@ -32,6 +34,13 @@ pub trait Blobs: Send + Sync + Debug {
         digest: &Digest,
         offset: u64,
     ) -> Result<Box<dyn AsyncRead + Send + Unpin>, BlobError>;
+
+    /// A blob on this machine, to be read at any place by several threads, also after it was deleted. Nothing is checked:
+    /// [`LocalBlob::verified`] reads it once and does.
+    ///
+    /// # Errors
+    /// [`BlobError::NotFound`].
+    async fn local(&self, digest: &Digest) -> Result<LocalBlob, BlobError>;
 
     /// The length of a blob in bytes.
     ///

@@ -52,6 +52,7 @@ pub async fn store_contract(make: impl AsyncFn() -> Arc<dyn Store>) {
 /// If the blobs break the contract.
 pub async fn blobs_contract(make: impl AsyncFn() -> Arc<dyn Blobs>) {
     blobs::what_is_put_comes_back(&*make().await).await;
+    blobs::a_local_blob_is_read_anywhere_and_by_many(&*make().await).await;
     blobs::reads_begin_anywhere(&*make().await).await;
     blobs::only_what_was_announced_is_kept(&*make().await).await;
     blobs::unfinished_blobs_are_not_seen(&*make().await).await;

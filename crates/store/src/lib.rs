@@ -18,7 +18,7 @@ mod rules;
 mod sqlite;
 mod store;
 
-pub use blobs::{BlobError, BlobWriter, Blobs, FolderBlobs, MemoryBlobs};
+pub use blobs::{BlobError, BlobWriter, Blobs, FolderBlobs, LocalBlob, MemoryBlobs};
 pub use durability::Durability;
 pub use error::{CommitError, EnrolError, StoreError};
 pub use memory::MemoryStore;

@@ -7,8 +7,8 @@ use undertone_core::digest::Digest;
 use undertone_core::id::{AttemptKey, ClientId, JobId};
 use undertone_store::{
     BlobError, BlobWriter, Blobs, ClientRecord, CommitError, EnrolError, EnrolRequest, EventRecord,
-    JobRecord, LedgerRow, MemoryBlobs, MemoryStore, NewEvent, ReleaseRecord, Store, StoreError, TokenRecord,
-    Transition, UploadRecord,
+    JobRecord, LedgerRow, LocalBlob, MemoryBlobs, MemoryStore, NewEvent, ReleaseRecord, Store, StoreError,
+    TokenRecord, Transition, UploadRecord,
 };
 
 /// A store and blobs in memory that outlive coordinators, and the switches of their faults.
@@ -219,6 +219,12 @@ impl Blobs for FaultyStorage {
             return Err(BlobError::from(disk()));
         }
         self.blobs.open(digest, offset).await
+    }
+    async fn local(&self, digest: &Digest) -> Result<LocalBlob, BlobError> {
+        if self.faults.hit(&self.faults.blob_reads) {
+            return Err(BlobError::from(disk()));
+        }
+        self.blobs.local(digest).await
     }
     async fn len(&self, digest: &Digest) -> Result<u64, BlobError> {
         self.blobs.len(digest).await

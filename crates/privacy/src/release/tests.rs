@@ -303,3 +303,23 @@ fn weights_are_in_the_sensitivity_and_in_the_fixed_denominator() {
         release(sum(2, 2, 11), &contract, &entry(&contract), 10, Carried::default(), &mut rng).unwrap_err();
     assert_eq!(e, ReleaseError::TooHeavy { updates: 2, total_weight: 22, max_weight: 10 });
 }
+
+#[test]
+fn a_robust_rule_releases_what_was_private_and_nothing_that_waits_for_noise() {
+    use undertone_core::rules::{MemoryRows, Rule, Tiling};
+    let grid = Grid::new(16).unwrap();
+    let rows =
+        MemoryRows::new(vec![(vec![1 << 16, 2], 1), (vec![3 << 16, 4], 1), (vec![1 << 29, 6], 1)]).unwrap();
+    let aggregate = || Rule::Median {}.aggregate(&rows, grid, Tiling::new(1, 3), None).unwrap();
+    let contract = record();
+    let released = release_robust(aggregate(), grid, &contract, &entry(&contract)).unwrap();
+    assert_eq!(released.mean().collect::<Vec<_>>(), [3.0, 4.0 / 65_536.0]);
+    let real = Aggregate::Real { units: vec![32_768.0] };
+    let released = release_robust(real, grid, &contract, &entry(&contract)).unwrap();
+    assert_eq!(released.mean().collect::<Vec<_>>(), [0.5]);
+    let central = client();
+    let e = release_robust(aggregate(), grid, &central, &entry(&central)).unwrap_err();
+    assert!(matches!(e, ReleaseError::OtherContract(_)), "{e}");
+    let e = release_robust(aggregate(), grid, &contract, &entry(&client())).unwrap_err();
+    assert!(matches!(e, ReleaseError::OtherContract(_)), "{e}");
+}

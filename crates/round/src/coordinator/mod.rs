@@ -67,9 +67,20 @@ pub struct Carried {
     /// Where the state of correlated noise lies. Secret: it takes the noise off.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub noise: Option<BlobRef>,
+    /// Where the server optimiser's state lies, if it keeps one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub optimizer: Option<BlobRef>,
+    /// Where the centre of a rule that has one lies.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub centre: Option<BlobRef>,
 }
 
 impl Carried {
+    /// The blobs that it names.
+    pub fn blobs(&self) -> impl Iterator<Item = Digest> {
+        [self.noise, self.optimizer, self.centre].into_iter().flatten().map(|blob| blob.digest)
+    }
+
     fn is_nothing(&self) -> bool {
         *self == Self::default()
     }
@@ -422,7 +433,7 @@ impl JobState {
     pub fn blobs(&self) -> Vec<Digest> {
         let mut blobs = vec![self.model.digest];
         blobs.extend(self.measuring.all_models().map(|m| m.digest));
-        blobs.extend(self.carried.noise.map(|n| n.digest));
+        blobs.extend(self.carried.blobs());
         match &self.phase {
             Phase::Collecting(p) => blobs.extend(p.received().map(|u| u.blob)),
             Phase::Releasing(p) => blobs.extend(p.updates.iter().map(|u| u.blob)),
@@ -539,8 +550,10 @@ impl Step {
     fn end(&mut self, outcome: Outcome) {
         self.events.push(JobEvent::Ended { outcome: outcome.clone() });
         self.next.measuring = Measuring::default();
-        // Nobody may take the noise off any more, and nobody needs it.
-        self.effects.extend(self.next.carried.noise.take().map(|n| Effect::Discard { blob: n.digest }));
+        // Nobody may take the noise off any more, and nobody needs the rest.
+        let carried = std::mem::take(&mut self.next.carried);
+        self.effects.extend(carried.blobs().map(|blob| Effect::Discard { blob }));
+        self.next.carried.clip = carried.clip;
         self.next.phase = Phase::Ended { outcome };
     }
 }

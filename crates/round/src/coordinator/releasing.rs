@@ -80,7 +80,10 @@ impl Releasing {
         }
         // In the step that commits: noise goes on from a release exactly if there is one.
         let before = std::mem::replace(&mut step.next.carried, carried);
-        step.effects.extend(before.noise.map(|n| Effect::Discard { blob: n.digest }));
+        // Equal bytes are one blob: a state that did not change stays.
+        let kept: Vec<_> = carried.blobs().collect();
+        let old = before.blobs().filter(|blob| !kept.contains(blob));
+        step.effects.extend(old.map(|blob| Effect::Discard { blob }));
         step.next.phase = Phase::Publishing(Publishing {
             round: self.round,
             attempt: self.attempt,

@@ -5,7 +5,7 @@
 //! opening the folder removes what dead writers left and spares what living ones, here or elsewhere, write.
 
 use super::verify::Verified;
-use super::{BlobError, BlobWriter, Blobs, check_expected};
+use super::{BlobError, BlobWriter, Blobs, LocalBlob, check_expected};
 use crate::durability::Durability;
 use async_trait::async_trait;
 use std::fs::{self, File, TryLockError};
@@ -163,6 +163,12 @@ impl Blobs for FolderBlobs {
         }
         file.seek(SeekFrom::Start(offset)).await.map_err(|e| BlobError::at(&path, e))?;
         Ok(Box::new(file))
+    }
+
+    async fn local(&self, digest: &Digest) -> Result<LocalBlob, BlobError> {
+        let path = self.path(digest);
+        let file = tokio::fs::File::open(&path).await.map_err(|e| absent(digest, &path, e))?;
+        Ok(LocalBlob::File(file.into_std().await.into()))
     }
 
     async fn len(&self, digest: &Digest) -> Result<u64, BlobError> {

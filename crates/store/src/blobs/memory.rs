@@ -1,6 +1,6 @@
 //! Blobs that are forgotten: for tests and simulation.
 
-use super::{BlobError, BlobWriter, Blobs, check_expected};
+use super::{BlobError, BlobWriter, Blobs, LocalBlob, check_expected};
 use async_trait::async_trait;
 use std::collections::HashMap;
 use std::io::Cursor;
@@ -70,6 +70,10 @@ impl Blobs for MemoryBlobs {
         let mut reader = Cursor::new(blob);
         reader.set_position(offset);
         Ok(Box::new(reader))
+    }
+
+    async fn local(&self, digest: &Digest) -> Result<LocalBlob, BlobError> {
+        Ok(LocalBlob::Bytes(self.find(digest)?))
     }
 
     async fn len(&self, digest: &Digest) -> Result<u64, BlobError> {

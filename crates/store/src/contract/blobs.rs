@@ -51,6 +51,31 @@ pub(super) async fn reads_begin_anywhere(blobs: &dyn Blobs) {
     assert!(matches!(refused, Some(BlobError::NotFound { digest }) if digest == none), "{refused:?}");
 }
 
+pub(super) async fn a_local_blob_is_read_anywhere_and_by_many(blobs: &dyn Blobs) {
+    let content = bytes((2 << 20) + 17);
+    let (digest, _) = blobs.put(&content).await.unwrap();
+    let local = blobs.local(&digest).await.unwrap();
+    // Whoever has it open may read on.
+    blobs.delete(&digest).await.unwrap();
+    assert_eq!(local.bytes().unwrap(), content.len() as u64);
+    std::thread::scope(|threads| {
+        for start in [0usize, 1, 70_000, 1 << 20, content.len() - 5] {
+            let (local, content) = (&local, &content);
+            threads.spawn(move || {
+                let mut piece = vec![0; 5.min(content.len() - start)];
+                local.read_at(&mut piece, start as u64).unwrap();
+                assert_eq!(piece, content[start..start + piece.len()]);
+            });
+        }
+    });
+    let beyond = local.read_at(&mut [0; 6], content.len() as u64 - 5).unwrap_err();
+    assert_eq!(beyond.kind(), std::io::ErrorKind::UnexpectedEof);
+    let mut seen = vec![];
+    assert_eq!(local.verified(|block| seen.extend_from_slice(block)).unwrap(), digest);
+    assert!(seen == content);
+    assert!(matches!(blobs.local(&digest).await, Err(BlobError::NotFound { .. })));
+}
+
 pub(super) async fn only_what_was_announced_is_kept(blobs: &dyn Blobs) {
     let (right, wrong) = (Digest::of(b"right"), Digest::of(b"wrong"));
     let mut writer = blobs.writer().await.unwrap();
