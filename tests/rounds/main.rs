@@ -1,5 +1,6 @@
 //! Whole rounds in one process: coordinator, CA, clients, mutual TLS.
 
+mod aggregation;
 mod bad_updates;
 mod central_noise;
 mod enrolment;
