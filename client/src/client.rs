@@ -190,15 +190,17 @@ impl Driver {
                 self.begin(acceptance.key().clone(), work::train(self.tools.clone(), acceptance));
             }
             Effect::Abandon(key) => self.abandon(&key),
-            Effect::Store { account, parcel, weight } => {
-                self.begin(account.last(), work::store(self.tools.clone(), account, parcel, weight));
+            Effect::Store { account, parcel, weight, job } => {
+                self.begin(account.last(), work::store(self.tools.clone(), account, parcel, weight, job));
             }
             Effect::Upload { key, sealed, tries } => {
                 self.begin(key.clone(), work::upload(self.tools.clone(), key, sealed, tries));
             }
-            Effect::Discard(account) => {
+            Effect::Discard { account, delivered } => {
                 let outbox = self.tools.outbox.clone();
-                durably("the outbox", move || outbox.discard(&account)).await?;
+                let job = self.jobs.iter().find(|(digest, _)| *digest == account.document());
+                let job = job.map(|(_, job)| Arc::clone(job));
+                durably("the outbox", move || outbox.discard(&account, delivered, job.as_deref())).await?;
             }
             Effect::ReportFailure(key, reason) => {
                 let reason = clip_text(&reason).to_owned();

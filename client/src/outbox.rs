@@ -4,10 +4,14 @@
 //! a crash the account is never wrong about bytes that may have left.
 
 use crate::folder::{Access, ClientFolder, create_private_dir, remove_if_there, sync_parent, write_durably};
+use rand_chacha::ChaCha20Rng;
+use rand_chacha::rand_core::SeedableRng as _;
 use std::io;
 use std::path::{Path, PathBuf};
 use undertone_core::digest::Digest;
+use undertone_core::encoding::residual::Residual;
 use undertone_core::id::JobId;
+use undertone_round::job::Job;
 use undertone_round::participant::{Account, Parcel, Sealed};
 
 /// The outbox of one client.
@@ -18,6 +22,8 @@ pub(crate) struct Outbox {
 
 const ACCOUNT: &str = "account.json";
 const UPDATE: &str = "update";
+/// What an encoding left out of the updates so far, to be sent later.
+const RESIDUAL: &str = "residual";
 const MAX_ACCOUNT_BYTES: u64 = 64 << 10;
 
 impl Outbox {
@@ -70,21 +76,63 @@ impl Outbox {
         Ok(if lost { account.closed() } else { account })
     }
 
-    /// Makes an update durable: first the bytes, then the account.
-    pub(crate) fn store(&self, account: Account, parcel: &Parcel, weight: u32) -> io::Result<Sealed> {
+    /// Makes an update durable, encoded as the job says: first the bytes, then the account, then what was left out.
+    pub(crate) fn store(
+        &self,
+        account: Account,
+        parcel: &Parcel,
+        weight: u32,
+        job: &Job,
+    ) -> io::Result<Sealed> {
         create_private_dir(&self.dir)?;
-        let bytes = parcel.update.to_bytes();
+        let mut seed = [0; 32];
+        getrandom::fill(&mut seed).map_err(io::Error::other)?;
+        let mut residual = self.residual(account.job(), job)?;
+        let bytes = parcel.encoded(job, &mut residual, &mut ChaCha20Rng::from_seed(seed));
+        let bytes = bytes.map_err(io::Error::other)?;
         let within = parcel.within.map(|bit| bit.to_wire());
         let sealed = Sealed { update: Digest::of(&bytes), bytes: bytes.len() as u64, weight, within };
         write_durably(&self.update(account.job()), &bytes, Access::Owner)?;
+        let residual_path = self.residual_path(account.job());
         self.write_account(&account.with_sealed(sealed.clone()))?;
+        if let Some(residual) = residual {
+            write_durably(&residual_path, &residual.to_bytes(), Access::Owner)?;
+        }
         Ok(sealed)
     }
 
-    /// Closes an attempt: first the account, then the bytes.
-    pub(crate) fn discard(&self, account: &Account) -> io::Result<()> {
+    /// What waits of earlier updates. One that is damaged, or of another model, is begun anew: it costs a little of what
+    /// was left out, and nothing else.
+    fn residual(&self, id: &JobId, job: &Job) -> io::Result<Option<Residual>> {
+        match std::fs::read(self.residual_path(id)) {
+            Ok(bytes) => match Residual::from_bytes(&bytes, job.grid(), job.layout().len()) {
+                Ok(residual) => Ok(Some(residual)),
+                Err(e) => {
+                    tracing::warn!(error = %e, "what was left out of earlier updates cannot be read; it is lost");
+                    Ok(None)
+                }
+            },
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Closes an attempt: first the account, then the bytes. An update that was not `delivered` waits with what was left
+    /// out of it.
+    pub(crate) fn discard(&self, account: &Account, delivered: bool, job: Option<&Job>) -> io::Result<()> {
         self.write_account(account)?;
         let update = self.update(account.job());
+        if let (false, Some(job)) = (delivered, job)
+            && let Some(mut residual) = self.residual(account.job(), job)?
+            && let Ok(message) = std::fs::read(&update)
+        {
+            match residual.take_back(&job.spec().transport.updates, &message) {
+                Ok(()) => {
+                    write_durably(&self.residual_path(account.job()), &residual.to_bytes(), Access::Owner)?;
+                }
+                Err(e) => tracing::warn!(error = %e, "an update that was not delivered is lost"),
+            }
+        }
         remove_if_there(&update)?;
         sync_parent(&update)
     }
@@ -92,6 +140,10 @@ impl Outbox {
     fn write_account(&self, account: &Account) -> io::Result<()> {
         let json = serde_json::to_vec(account).expect("an account is plain data");
         write_durably(&self.dir.join(format!("{}.{ACCOUNT}", account.job())), &json, Access::Owner)
+    }
+
+    fn residual_path(&self, job: &JobId) -> PathBuf {
+        self.dir.join(format!("{job}.{RESIDUAL}"))
     }
 
     /// Where a job's update lies. Job names hold no path separators.
@@ -113,8 +165,13 @@ mod tests {
         .unwrap()
     }
 
+    fn job(transport: &str) -> Job {
+        let text = undertone_harness::SAMPLE_JOB.replace("[deadlines]", &format!("{transport}\n[deadlines]"));
+        undertone_round::job::JobSpec::from_toml(&text, "job.toml").unwrap().resolve().unwrap()
+    }
+
     fn update() -> Parcel {
-        FixedVector::from_units(Grid::new(16).unwrap(), vec![1, -2, 3]).unwrap().into()
+        Parcel::of(&job(""), FixedVector::from_units(Grid::new(16).unwrap(), vec![1000, -2]).unwrap())
     }
 
     fn outbox(dir: &Path) -> Outbox {
@@ -126,11 +183,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let box_ = outbox(dir.path());
         assert!(box_.load().unwrap().is_empty());
-        let sealed = box_.store(account(1), &update(), 7).unwrap();
-        assert_eq!((sealed.bytes, sealed.weight), (12, 7));
+        let sealed = box_.store(account(1), &update(), 7, &job("")).unwrap();
+        assert_eq!((sealed.bytes, sealed.weight), (8, 7));
         assert_eq!(std::fs::read(box_.update(account(1).job())).unwrap(), update().update.to_bytes());
         assert_eq!(outbox(dir.path()).load().unwrap(), [account(1).with_sealed(sealed)]);
-        box_.discard(&account(1)).unwrap();
+        box_.discard(&account(1), true, None).unwrap();
         assert_eq!(outbox(dir.path()).load().unwrap(), [account(1)]);
         assert!(!box_.update(account(1).job()).exists());
     }
@@ -146,7 +203,7 @@ mod tests {
         assert!(box_.load().unwrap().is_empty());
         assert_eq!(std::fs::read_dir(dir.path().join("outbox")).unwrap().count(), 0);
         // Account written, bytes gone: the attempt is closed, and still counted.
-        box_.store(account(2), &update(), 1).unwrap();
+        box_.store(account(2), &update(), 1, &job("")).unwrap();
         std::fs::remove_file(box_.update(account(2).job())).unwrap();
         assert_eq!(box_.load().unwrap(), [account(2)]);
     }
@@ -155,8 +212,31 @@ mod tests {
     fn a_damaged_account_stops_the_client() {
         let dir = tempfile::tempdir().unwrap();
         let box_ = outbox(dir.path());
-        box_.store(account(1), &update(), 1).unwrap();
+        box_.store(account(1), &update(), 1, &job("")).unwrap();
         std::fs::write(dir.path().join("outbox/heart-abc123.account.json"), b"{").unwrap();
         assert!(box_.load().unwrap_err().to_string().contains("damaged"));
+    }
+
+    /// What an encoding leaves out is sent later; an update that did not count waits as well.
+    #[test]
+    fn what_is_left_out_waits() {
+        let dir = tempfile::tempdir().unwrap();
+        let box_ = outbox(dir.path());
+        let job = job("[transport]\nupdates = { kind = \"top-k\", fraction = 0.5 }");
+        let waits = || {
+            let residual = box_.residual(account(1).job(), &job).unwrap().unwrap();
+            residual.norm().round()
+        };
+        box_.store(account(1), &update(), 1, &job).unwrap();
+        assert_eq!(waits(), 2.0, "the smaller value");
+        box_.discard(&account(1), true, Some(&job)).unwrap();
+        assert_eq!(waits(), 2.0);
+        box_.store(account(2), &update(), 1, &job).unwrap();
+        assert_eq!(waits(), 4.0);
+        box_.discard(&account(2), false, Some(&job)).unwrap();
+        assert_eq!(waits(), 1000.0, "all of the second update, and the rest of the first");
+        std::fs::write(dir.path().join("outbox/heart-abc123.residual"), b"damaged").unwrap();
+        assert!(box_.store(account(3), &update(), 1, &job).is_ok());
+        assert_eq!(waits(), 2.0);
     }
 }

@@ -117,10 +117,16 @@ pub(crate) async fn train(tools: Tools, acceptance: Box<Acceptance>) -> Input {
     }
 }
 
-pub(crate) async fn store(tools: Tools, account: Account, parcel: Parcel, weight: u32) -> Input {
+pub(crate) async fn store(
+    tools: Tools,
+    account: Account,
+    parcel: Parcel,
+    weight: u32,
+    job: Arc<Job>,
+) -> Input {
     let key = account.last();
     let outbox = tools.outbox;
-    let stored = tokio::task::spawn_blocking(move || outbox.store(account, &parcel, weight)).await;
+    let stored = tokio::task::spawn_blocking(move || outbox.store(account, &parcel, weight, &job)).await;
     match stored.unwrap_or_else(|e| Err(std::io::Error::other(e))) {
         Ok(sealed) => Input::Stored(key, sealed),
         Err(e) => {

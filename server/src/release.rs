@@ -11,6 +11,7 @@ use crate::spool::Spooled;
 use gather::{Gathered, gather};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use undertone_core::encoding::Encoding;
 use undertone_core::id::JobId;
 use undertone_core::optimizer::{OptimizerState, StateError};
 use undertone_privacy::adaptive_clip::ClipState;
@@ -139,7 +140,7 @@ pub(crate) enum Unreadable {
 }
 
 impl Unreadable {
-    fn blob(what: &str, e: &BlobError) -> Self {
+    pub(crate) fn blob(what: &str, e: &BlobError) -> Self {
         let text = format!("{what} cannot be read: {e}");
         if e.may_pass() { Self::Now(text) } else { Self::ForGood(text) }
     }
@@ -167,6 +168,15 @@ async fn read(
         updates.push(found.map_err(|e| Unreadable::blob(&what, &e))?);
     }
     let carried = &inputs.carried;
+    // A rule reads updates again and again, at any place: they must lie plainly.
+    let rule_reads = job.spec().aggregation.rule.needs_all_rows();
+    let decoded = rule_reads && job.spec().transport.updates != Encoding::Fixed32;
+    if decoded {
+        for update in &mut updates {
+            *update = update.plain(job, blobs).await?;
+        }
+    }
+    let plain: Vec<_> = updates.iter().filter(|_| decoded).map(|u| u.update.blob).collect();
     let centre = state("the centre of the aggregation rule", carried.centre, blobs).await?;
     let noise = state("the noise of the rounds before", carried.noise, blobs).await?;
     let optimizer = state("the state of the server optimiser", carried.optimizer, blobs).await?;
@@ -177,8 +187,13 @@ async fn read(
         let centre = centre.as_deref().map(values);
         gather(&of_job, &updates, threads, centre.as_deref())
     });
-    let gathered =
-        gathered.await.unwrap_or_else(|e| Err(Unreadable::ForGood(format!("summing broke: {e}"))))?;
+    let gathered = gathered.await;
+    for blob in plain {
+        if let Err(e) = blobs.delete(&blob).await {
+            tracing::warn!(error = %e, "cannot delete a decoded update; the next start will");
+        }
+    }
+    let gathered = gathered.unwrap_or_else(|e| Err(Unreadable::ForGood(format!("summing broke: {e}"))))?;
     // Last, so that the model and an update are not in memory at once.
     let file = blobs.get(&inputs.model.digest, MAX_MODEL_BYTES).await;
     let file = file.map_err(|e| Unreadable::blob("the current model", &e))?;

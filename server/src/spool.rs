@@ -1,7 +1,6 @@
 //! Taking uploads in: spooled durably, validated while they stream by, and only then offered to the round.
 
 use crate::release::Unreadable;
-use bytes::Buf as _;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_stream::{Stream, StreamExt as _};
@@ -10,7 +9,7 @@ use undertone::limits::MAX_CHUNK_BYTES;
 use undertone::v1::{UploadMessage, upload_message};
 use undertone::{ApiError, Fault};
 use undertone_core::digest::{Digest, Digester};
-use undertone_core::fixed::MAX_FIXED;
+use undertone_core::encoding::{DecodeError, Decoder, Units};
 use undertone_core::id::{AttemptKey, ClientId};
 use undertone_privacy::adaptive_clip::WithinBit;
 use undertone_round::coordinator::Update;
@@ -23,8 +22,10 @@ pub(crate) struct Claim {
     pub(crate) key: AttemptKey,
     /// The sender, from its certificate.
     pub(crate) client: ClientId,
-    /// Digest of the update.
+    /// Digest of the update as it travels.
     pub(crate) digest: Digest,
+    /// Its length.
+    pub(crate) bytes: u64,
     /// Its weight.
     pub(crate) weight: u32,
     /// Whether the update was within the clip norm, where the job asks.
@@ -65,8 +66,8 @@ pub(crate) async fn receive(
     let transfer = |fault, text: String| Rejected::Transfer(ApiError::new(fault, text));
     let mut writer = blobs.writer().await.map_err(storage)?;
     writer.write(&header(&claim.key, &claim.client, claim.weight, claim.within)).await.map_err(storage)?;
-    let mut check = StreamCheck::new();
-    let expected = job.update_bytes();
+    let mut check = StreamCheck::new(job).map_err(Rejected::Invalid)?;
+    let expected = claim.bytes;
     loop {
         let next = tokio::time::timeout(idle, messages.next()).await.map_err(|_| {
             transfer(Fault::Unavailable, format!("the upload stood still for {} s", idle.as_secs()))
@@ -87,10 +88,10 @@ pub(crate) async fn receive(
                 ),
             ));
         }
-        check.take(chunk.data.clone());
+        check.take(&chunk.data);
         if check.bytes > expected {
             return Err(Rejected::Invalid(format!(
-                "the update is longer than the model: more than {expected} bytes"
+                "the update is longer than it was announced: more than {expected} bytes"
             )));
         }
         writer.write(&chunk.data).await.map_err(storage)?;
@@ -124,6 +125,7 @@ fn storage(e: BlobError) -> Rejected {
 }
 
 /// A spooled update that can be read back, in blocks and by several threads.
+#[derive(Clone)]
 pub(crate) struct Spooled {
     pub(crate) update: Update,
     blob: LocalBlob,
@@ -143,32 +145,28 @@ impl Spooled {
         Ok(Self { update, blob, head })
     }
 
-    /// Gives all values as little-endian bytes to `sink`, in order, in blocks of whole values; then, if they are what was
-    /// received, the client's answer about the clip norm where there is one.
-    pub(crate) fn check(&self, mut sink: impl FnMut(&[u8])) -> Result<Option<WithinBit>, Unreadable> {
+    /// Gives all values to `sink`, in order and in runs, the first one's place with each (what lies between is zero); then,
+    /// if they are what was received, the client's answer about the clip norm where there is one.
+    pub(crate) fn check(
+        &self,
+        job: &Job,
+        mut sink: impl FnMut(usize, &[i32]),
+    ) -> Result<Option<WithinBit>, Unreadable> {
         let what = || format!("the spooled update of {}", self.update.client);
-        let failed = |e: std::io::Error| Unreadable::Now(format!("{} cannot be read: {e}", what()));
-        let (mut skip, mut answer, mut partial) = (self.head as usize, 0, Vec::with_capacity(4));
+        let unreadable = |e: &dyn std::fmt::Display| format!("{} cannot be read: {e}", what());
+        let mut decoder = decoder(job).map_err(|e| Unreadable::ForGood(unreadable(&e)))?;
+        let (mut skip, mut answer, mut decoded) = (self.head as usize, 0, Ok(()));
         let found = self.blob.verified(|mut block| {
             let now = skip.min(block.len());
             if now > 0 {
                 answer = block[now - 1];
                 (skip, block) = (skip - now, &block[now..]);
             }
-            // Blocks are cut anywhere.
-            while !partial.is_empty() && !block.is_empty() {
-                partial.push(block[0]);
-                block = &block[1..];
-                if partial.len() == 4 {
-                    sink(&partial);
-                    partial.clear();
-                }
+            if decoded.is_ok() {
+                decoded = decoder.push(block, &mut sink);
             }
-            let whole = block.len() / 4 * 4;
-            sink(&block[..whole]);
-            partial.extend_from_slice(&block[whole..]);
         });
-        let found = found.map_err(failed)?;
+        let found = found.map_err(|e| Unreadable::Now(unreadable(&e)))?;
         if found != self.update.blob {
             return Err(Unreadable::ForGood(format!(
                 "{} cannot be read: it is damaged, its digest is {found} and was {}",
@@ -176,6 +174,7 @@ impl Spooled {
                 self.update.blob
             )));
         }
+        decoded.and_then(|()| decoder.finish()).map_err(|e| Unreadable::ForGood(unreadable(&e)))?;
         Ok(match answer {
             1 => Some(WithinBit::from_wire(false)),
             2 => Some(WithinBit::from_wire(true)),
@@ -183,7 +182,55 @@ impl Spooled {
         })
     }
 
-    /// Values from `from` on.
+    /// The update as values on the grid, where it travelled in another encoding: a file that a rule can read anywhere. The
+    /// caller deletes it.
+    pub(crate) async fn plain(&self, job: &Arc<Job>, blobs: &Arc<dyn Blobs>) -> Result<Self, Unreadable> {
+        let storage = |e: BlobError| Unreadable::blob("the decoded update", &e);
+        let mut writer = blobs.writer().await.map_err(storage)?;
+        let (runs, mut decoded) = tokio::sync::mpsc::channel::<Vec<u8>>(4);
+        let (source, job, len) = (self.clone(), Arc::clone(job), job.layout().len());
+        let reading = tokio::task::spawn_blocking(move || {
+            let mut at = 0;
+            let zeros = |from: &mut usize, to: usize| {
+                while *from < to {
+                    let now = (to - *from).min(1 << 16);
+                    let _ = runs.blocking_send(vec![0; 4 * now]);
+                    *from += now;
+                }
+            };
+            source.check(&job, |start, units| {
+                zeros(&mut at, start);
+                let bytes = units.iter().flat_map(|u| u.to_le_bytes()).collect();
+                // A writer that failed says so itself.
+                let _ = runs.blocking_send(bytes);
+                at += units.len();
+            })?;
+            zeros(&mut at, len);
+            Ok(())
+        });
+        while let Some(bytes) = decoded.recv().await {
+            writer.write(&bytes).await.map_err(storage)?;
+        }
+        reading.await.unwrap_or_else(|e| Err(Unreadable::ForGood(format!("decoding broke: {e}"))))?;
+        let (blob, bytes) = writer.commit(None).await.map_err(storage)?;
+        let update = Update { blob, bytes, ..self.update.clone() };
+        Ok(Self { update, blob: blobs.local(&blob).await.map_err(storage)?, head: 0 })
+    }
+
+    /// Reads it through: whether it is what was received, or what was decoded.
+    pub(crate) fn check_plain(&self) -> Result<(), Unreadable> {
+        let what = format!("the update of {}", self.update.client);
+        match self.blob.verified(|_| {}) {
+            Ok(found) if found == self.update.blob => Ok(()),
+            Ok(found) => Err(Unreadable::ForGood(format!(
+                "{what} cannot be read: it is damaged, its digest is {found} and was {}",
+                self.update.blob
+            ))),
+            Err(e) => Err(Unreadable::Now(format!("{what} cannot be read: {e}"))),
+        }
+    }
+
+    /// Values from `from` on, of an update that lies as [`Encoding::Fixed32`](undertone_core::encoding::Encoding::Fixed32).
     pub(crate) fn read_at(&self, from: usize, out: &mut [i32]) -> std::io::Result<()> {
         const BLOCK: usize = 4096;
         let mut bytes = [0; 4 * BLOCK];
@@ -198,78 +245,61 @@ impl Spooled {
     }
 }
 
-/// A value of four bytes.
-pub(crate) fn unit(bytes: &[u8]) -> i32 {
+fn unit(bytes: &[u8]) -> i32 {
     i32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
 }
 
-/// Looks at the integers of an update as they stream by, wherever chunks are cut.
+/// Looks at the values of an update as they stream by, wherever chunks are cut.
 struct StreamCheck {
     bytes: u64,
     digester: Digester,
-    partial: Vec<u8>,
+    decoder: Decoder<Units>,
     squared_norm: u128,
-    out_of_range: Option<u64>,
+    problem: Option<String>,
 }
 
 struct Summary {
     digest: Digest,
     squared_norm: u128,
-    out_of_range: Option<u64>,
+    problem: Option<String>,
 }
 
 impl StreamCheck {
-    fn new() -> Self {
-        Self {
+    fn new(job: &Job) -> Result<Self, String> {
+        Ok(Self {
             bytes: 0,
             digester: Digester::new(),
-            partial: Vec::with_capacity(4),
+            decoder: decoder(job).map_err(|e| e.to_string())?,
             squared_norm: 0,
-            out_of_range: None,
-        }
+            problem: None,
+        })
     }
 
-    fn take(&mut self, mut data: bytes::Bytes) {
-        self.digester.update(&data);
-        let mut index = self.bytes / 4;
+    fn take(&mut self, data: &[u8]) {
+        self.digester.update(data);
         self.bytes += data.len() as u64;
-        while !self.partial.is_empty() && data.has_remaining() {
-            self.partial.push(data.get_u8());
-            if let Ok(whole) = <[u8; 4]>::try_from(self.partial.as_slice()) {
-                self.partial.clear();
-                self.unit(index, i32::from_le_bytes(whole));
-                index += 1;
-            }
+        if self.problem.is_some() {
+            return;
         }
-        let whole = data.len() / 4 * 4;
-        for b in data[..whole].chunks_exact(4) {
-            self.unit(index, i32::from_le_bytes([b[0], b[1], b[2], b[3]]));
-            index += 1;
-        }
-        self.partial.extend_from_slice(&data[whole..]);
-    }
-
-    fn unit(&mut self, index: u64, unit: i32) {
-        if unit.unsigned_abs() > MAX_FIXED as u32 {
-            self.out_of_range.get_or_insert(index);
-        }
-        let unit = i64::from(unit);
-        self.squared_norm += u128::from((unit * unit).unsigned_abs());
+        let norm = &mut self.squared_norm;
+        let taken = self.decoder.push(data, &mut |_, units| {
+            // A run's squares fit: 2^60 each, and runs are of some thousand values.
+            *norm += units.iter().map(|&u| i128::from(u) * i128::from(u)).sum::<i128>() as u128;
+        });
+        // The rest is still received: whoever sends it should get the whole answer.
+        self.problem = taken.err().map(|e| e.to_string());
     }
 
     fn finish(self) -> Summary {
-        Summary {
-            digest: self.digester.finish(),
-            squared_norm: self.squared_norm,
-            out_of_range: self.out_of_range,
-        }
+        let problem = self.problem.or_else(|| self.decoder.finish().err().map(|e| e.to_string()));
+        Summary { digest: self.digester.finish(), squared_norm: self.squared_norm, problem }
     }
 }
 
 impl Summary {
     fn validate(&self, job: &Job, (bound, units): (f64, u64)) -> Result<(), String> {
-        if let Some(index) = self.out_of_range {
-            return Err(format!("value {index} of the update is beyond the range of the wire format"));
+        if let Some(problem) = &self.problem {
+            return Err(format!("the update cannot be read: {problem}"));
         }
         let units = u128::from(units);
         if self.squared_norm > units * units {
@@ -280,29 +310,43 @@ impl Summary {
     }
 }
 
+/// A decoder of one update of the job.
+fn decoder(job: &Job) -> Result<Decoder<Units>, DecodeError> {
+    Decoder::new(&job.spec().transport.updates, Units::new(job.grid()), job.layout().len())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use undertone_core::fixed::squared_norm;
 
+    fn job(encoding: &str) -> Job {
+        let text = undertone_harness::SAMPLE_JOB
+            .replace("[deadlines]", &format!("[transport]\nupdates = {encoding}\n\n[deadlines]"));
+        let text = text.replace("kind = \"logistic\"", "kind = \"mlp\"\nhidden = [2]");
+        undertone_round::job::JobSpec::from_toml(&text, "job.toml").unwrap().resolve().unwrap()
+    }
+
     #[test]
     fn the_check_sees_the_same_wherever_chunks_are_cut() {
-        let units = [1, -2, 3, 1 << 29, -(1 << 29), 7];
+        let job = job("{ kind = \"fixed32\" }");
+        let mut units = vec![0; job.layout().len()];
+        units[..6].copy_from_slice(&[1, -2, 3, 1 << 29, -(1 << 29), 7]);
         let bytes: Vec<u8> = units.iter().flat_map(|u: &i32| u.to_le_bytes()).collect();
         for size in 1..=bytes.len() {
-            let mut check = StreamCheck::new();
-            for chunk in bytes.chunks(size) {
-                check.take(bytes::Bytes::copy_from_slice(chunk));
-            }
-            assert!(check.partial.is_empty());
+            let mut check = StreamCheck::new(&job).unwrap();
+            bytes.chunks(size).for_each(|chunk| check.take(chunk));
             let summary = check.finish();
             assert_eq!(summary.squared_norm, squared_norm(&units));
-            assert_eq!(summary.digest, Digest::of(&bytes));
-            assert_eq!(summary.out_of_range, None);
+            assert_eq!((summary.digest, summary.problem), (Digest::of(&bytes), None));
         }
-        let mut check = StreamCheck::new();
-        check.take(bytes::Bytes::copy_from_slice(&[0; 5]));
-        check.take(bytes::Bytes::copy_from_slice(&[0, 0, 0x80]));
-        assert_eq!(check.finish().out_of_range, Some(1), "i32::MIN");
+        let mut check = StreamCheck::new(&job).unwrap();
+        check.take(&[0; 5]);
+        check.take(&[0, 0, 0x80]);
+        let problem = check.finish().problem.unwrap();
+        assert!(problem.contains("value 1"), "i32::MIN: {problem}");
+        let mut check = StreamCheck::new(&job).unwrap();
+        check.take(&bytes[..bytes.len() - 1]);
+        assert!(check.finish().problem.is_some(), "cut off");
     }
 }

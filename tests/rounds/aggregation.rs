@@ -90,3 +90,47 @@ async fn a_server_optimisers_state_goes_on_over_a_restart() {
     let expected = 1.0 + 1.9 + 2.71;
     assert!(model.iter().all(|w| (w - expected).abs() < 1e-4), "{model:?}");
 }
+
+/// Each encoding brings an update over, in as many bytes as it says, with each kind of rule.
+#[tokio::test(flavor = "multi_thread")]
+async fn updates_travel_in_fewer_bytes() {
+    let mut d = Deployment::start().await;
+    for name in ["a", "b", "c"] {
+        d.trainer(name, FnTrainer::constant(0.5)).await;
+    }
+    d.wait_connected(3).await;
+    let mut operator = d.operator().await;
+    let values = 64 * 3 + 1;
+    for (encoding, most, rules) in [
+        ("{ kind = \"f32\" }", 4 * values, &["mean"][..]),
+        ("{ kind = \"bf16\" }", 2 * values, &["mean", "median"]),
+        ("{ kind = \"fixed\", bits = 8 }", values + 16, &["mean", "median"]),
+        ("{ kind = \"fixed\", bits = 5 }", values, &["mean"]),
+        ("{ kind = \"block\", bits = 8 }", values + 64, &["mean", "median"]),
+        ("{ kind = \"top-k\", fraction = 0.1 }", values, &["mean"]),
+    ] {
+        for rule in rules {
+            let text = with(&format!("rule = {{ kind = \"{rule}\" }}\nmax_update_norm = 100.0"), 3);
+            let text = text.replace("kind = \"logistic\"", "kind = \"mlp\"\nhidden = [64]");
+            let text =
+                text.replace("[deadlines]", &format!("[transport]\nupdates = {encoding}\n\n[deadlines]"));
+            let id = operator.submit(&text).await.unwrap();
+            let events = operator.watch_to_end(&id).await;
+            assert_eq!(*events.outcome(), Outcome::Completed, "{encoding} {rule}: {}", events.text());
+            for event in &events.0 {
+                if let JobEvent::Received { bytes, .. } = event {
+                    assert!(*bytes <= most && *bytes > 0, "{encoding}: {bytes} bytes");
+                }
+            }
+            // Two rounds of 0.5 each above the initial values; top-k brings a tenth of it at a time.
+            let model = operator.model(&id).await;
+            let mean = model.iter().map(|w| f64::from(*w)).sum::<f64>() / model.len() as f64;
+            let (low, high) = if encoding.contains("top-k") { (0.05, 0.35) } else { (0.85, 1.15) };
+            assert!((low..high).contains(&mean), "{encoding} {rule}: {mean}");
+        }
+    }
+    let text = with("rule = { kind = \"median\" }", 3);
+    let top = "[transport]\nupdates = { kind = \"top-k\", fraction = 0.1 }\n\n[deadlines]";
+    let e = operator.submit(&text.replace("[deadlines]", top)).await.unwrap_err().to_string();
+    assert!(e.contains("[transport] top-k does not go with"), "{e}");
+}

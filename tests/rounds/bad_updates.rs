@@ -56,8 +56,8 @@ async fn an_upload_that_goes_on_beyond_the_model() {
     let chunk = |offset, len| upload_message::Kind::Chunk(Chunk { offset, data: vec![0; len].into() });
     let messages = vec![upload_message::Kind::Header(header), chunk(0, 8), chunk(8, 4)];
     let refused = bad.upload_messages(messages).await.unwrap_err();
-    assert!(refused.message().contains("longer than the model: more than 8 bytes"), "{refused}");
-    the_round_went_on(&d, &id, "longer than the model").await;
+    assert!(refused.message().contains("longer than it was announced: more than 8 bytes"), "{refused}");
+    the_round_went_on(&d, &id, "longer than it was announced").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -73,8 +73,8 @@ async fn an_update_that_is_too_large() {
 async fn a_value_beyond_the_wire_format() {
     let (d, id, mut bad, offer) = with_bad_client(&one_round()).await;
     let refused = bad.upload(&offer.attempt.unwrap(), &[0, i32::MIN], 1).await.unwrap_err();
-    assert!(refused.message().contains("value 1 of the update is beyond the range"), "{refused}");
-    the_round_went_on(&d, &id, "beyond the range").await;
+    assert!(refused.message().contains("value 1 is -32768, out of range"), "{refused}");
+    the_round_went_on(&d, &id, "out of range").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -9,6 +9,8 @@ use undertone_core::cohort::Cohort;
 use undertone_core::config::{ConfigError, parse_toml, with_suggestion};
 use undertone_core::digest::Digest;
 use undertone_core::duration::Span;
+use undertone_core::encoding::composition::{Combination, Promise, Surroundings};
+use undertone_core::encoding::{EncodedLen, Encoding};
 use undertone_core::fixed::Grid;
 use undertone_core::id::JobId;
 use undertone_core::layout::ModelLayout;
@@ -45,6 +47,9 @@ pub struct JobSpec {
     /// How updates become a new model.
     #[serde(default)]
     pub aggregation: Aggregation,
+    /// How updates travel.
+    #[serde(default, skip_serializing_if = "Transport::is_default")]
+    pub transport: Transport,
     /// What is promised to whom.
     pub privacy: PrivacyContract,
     /// Measuring released models on evaluators' data.
@@ -78,6 +83,20 @@ pub struct Aggregation {
 
 fn is_mean(rule: &Rule) -> bool {
     *rule == Rule::default()
+}
+
+/// How updates travel: in fewer bytes, at the price of precision.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Transport {
+    /// How a client's update is encoded. Whatever it is, the coordinator sums integers on the job's grid.
+    pub updates: Encoding,
+}
+
+impl Transport {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// How much an update counts.
@@ -314,6 +333,7 @@ impl JobSpec {
                 (bound, bound_in_units(bound, grid).map_err(|e| bad("aggregation", e.to_string()))?)
             }
         };
+        self.check_transport(update_norm_units)?;
         Ok(Job { digest: self.digest(), spec: self, layout, contract, update_norm_bound, update_norm_units })
     }
 
@@ -346,6 +366,39 @@ impl JobSpec {
         }
         if !(a.max_update_norm.is_finite() && a.max_update_norm > 0.0) {
             return bad(format!("max_update_norm must be a positive number, not {}", a.max_update_norm));
+        }
+        Ok(())
+    }
+
+    fn check_transport(&self, norm_units: u64) -> Result<(), JobError> {
+        let encoding = &self.transport.updates;
+        let bad = |problem: String| Err(JobError::Invalid { section: "transport", problem });
+        let promise = match (self.privacy.unit(), self.privacy.trust()) {
+            (Unit::None, _) => Promise::None,
+            (Unit::Record, _) => Promise::RecordLocal,
+            (Unit::Client, Some(Trust::Central)) => Promise::ClientCentral,
+            (Unit::Client, _) => Promise::ClientLocal,
+        };
+        let combination = match self.aggregation.rule {
+            Rule::Mean {} => Combination::Sum,
+            Rule::Median {} | Rule::TrimmedMean(_) => Combination::Coordinates,
+            _ => Combination::Distances,
+        };
+        let with = Surroundings { promise, secure_aggregation: false, combination };
+        if let Err(reasons) = encoding.composes_with(&with) {
+            return bad(reasons.join("; "));
+        }
+        let most = self
+            .privacy
+            .adaptive_clip()
+            .map_or(Ok(norm_units), |rule| bound_in_units(rule.max(), self.aggregation.fraction_bits));
+        let most = most.map_or(u64::MAX, |most| most.max(norm_units));
+        if most > encoding.largest_units() {
+            return bad(format!(
+                "updates = {encoding} can carry norms of at most {:.1} on this grid, and the job allows more: lower \
+                 max_update_norm (or the clip norm), or fraction_bits",
+                encoding.largest_units() as f64 / self.aggregation.fraction_bits.units_per_one()
+            ));
         }
         Ok(())
     }
@@ -414,9 +467,14 @@ impl Job {
         self.spec.aggregation.fraction_bits
     }
 
-    /// The exact size of an update on the wire, in bytes.
+    /// The size of an update on the wire.
+    pub fn encoded_len(&self) -> EncodedLen {
+        self.spec.transport.updates.encoded_len(self.layout.len())
+    }
+
+    /// The largest size of an update on the wire, in bytes.
     pub fn update_bytes(&self) -> u64 {
-        self.layout.len() as u64 * 4
+        self.encoded_len().max()
     }
 
     /// The model's initial values.

@@ -4,7 +4,7 @@
 //! not enter a sum. Memory: the sum and one update for each thread, or what the rule says; never all updates.
 
 use super::Unreadable;
-use crate::spool::{self, Spooled};
+use crate::spool::Spooled;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use undertone_core::aggregate::IntegerSum;
@@ -36,7 +36,7 @@ pub(super) fn gather(
         return sum(job, updates, threads).map(Gathered::Sum);
     }
     // Read twice or more: first to know that the files are whole.
-    each(updates, threads, |update| update.check(|_| {}).map(|_| ()))?;
+    each(updates, threads, |update| update.check_plain())?;
     let rows = SpoolRows { updates, values: job.layout().len() };
     let tiling = Tiling::new(threads, updates.len());
     let aggregate = rule.aggregate(&rows, job.grid(), tiling, centre);
@@ -48,8 +48,9 @@ fn sum(job: &Job, updates: &[Spooled], threads: usize) -> Result<Collected, Unre
     let sum = Mutex::new(Collected { sum: zero, within: CountSum::default() });
     let readers = threads.min(MOST_READERS);
     each(updates, readers, |update| {
-        let mut units = Vec::with_capacity(job.layout().len());
-        let within = update.check(|block| units.extend(block.chunks_exact(4).map(spool::unit)))?;
+        // What an encoding left out is zero.
+        let mut units = vec![0; job.layout().len()];
+        let within = update.check(job, |start, run| units[start..start + run.len()].copy_from_slice(run))?;
         // In any order: the sum is the same bits.
         let mut sum = sum.lock().expect("no panic while locked");
         sum.sum

@@ -170,6 +170,7 @@ impl ParticipationService {
             digest: reference.parsed_digest()?,
             weight: header.weight,
             within: header.within_clip_norm,
+            bytes: reference.bytes,
         };
         if let Err(reason) = plausible(&claim, reference.bytes, &job) {
             return refuse(&handle, &claim, reason).await;
@@ -229,11 +230,12 @@ async fn take_in(
 
 /// What can be said of an upload before its first byte.
 fn plausible(claim: &Claim, bytes: u64, job: &undertone_round::job::Job) -> Result<(), String> {
-    if bytes != job.update_bytes() {
+    if !job.encoded_len().admits(bytes) {
         return Err(format!(
-            "an update of {bytes} bytes does not fit the model: {} values are {} bytes",
+            "an update of {bytes} bytes does not fit the model: {} values are {} bytes in the encoding {}",
             job.layout().len(),
-            job.update_bytes()
+            job.update_bytes(),
+            job.spec().transport.updates
         ));
     }
     if claim.weight == 0 || claim.weight > job.max_weight() {

@@ -2,10 +2,13 @@
 //! may leave.
 
 use crate::job::Job;
+use undertone_core::encoding::residual::Residual;
+use undertone_core::encoding::rounding::Rounding;
+use undertone_core::encoding::{self, Encoder, Encoding, Units};
 use undertone_core::fixed::FixedVector;
 use undertone_core::trainer::LocalUpdate;
 use undertone_privacy::adaptive_clip::WithinBit;
-use undertone_privacy::clip::{BoundError, ClipError, RawUpdate, clip};
+use undertone_privacy::clip::{BoundError, ClipError, RawUpdate, bound_in_units, clip};
 use undertone_privacy::contract::Unit;
 use undertone_privacy::local::LocalError;
 use undertone_privacy::noise::NoiseRng;
@@ -16,13 +19,46 @@ use undertone_privacy::resolve::Terms;
 pub struct Parcel {
     /// The update.
     pub update: FixedVector,
+    /// The L2 norm, in units of the grid, that it is within and must be within when it arrives.
+    pub bound: u64,
     /// Whether it was within the clip norm before it was clipped; only where the clip norm follows the answers.
     pub within: Option<WithinBit>,
 }
 
-impl From<FixedVector> for Parcel {
-    fn from(update: FixedVector) -> Self {
-        Self { update, within: None }
+impl Parcel {
+    /// An update under the job's own bound.
+    pub fn of(job: &Job, update: FixedVector) -> Self {
+        Self { update, bound: job.norm_bound(None).1, within: None }
+    }
+
+    /// The bytes that leave, in the job's encoding. Where it rounds by chance, `rng` throws the coins; where it leaves
+    /// values out, they wait in `residual`. What arrives is within the bound, whatever was rounded.
+    ///
+    /// # Errors
+    /// If the encoding cannot carry the update: no update of a job that resolved is like that.
+    pub fn encoded(
+        &self,
+        job: &Job,
+        residual: &mut Option<Residual>,
+        rng: &mut impl rand::Rng,
+    ) -> Result<Vec<u8>, encoding::EncodeError> {
+        let (kind, grid, units) = (&job.spec().transport.updates, job.grid(), self.update.units());
+        match kind {
+            Encoding::Fixed32 => Ok(self.update.to_bytes()),
+            Encoding::TopK { .. } => residual.get_or_insert_with(|| Residual::new(grid, units.len())).encode(
+                kind,
+                units,
+                Some(self.bound),
+            ),
+            _ => {
+                let rounding = Rounding::within(kind, grid, units, self.bound, rng)?;
+                let mut bytes = Vec::with_capacity(job.update_bytes() as usize);
+                let mut encoder = Encoder::new(kind, Units::new(grid), units.len(), &rounding)?;
+                encoder.push(units, &mut bytes)?;
+                encoder.finish(&mut bytes)?;
+                Ok(bytes)
+            }
+        }
     }
 }
 
@@ -103,12 +139,13 @@ pub fn encode(
     if let Terms::ClientLocal(terms) = job.contract().terms() {
         let noise = terms.noise(job.grid())?;
         let clipped = clip(RawUpdate::new(raw.delta), noise.clip_norm())?;
-        return Ok(noise.privatise(&clipped, rng)?.into_vector().into());
+        return Ok(Parcel::of(job, noise.privatise(&clipped, rng)?.into_vector()));
     }
     let raw = RawUpdate::new(raw.delta);
-    let within = clip_norm.map(|norm| WithinBit::of(&raw, norm));
-    let update = clip(raw, clip_norm.unwrap_or(bound))?.to_grid(job.grid())?;
-    Ok(Parcel { update, within })
+    let Some(norm) = clip_norm else { return Ok(Parcel::of(job, clip(raw, bound)?.to_grid(job.grid())?)) };
+    let within = Some(WithinBit::of(&raw, norm));
+    let update = clip(raw, norm)?.to_grid(job.grid())?;
+    Ok(Parcel { update, bound: bound_in_units(norm, job.grid())?, within })
 }
 
 /// What leaves in place of an update that is not to be had (unfit data, training that failed) under a client-level
@@ -119,13 +156,13 @@ pub fn absent(job: &Job, clip_norm: Option<f64>, rng: &mut NoiseRng) -> Option<P
     match job.contract().terms() {
         // A job whose noise does not suit its grid does not resolve.
         Terms::ClientLocal(terms) => {
-            Some(terms.noise(job.grid()).ok()?.absent(len, rng).into_vector().into())
+            Some(Parcel::of(job, terms.noise(job.grid()).ok()?.absent(len, rng).into_vector()))
         }
         Terms::ClientCentral(_) => {
             let update = FixedVector::from_units(job.grid(), vec![0; len]).ok()?;
             // Zeros are within anything.
             let within = clip_norm.map(|norm| WithinBit::of(&RawUpdate::new(vec![]), norm));
-            Some(Parcel { update, within })
+            Some(Parcel { within, ..Parcel::of(job, update) })
         }
         Terms::RecordLocal(_) | Terms::NoPromise(_) => None,
     }

@@ -17,7 +17,7 @@ fn client() -> Participant {
 }
 
 fn update(job: &Job) -> Parcel {
-    FixedVector::from_units(job.grid(), vec![1; job.layout().len()]).unwrap().into()
+    Parcel::of(job, FixedVector::from_units(job.grid(), vec![1; job.layout().len()]).unwrap())
 }
 
 fn sealed(text: &str) -> Sealed {
@@ -52,7 +52,7 @@ fn words(effects: &[Effect]) -> Vec<String> {
             Effect::Abandon(k) => format!("abandon {}", short(k)),
             Effect::Store { account, .. } => format!("store {}", short(&account.last())),
             Effect::Upload { key, tries, .. } => format!("upload {} try {tries}", short(key)),
-            Effect::Discard(account) => format!("discard {}", short(&account.last())),
+            Effect::Discard { account, .. } => format!("discard {}", short(&account.last())),
             Effect::ReportFailure(k, _) => format!("fail {}", short(k)),
         })
         .collect()

@@ -77,6 +77,8 @@ pub enum Effect {
         account: Account,
         /// The update.
         parcel: Parcel,
+        /// The job, which says how it is encoded.
+        job: Arc<Job>,
         /// Its weight.
         weight: u32,
     },
@@ -90,7 +92,13 @@ pub enum Effect {
         tries: u32,
     },
     /// Make the account durable, then remove its update's bytes: the attempt is closed.
-    Discard(Account),
+    Discard {
+        /// The account.
+        account: Account,
+        /// Whether the coordinator has the update. Else what an encoding left out of it was not sent, and neither was the
+        /// rest.
+        delivered: bool,
+    },
     /// Tell the coordinator that the client had accepted but cannot deliver.
     ReportFailure(AttemptKey, String),
 }

@@ -174,7 +174,7 @@ impl Participant {
                 }
                 Ordering::Equal => return self.decline(&offer, DONE, out),
                 Ordering::Greater => return self.decline(&offer, OLDER, out),
-                Ordering::Less => self.books.close(&key.job, out),
+                Ordering::Less => self.books.close(&key.job, false, out),
             }
         } else if self.books.accounts.len() >= MAX_ACCOUNTS {
             return self.decline(&offer, "this client keeps accounts of too many jobs already", out);
@@ -208,7 +208,7 @@ impl Participant {
         if self.state.key() == Some(key) {
             self.drop_in_hand(out);
         } else if self.books.accounts.get(&key.job).is_some_and(|a| a.last() == *key) {
-            self.books.close(&key.job, out);
+            self.books.close(&key.job, false, out);
         }
     }
 
@@ -247,12 +247,12 @@ impl Books {
     }
 
     /// Empties the job's place in the outbox.
-    fn close(&mut self, job: &JobId, out: &mut Vec<Effect>) {
+    fn close(&mut self, job: &JobId, delivered: bool, out: &mut Vec<Effect>) {
         if let Some(account) = self.accounts.get_mut(job)
             && account.sealed().is_some()
         {
             *account = account.clone().closed();
-            out.push(Effect::Discard(account.clone()));
+            out.push(Effect::Discard { account: account.clone(), delivered });
         }
     }
 }

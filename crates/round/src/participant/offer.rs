@@ -122,7 +122,7 @@ impl Offer {
 /// # Errors
 /// [`UnreadableOffer::ModelSize`].
 pub fn check_model_size(job: &Job, model: ModelRef) -> Result<(), UnreadableOffer> {
-    let least = job.update_bytes();
+    let least = 4 * job.layout().len() as u64;
     if model.bytes <= least || model.bytes > least + MAX_HEADER_BYTES {
         return Err(UnreadableOffer::ModelSize { bytes: model.bytes, values: job.layout().len() });
     }

@@ -125,7 +125,7 @@ impl World {
             (Effect::Inspect(key, _), failure) => {
                 Input::Inspected(key, Ok(if failure.is_some() { unfit() } else { fit() }))
             }
-            (Effect::Store { account, parcel, weight }, failure) => {
+            (Effect::Store { account, parcel, weight, .. }, failure) => {
                 let key = account.last();
                 let bytes = parcel.update.to_bytes();
                 let sealed =
@@ -155,7 +155,7 @@ impl World {
                 let units = vec![self.draws as i32; self.job.layout().len()];
                 Input::Trained(
                     a.key().clone(),
-                    FixedVector::from_units(self.job.grid(), units).unwrap().into(),
+                    Parcel::of(&self.job, FixedVector::from_units(self.job.grid(), units).unwrap()),
                 )
             }
             (other, _) => panic!("not a step: {other:?}"),
@@ -179,7 +179,7 @@ impl World {
                 self.accepted.insert(key);
             }
             Effect::Abandon(key) => self.leave(&key),
-            Effect::Discard(account) => {
+            Effect::Discard { account, .. } => {
                 assert!(account.sealed().is_none());
                 let key = account.last();
                 let there = self.disk.insert(account.job().clone(), account);

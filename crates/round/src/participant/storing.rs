@@ -3,6 +3,8 @@
 
 use super::uploading::Uploading;
 use super::{Account, Books, Effect, Failure, Parcel, Sealed, State};
+use crate::job::Job;
+use std::sync::Arc;
 use undertone_core::id::AttemptKey;
 
 #[derive(Debug)]
@@ -17,9 +19,10 @@ impl Storing {
         account: Account,
         parcel: Parcel,
         weight: u32,
+        job: Arc<Job>,
         out: &mut Vec<Effect>,
     ) -> State {
-        out.push(Effect::Store { account, parcel, weight });
+        out.push(Effect::Store { account, parcel, weight, job });
         State::Storing(Self { key, unwanted: false })
     }
 
@@ -36,7 +39,7 @@ impl Storing {
             *account = account.clone().with_sealed(sealed.clone());
         }
         if self.unwanted {
-            books.close(&self.key.job, out);
+            books.close(&self.key.job, false, out);
             State::Idle
         } else {
             Uploading::begin(self.key, sealed, out)

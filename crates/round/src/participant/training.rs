@@ -2,6 +2,7 @@
 
 use super::storing::Storing;
 use super::{Acceptance, Account, Books, Effect, Failure, Parcel, State};
+use std::sync::Arc;
 use undertone_core::id::AttemptKey;
 
 #[derive(Debug)]
@@ -33,7 +34,8 @@ impl Training {
             }
         };
         books.accounts.insert(key.job.clone(), account.clone());
-        Storing::begin(key, account, parcel, self.acceptance.weight(), out)
+        let (weight, job) = (self.acceptance.weight(), Arc::clone(self.acceptance.job()));
+        Storing::begin(key, account, parcel, weight, job, out)
     }
 
     pub(super) fn failed(self, failure: Failure, out: &mut Vec<Effect>) -> State {

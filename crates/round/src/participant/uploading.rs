@@ -29,7 +29,7 @@ impl Uploading {
     }
 
     pub(super) fn uploaded(self, books: &mut Books, out: &mut Vec<Effect>) -> State {
-        books.close(&self.key.job, out);
+        books.close(&self.key.job, true, out);
         State::Idle
     }
 
@@ -40,7 +40,7 @@ impl Uploading {
             }
             Failure::Transient(_) => State::Idle,
             Failure::Closed(_) | Failure::Final(_) => {
-                books.close(&self.key.job, out);
+                books.close(&self.key.job, false, out);
                 failure.report(&self.key, out);
                 State::Idle
             }
@@ -49,7 +49,7 @@ impl Uploading {
 
     pub(super) fn dropped(self, books: &mut Books, out: &mut Vec<Effect>) -> State {
         out.push(Effect::Abandon(self.key.clone()));
-        books.close(&self.key.job, out);
+        books.close(&self.key.job, false, out);
         State::Idle
     }
 }
