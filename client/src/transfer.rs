@@ -5,7 +5,7 @@ use crate::connect::participation;
 use crate::models::{Models, Partial, PartialError};
 use std::path::Path;
 use std::time::Duration;
-use tokio::io::AsyncReadExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_stream::wrappers::ReceiverStream;
@@ -22,6 +22,8 @@ use undertone_round::participant::{Failure, ModelRef, Sealed};
 #[derive(Debug, Clone)]
 pub(crate) struct Line(watch::Receiver<Option<Channel>>);
 
+/// Of a smaller update it costs less to send it again than to ask how much of it arrived.
+const WORTH_ASKING: u64 = 4 * CHUNK_BYTES as u64;
 /// Tries without a single new byte before a download is given up.
 const FRUITLESS_TRIES: u32 = 5;
 /// How long an upload may stand still. The coordinator has its own, tighter limit; this one only frees the client.
@@ -165,19 +167,30 @@ pub(crate) async fn upload(
         sleep(backoff::wait(tries, getrandom::u32().unwrap_or_default())).await;
     }
     let channel = line.channel().await;
-    let file = tokio::fs::File::open(path).await.map_err(|e| {
+    let unreadable = |e: std::io::Error| {
         tracing::error!(path = %path.display(), error = %e, "cannot read the outbox");
         Failure::Final("the client cannot read its outbox: see the client's log".into())
-    })?;
-    let (messages, stream) = mpsc::channel(2);
-    let (moved, mut progress) = watch::channel(());
-    let header = UploadHeader {
+    };
+    let mut file = tokio::fs::File::open(path).await.map_err(unreadable)?;
+    let mut stub = participation(channel);
+    let mut header = UploadHeader {
         attempt: Some(AttemptRef::from(key)),
         update: Some(BlobRef::new(sealed.update, sealed.bytes)),
         weight: sealed.weight,
         within_clip_norm: sealed.within,
+        offset: 0,
     };
-    let mut stub = participation(channel);
+    if sealed.bytes > WORTH_ASKING {
+        let asked = timeout(UPLOAD_IDLE, stub.resume_upload(header.clone())).await;
+        let progress = asked
+            .map_err(|_| Failure::Transient("the coordinator does not answer".into()))?
+            .map_err(|status| refusal(status.into()))?;
+        // What it cannot have is begun anew.
+        header.offset = Some(progress.into_inner().offset).filter(|at| *at <= sealed.bytes).unwrap_or(0);
+        file.seek(std::io::SeekFrom::Start(header.offset)).await.map_err(unreadable)?;
+    }
+    let (messages, stream) = mpsc::channel(2);
+    let (moved, mut progress) = watch::channel(());
     let feed = feed(file, header, messages, moved);
     let call = stub.upload_update(ReceiverStream::new(stream));
     let (feed, call) = (std::pin::pin!(feed), std::pin::pin!(call));
@@ -231,10 +244,10 @@ async fn feed(
     moved: watch::Sender<()>,
 ) -> std::io::Result<()> {
     let send = async |kind| messages.send(UploadMessage { kind: Some(kind) }).await.is_ok();
+    let mut offset = header.offset;
     if !send(upload_message::Kind::Header(header)).await {
         return Ok(());
     }
-    let mut offset = 0;
     loop {
         let mut data = Vec::with_capacity(CHUNK_BYTES);
         (&mut file).take(CHUNK_BYTES as u64).read_to_end(&mut data).await?;

@@ -26,6 +26,8 @@ pub(crate) struct Claim {
     pub(crate) digest: Digest,
     /// Its length.
     pub(crate) bytes: u64,
+    /// Where this upload begins.
+    pub(crate) offset: u64,
     /// Its weight.
     pub(crate) weight: u32,
     /// Whether the update was within the clip norm, where the job asks.
@@ -64,10 +66,41 @@ pub(crate) async fn receive(
     idle: Duration,
 ) -> Result<Update, Rejected> {
     let transfer = |fault, text: String| Rejected::Transfer(ApiError::new(fault, text));
-    let mut writer = blobs.writer().await.map_err(storage)?;
-    writer.write(&header(&claim.key, &claim.client, claim.weight, claim.within)).await.map_err(storage)?;
+    let head = claim.head();
     let mut check = StreamCheck::new(job).map_err(Rejected::Invalid)?;
     let expected = claim.bytes;
+    let name = claim.name();
+    let (mut seen, mut right) = (0, true);
+    let mut writer = blobs
+        .resume(&name, &mut |block| {
+            let of_head = head.len().saturating_sub(seen).min(block.len());
+            right &= head[seen.min(head.len())..].starts_with(&block[..of_head]);
+            seen += block.len();
+            check.take(&block[of_head..]);
+        })
+        .await
+        .map_err(storage)?;
+    if !right || check.bytes > expected || (seen > 0 && seen < head.len()) {
+        // Not what it should be, or nothing worth keeping.
+        drop(writer);
+        return Err(begin_again(blobs, &name, "the coordinator had kept is damaged").await);
+    }
+    if seen == 0 {
+        writer.write(&head).await.map_err(storage)?;
+    }
+    if claim.offset != check.bytes {
+        let text = format!("the upload begins at {}, and goes on at {}", claim.offset, check.bytes);
+        // From the start, without having asked: what came before is not wanted.
+        if claim.offset == 0 {
+            drop(writer);
+            blobs.abandon(&name).await.map_err(storage)?;
+            check = StreamCheck::new(job).map_err(Rejected::Invalid)?;
+            writer = blobs.resume(&name, &mut |_| {}).await.map_err(storage)?;
+            writer.write(&head).await.map_err(storage)?;
+        } else {
+            return Err(transfer(Fault::Unavailable, text));
+        }
+    }
     loop {
         let next = tokio::time::timeout(idle, messages.next()).await.map_err(|_| {
             transfer(Fault::Unavailable, format!("the upload stood still for {} s", idle.as_secs()))
@@ -90,6 +123,8 @@ pub(crate) async fn receive(
         }
         check.take(&chunk.data);
         if check.bytes > expected {
+            drop(writer);
+            blobs.abandon(&name).await.map_err(storage)?;
             return Err(Rejected::Invalid(format!(
                 "the update is longer than it was announced: more than {expected} bytes"
             )));
@@ -105,15 +140,62 @@ pub(crate) async fn receive(
     let bytes = check.bytes;
     let summary = check.finish();
     if summary.digest != claim.digest {
-        return Err(transfer(
-            Fault::Unavailable,
-            format!("the update arrived damaged: digest {}, announced {}", summary.digest, claim.digest),
-        ));
+        drop(writer);
+        let what = format!("arrived is damaged: digest {}, announced {}", summary.digest, claim.digest);
+        return Err(begin_again(blobs, &name, &what).await);
     }
-    summary.validate(job, bound).map_err(Rejected::Invalid)?;
+    if let Err(reason) = summary.validate(job, bound) {
+        drop(writer);
+        blobs.abandon(&name).await.map_err(storage)?;
+        return Err(Rejected::Invalid(reason));
+    }
     // Durable from here on.
     let (blob, _) = writer.commit(None).await.map_err(storage)?;
     Ok(Update { client: claim.client.clone(), blob, bytes, weight: claim.weight })
+}
+
+/// How much of this upload is here.
+pub(crate) async fn progress(claim: &Claim, blobs: &Arc<dyn Blobs>) -> Result<u64, BlobError> {
+    let written = blobs.written(&claim.name()).await?;
+    Ok(written.saturating_sub(claim.head().len() as u64).min(claim.bytes))
+}
+
+/// Forgets what is left of the uploads of an attempt that is over.
+pub(crate) async fn abandon(key: &AttemptKey, blobs: &Arc<dyn Blobs>) -> Result<(), BlobError> {
+    let prefix = attempt_name(key);
+    for (name, _) in blobs.unfinished().await? {
+        if name.starts_with(&prefix) {
+            blobs.abandon(&name).await?;
+        }
+    }
+    Ok(())
+}
+
+/// The part of an unfinished upload's name that all of an attempt share.
+fn attempt_name(key: &AttemptKey) -> String {
+    Digest::of(key.to_string().as_bytes()).to_string()[..32].to_owned()
+}
+
+impl Claim {
+    fn head(&self) -> Vec<u8> {
+        header(&self.key, &self.client, self.weight, self.within)
+    }
+
+    /// Another update, or the same with another weight, is another upload.
+    fn name(&self) -> String {
+        let mut rest = Digester::new();
+        rest.field(&self.head());
+        rest.field(self.digest.as_bytes());
+        rest.field(&self.bytes.to_le_bytes());
+        format!("{}-{}", attempt_name(&self.key), &rest.finish().to_string()[..32])
+    }
+}
+
+async fn begin_again(blobs: &Arc<dyn Blobs>, name: &str, what: &str) -> Rejected {
+    if let Err(e) = blobs.abandon(name).await {
+        return storage(e);
+    }
+    Rejected::Transfer(ApiError::new(Fault::Unavailable, format!("the update that {what}: send it again")))
 }
 
 fn storage(e: BlobError) -> Rejected {

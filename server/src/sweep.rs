@@ -4,6 +4,9 @@ use std::collections::HashSet;
 use undertone_core::digest::Digest;
 use undertone_store::{Blobs, Store};
 
+/// An upload that nobody went on with for so long is forgotten.
+const FORGET_AFTER_S: u64 = 86_400;
+
 /// Deletes every blob but the released models and those that open jobs `need`. Only while nothing else writes: one
 /// coordinator holds a folder, and this runs before it takes calls.
 pub(crate) async fn sweep(
@@ -14,6 +17,15 @@ pub(crate) async fn sweep(
     let mut kept: HashSet<Digest> = need.into_iter().collect();
     kept.extend(store.released_models().await.map_err(|e| e.to_string())?);
     let mut swept = 0;
+    for (name, idle_s) in blobs.unfinished().await.map_err(|e| e.to_string())? {
+        // Whoever comes back sooner goes on.
+        if idle_s > FORGET_AFTER_S {
+            match blobs.abandon(&name).await {
+                Ok(()) => swept += 1,
+                Err(e) => tracing::warn!(error = %e, "cannot delete an unfinished upload"),
+            }
+        }
+    }
     for digest in blobs.list().await.map_err(|e| e.to_string())? {
         if !kept.contains(&digest) {
             match blobs.delete(&digest).await {

@@ -52,6 +52,7 @@ async fn an_upload_that_goes_on_beyond_the_model() {
         update: Some(undertone::v1::BlobRef::new(Digest::of(&[0; 8]), 8)),
         weight: 1,
         within_clip_norm: None,
+        offset: 0,
     };
     let chunk = |offset, len| upload_message::Kind::Chunk(Chunk { offset, data: vec![0; len].into() });
     let messages = vec![upload_message::Kind::Header(header), chunk(0, 8), chunk(8, 4)];
@@ -96,6 +97,7 @@ async fn a_damaged_or_gappy_upload_can_be_sent_again() {
             update: Some(undertone::v1::BlobRef::new(digest, 8)),
             weight: 1,
             within_clip_norm: None,
+            offset: 0,
         })
     };
     let chunk =
@@ -165,6 +167,7 @@ async fn an_upload_that_stands_still_is_cut() {
         update: Some(undertone::v1::BlobRef::new(Digest::of(b""), 8)),
         weight: 1,
         within_clip_norm: None,
+        offset: 0,
     };
     tx.send(undertone::v1::UploadMessage { kind: Some(upload_message::Kind::Header(header)) }).await.unwrap();
     let stalled =

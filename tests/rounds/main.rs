@@ -9,6 +9,7 @@ mod measuring;
 mod participation;
 mod privacy;
 mod restart;
+mod resume;
 mod sessions;
 mod storage_faults;
 

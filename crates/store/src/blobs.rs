@@ -22,6 +22,28 @@ pub trait Blobs: Send + Sync + Debug {
     /// Begins a blob. Nobody sees it before [`BlobWriter::commit`]; dropped before that, it leaves nothing.
     async fn writer(&self) -> Result<Box<dyn BlobWriter>, BlobError>;
 
+    /// Goes on with the unfinished blob of this name, or begins it. What is written stays when the writer is dropped, and
+    /// over a restart, until it is committed or [abandoned](Self::abandon): not for ever durable, for who resumes it checks
+    /// the whole by its digest. What is there already is given to `sink` first, in order. A name is 1 to 128 of a-z, 0-9
+    /// and `-`.
+    ///
+    /// # Errors
+    /// [`BlobError::InUse`] while another writer has it.
+    async fn resume(
+        &self,
+        name: &str,
+        sink: &mut (dyn for<'a> FnMut(&'a [u8]) + Send),
+    ) -> Result<Box<dyn BlobWriter>, BlobError>;
+
+    /// The names of unfinished blobs that can be resumed, each with the seconds since somebody wrote to it.
+    async fn unfinished(&self) -> Result<Vec<(String, u64)>, BlobError>;
+
+    /// How much of an unfinished blob there is; 0 if there is none.
+    async fn written(&self, name: &str) -> Result<u64, BlobError>;
+
+    /// Forgets the unfinished blob of this name, if there is one. Who writes to it may write on, for nothing.
+    async fn abandon(&self, name: &str) -> Result<(), BlobError>;
+
     /// The bytes of a blob from `offset` on; nothing if `offset` is its length.
     ///
     /// Read from 0 to its end, a damaged blob ends in an error instead of an end: its last bytes are not to be
@@ -94,6 +116,16 @@ pub trait BlobWriter: Send + Debug {
     /// # Errors
     /// [`BlobError::Mismatch`] if the digest is not the `expected` one; then nothing is kept.
     async fn commit(self: Box<Self>, expected: Option<Digest>) -> Result<(Digest, u64), BlobError>;
+}
+
+/// Whether a name is one of an unfinished blob.
+fn check_name(name: &str) -> Result<(), BlobError> {
+    let good = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    if (1..=128).contains(&name.len()) && name.bytes().all(good) {
+        return Ok(());
+    }
+    let source = std::io::Error::new(std::io::ErrorKind::InvalidInput, "not a name of an unfinished blob");
+    Err(BlobError::Failed { at: format!("{name:?}"), source })
 }
 
 /// Whether the bytes are what the caller says they are.

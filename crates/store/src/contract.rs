@@ -59,6 +59,7 @@ pub async fn blobs_contract(make: impl AsyncFn() -> Arc<dyn Blobs>) {
     blobs::deleting_is_for_good_and_for_once(&*make().await).await;
     blobs::equal_bytes_at_once_are_one_blob(make().await).await;
     blobs::a_list_names_what_is_there(&*make().await).await;
+    blobs::what_is_unfinished_can_be_gone_on_with(&*make().await).await;
 }
 
 /// A trainer's token without a fixed name.

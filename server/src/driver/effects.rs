@@ -93,6 +93,9 @@ impl Driver {
 
     /// Deletes the spooled updates of a closed attempt. What cannot be deleted now is swept at the next start.
     async fn forget(&self, key: &AttemptKey) {
+        if let Err(e) = crate::spool::abandon(key, &self.shared.blobs).await {
+            tracing::warn!(error = %e, "cannot delete the unfinished uploads of a closed attempt");
+        }
         let updates = match self.shared.store.uploads(key).await {
             Ok(updates) => updates,
             Err(e) => {

@@ -66,6 +66,25 @@ impl Participation for ParticipationService {
         Ok(Response::new(ReceiverStream::new(rx)))
     }
 
+    async fn resume_upload(
+        &self,
+        request: Request<v1::UploadHeader>,
+    ) -> Result<Response<v1::UploadProgress>, Status> {
+        let (client, role) = self.participant(&request).await?;
+        if role != ClientRole::Trainer {
+            return Err(ApiError::new(Fault::NotAllowed, "an evaluator sends no updates").into());
+        }
+        let (handle, claim) = self.claim(client, request.get_ref()).await?;
+        let state = handle.snapshot().state;
+        let not_now = |e: Refusal| ApiError::new(Fault::NotNow, e.to_string());
+        state.expects(&claim.key.job, &claim.client, &claim.key).map_err(not_now)?;
+        let offset = spool::progress(&claim, &self.0.shared.blobs).await.map_err(|e| {
+            tracing::error!(error = %e, "cannot look for an unfinished upload");
+            ApiError::new(Fault::Unavailable, "the coordinator cannot read its storage now")
+        })?;
+        Ok(Response::new(v1::UploadProgress { offset }))
+    }
+
     async fn upload_update(
         &self,
         request: Request<Streaming<v1::UploadMessage>>,
@@ -79,6 +98,27 @@ impl Participation for ParticipationService {
 }
 
 impl ParticipationService {
+    /// What an upload claims to be.
+    async fn claim(
+        &self,
+        client: ClientId,
+        header: &v1::UploadHeader,
+    ) -> Result<(crate::driver::Handle, Claim), ApiError> {
+        let key: AttemptKey = required(header.attempt.clone(), "attempt")?.try_into()?;
+        let reference = required(header.update.as_ref(), "update")?;
+        let handle = self.0.running_job(&key.job).await?;
+        let claim = Claim {
+            key,
+            client,
+            digest: reference.parsed_digest()?,
+            bytes: reference.bytes,
+            weight: header.weight,
+            within: header.within_clip_norm,
+            offset: header.offset,
+        };
+        Ok((handle, claim))
+    }
+
     /// The enrolled participant behind a request.
     async fn participant<T>(&self, request: &Request<T>) -> Result<(ClientId, ClientRole), ApiError> {
         let Peer::Client(name, role) = peer_of(request)? else {
@@ -160,19 +200,9 @@ impl ParticipationService {
             Some(Err(status)) => return Err(status.into()),
             _ => return Err(bad("the first message of an upload is its header".into())),
         };
-        let key: AttemptKey = required(header.attempt, "attempt")?.try_into()?;
-        let reference = required(header.update, "update")?;
-        let handle = self.0.running_job(&key.job).await?;
+        let (handle, claim) = self.claim(client, &header).await?;
         let (job, idle) = (handle.job.clone(), handle.job.spec().deadlines.transfer_idle.0);
-        let claim = Claim {
-            key,
-            client,
-            digest: reference.parsed_digest()?,
-            weight: header.weight,
-            within: header.within_clip_norm,
-            bytes: reference.bytes,
-        };
-        if let Err(reason) = plausible(&claim, reference.bytes, &job) {
+        if let Err(reason) = plausible(&claim, &job) {
             return refuse(&handle, &claim, reason).await;
         }
         let not_now = |e: Refusal| ApiError::new(Fault::NotNow, e.to_string());
@@ -202,7 +232,7 @@ impl ParticipationService {
                 fed.map_err(|e| {
                     ApiError::new(Fault::Unavailable, format!("taking the update in broke: {e}"))
                 })??;
-                Ok(v1::UploadReceipt { update: Some(reference) })
+                Ok(v1::UploadReceipt { update: header.update })
             }
             Err(Rejected::Transfer(e)) => Err(e),
             Err(Rejected::Invalid(reason)) => refuse(&handle, &claim, reason).await,
@@ -229,7 +259,8 @@ async fn take_in(
 }
 
 /// What can be said of an upload before its first byte.
-fn plausible(claim: &Claim, bytes: u64, job: &undertone_round::job::Job) -> Result<(), String> {
+fn plausible(claim: &Claim, job: &undertone_round::job::Job) -> Result<(), String> {
+    let bytes = claim.bytes;
     if !job.encoded_len().admits(bytes) {
         return Err(format!(
             "an update of {bytes} bytes does not fit the model: {} values are {} bytes in the encoding {}",

@@ -220,6 +220,26 @@ impl Blobs for FaultyStorage {
         }
         self.blobs.open(digest, offset).await
     }
+    async fn resume(
+        &self,
+        name: &str,
+        sink: &mut (dyn for<'a> FnMut(&'a [u8]) + Send),
+    ) -> Result<Box<dyn BlobWriter>, BlobError> {
+        if self.faults.hit(&self.faults.blob_writes) {
+            return Err(BlobError::from(disk()));
+        }
+        let writer = self.blobs.resume(name, sink).await?;
+        Ok(Box::new(FaultyWriter { writer, faults: self.faults.clone() }))
+    }
+    async fn unfinished(&self) -> Result<Vec<(String, u64)>, BlobError> {
+        self.blobs.unfinished().await
+    }
+    async fn written(&self, name: &str) -> Result<u64, BlobError> {
+        self.blobs.written(name).await
+    }
+    async fn abandon(&self, name: &str) -> Result<(), BlobError> {
+        self.blobs.abandon(name).await
+    }
     async fn local(&self, digest: &Digest) -> Result<LocalBlob, BlobError> {
         if self.faults.hit(&self.faults.blob_reads) {
             return Err(BlobError::from(disk()));

@@ -106,6 +106,7 @@ impl RawClient {
             update: Some(v1::BlobRef::new(Digest::of(&bytes), bytes.len() as u64)),
             weight,
             within_clip_norm,
+            offset: 0,
         };
         let chunk = v1::Chunk { offset: 0, data: bytes.into() };
         self.upload_messages(vec![upload_message::Kind::Header(header), upload_message::Kind::Chunk(chunk)])
@@ -121,6 +122,7 @@ impl RawClient {
             update: Some(v1::BlobRef::new(Digest::of(&bytes), bytes.len() as u64)),
             weight: 1,
             within_clip_norm: None,
+            offset: 0,
         };
         let chunk = v1::Chunk { offset: 0, data: bytes[..bytes.len() / 2].to_vec().into() };
         let (tx, rx) = mpsc::channel(4);
@@ -132,6 +134,14 @@ impl RawClient {
             let _open = tx;
             let _ = client.upload_update(ReceiverStream::new(rx)).await;
         })
+    }
+
+    /// Asks how much of an upload the coordinator has.
+    ///
+    /// # Errors
+    /// What the coordinator says.
+    pub async fn uploaded(&mut self, header: &v1::UploadHeader) -> Result<u64, Status> {
+        Ok(self.client.resume_upload(header.clone()).await?.into_inner().offset)
     }
 
     /// Uploads whatever messages the test likes.

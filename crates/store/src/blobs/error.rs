@@ -49,6 +49,12 @@ pub enum BlobError {
         /// Where to begin.
         offset: u64,
     },
+    /// An unfinished blob that somebody else is writing.
+    #[error("the unfinished blob {name} is being written by another: try again when it has ended")]
+    InUse {
+        /// Its name.
+        name: String,
+    },
     /// A write before this one failed or was given up half-way.
     #[error("an earlier write to this blob was not finished: write it again from the start")]
     Spoilt,
@@ -79,7 +85,14 @@ pub enum BlobError {
 impl BlobError {
     /// Whether trying again later may help: the place fails, not the blob.
     pub fn may_pass(&self) -> bool {
-        matches!(self, Self::Full { .. } | Self::NotPermitted { .. } | Self::Failed { .. } | Self::Spoilt)
+        matches!(
+            self,
+            Self::Full { .. }
+                | Self::NotPermitted { .. }
+                | Self::Failed { .. }
+                | Self::Spoilt
+                | Self::InUse { .. }
+        )
     }
 
     /// What an error of the file system means.

@@ -1,18 +1,19 @@
-//! Blobs as files of a folder: `ab/cdef…` for the digest `abcdef…`, and `tmp/` for what is being written.
+//! Blobs as files of a folder: `ab/cdef…` for the digest `abcdef…`, `tmp/` for what is being written, and `unfinished/`
+//! for what is being written and may be gone on with later.
 //!
 //! A file appears under its name by a rename, after its bytes are on the disk; its name is on the disk before
 //! anybody hears of it. Every file in `tmp/` is locked by its writer, and the lock ends with the process:
 //! opening the folder removes what dead writers left and spares what living ones, here or elsewhere, write.
 
 use super::verify::Verified;
-use super::{BlobError, BlobWriter, Blobs, LocalBlob, check_expected};
+use super::{BlobError, BlobWriter, Blobs, LocalBlob, check_expected, check_name};
 use crate::durability::Durability;
 use async_trait::async_trait;
 use std::fs::{self, File, TryLockError};
 use std::io::{self, ErrorKind, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use tokio::io::{AsyncRead, AsyncSeekExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncSeekExt, AsyncWriteExt};
 use undertone_core::digest::{Digest, Digester};
 
 /// [`Blobs`] in a folder of a local disk.
@@ -36,6 +37,8 @@ struct FolderWriter {
     whole: bool,
     /// The file has its name; `tmp` may be another's by now.
     kept: bool,
+    /// Whoever comes later may go on.
+    resumable: bool,
 }
 
 impl FolderBlobs {
@@ -97,6 +100,49 @@ impl FolderBlobs {
         }
     }
 
+    fn unfinished_path(&self, name: &str) -> Result<PathBuf, BlobError> {
+        check_name(name)?;
+        Ok(self.root.join("unfinished").join(name))
+    }
+
+    /// Opens an unfinished file at its beginning, locked.
+    fn reopen(&self, name: &str) -> Result<(PathBuf, File), BlobError> {
+        let path = self.unfinished_path(name)?;
+        let at = |e| BlobError::at(&path, e);
+        make_folder(&self.root.join("unfinished")).map_err(at)?;
+        let mut options = File::options();
+        options.read(true).write(true).create(true).truncate(false);
+        #[cfg(unix)]
+        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+        let file = options.open(&path).map_err(at)?;
+        match file.try_lock() {
+            Ok(()) => Ok((path, file)),
+            Err(TryLockError::WouldBlock) => Err(BlobError::InUse { name: name.into() }),
+            Err(TryLockError::Error(e)) => Err(at(e)),
+        }
+    }
+
+    fn unfinished_names(&self) -> Result<Vec<(String, u64)>, BlobError> {
+        let folder = self.root.join("unfinished");
+        let at = |e| BlobError::at(&folder, e);
+        let entries = match fs::read_dir(&folder) {
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(vec![]),
+            other => other.map_err(at)?,
+        };
+        let mut names = vec![];
+        for entry in entries {
+            let entry = entry.map_err(at)?;
+            let Ok(name) = entry.file_name().into_string() else { continue };
+            // One that is finished just now is gone.
+            let Ok(meta) = entry.metadata() else { continue };
+            let age = meta.modified().ok().and_then(|at| at.elapsed().ok()).unwrap_or_default();
+            if check_name(&name).is_ok() {
+                names.push((name, age.as_secs()));
+            }
+        }
+        Ok(names)
+    }
+
     /// Gives a finished file its name. The file is locked until after that.
     fn keep(&self, tmp: &Path, file: File, digest: &Digest) -> Result<(), BlobError> {
         let path = self.path(digest);
@@ -144,7 +190,70 @@ impl Blobs for FolderBlobs {
         let file = tokio::fs::File::from_std(file);
         let blobs = self.clone();
         let digester = Digester::new();
-        Ok(Box::new(FolderWriter { blobs, tmp, file, digester, bytes: 0, whole: true, kept: false }))
+        Ok(Box::new(FolderWriter {
+            blobs,
+            tmp,
+            file,
+            digester,
+            bytes: 0,
+            whole: true,
+            kept: false,
+            resumable: false,
+        }))
+    }
+
+    async fn resume(
+        &self,
+        name: &str,
+        sink: &mut (dyn for<'a> FnMut(&'a [u8]) + Send),
+    ) -> Result<Box<dyn BlobWriter>, BlobError> {
+        let (blobs, wanted) = (self.clone(), name.to_owned());
+        let (tmp, file) = blocking(&self.root, move || blobs.reopen(&wanted)).await?;
+        let mut file = tokio::fs::File::from_std(file);
+        let (mut digester, mut bytes) = (Digester::new(), 0);
+        let mut block = vec![0; 1 << 20];
+        loop {
+            let n = file.read(&mut block).await.map_err(|e| BlobError::at(&tmp, e))?;
+            if n == 0 {
+                break;
+            }
+            digester.update(&block[..n]);
+            sink(&block[..n]);
+            bytes += n as u64;
+        }
+        let blobs = self.clone();
+        Ok(Box::new(FolderWriter {
+            blobs,
+            tmp,
+            file,
+            digester,
+            bytes,
+            whole: true,
+            kept: false,
+            resumable: true,
+        }))
+    }
+
+    async fn unfinished(&self) -> Result<Vec<(String, u64)>, BlobError> {
+        let blobs = self.clone();
+        blocking(&self.root, move || blobs.unfinished_names()).await
+    }
+
+    async fn written(&self, name: &str) -> Result<u64, BlobError> {
+        let path = self.unfinished_path(name)?;
+        match tokio::fs::metadata(&path).await {
+            Ok(meta) => Ok(meta.len()),
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(0),
+            Err(e) => Err(BlobError::at(&path, e)),
+        }
+    }
+
+    async fn abandon(&self, name: &str) -> Result<(), BlobError> {
+        let path = self.unfinished_path(name)?;
+        match tokio::fs::remove_file(&path).await {
+            Err(e) if e.kind() != ErrorKind::NotFound => Err(BlobError::at(&path, e)),
+            _ => Ok(()),
+        }
     }
 
     async fn open(
@@ -210,7 +319,11 @@ impl BlobWriter for FolderWriter {
         }
         self.file.flush().await.map_err(|e| BlobError::at(&self.tmp, e))?;
         let digest = std::mem::take(&mut self.digester).finish();
-        check_expected(expected, digest)?;
+        if let Err(e) = check_expected(expected, digest) {
+            // Nobody goes on with what is wrong.
+            self.resumable = false;
+            return Err(e);
+        }
         let file = self.file.try_clone().await.map_err(|e| BlobError::at(&self.tmp, e))?.into_std().await;
         let (blobs, tmp) = (self.blobs.clone(), self.tmp.clone());
         blocking(&self.tmp, move || blobs.keep(&tmp, file, &digest)).await?;
@@ -222,7 +335,7 @@ impl BlobWriter for FolderWriter {
 /// What was not given its name leaves nothing.
 impl Drop for FolderWriter {
     fn drop(&mut self) {
-        if self.kept {
+        if self.kept || self.resumable {
             return;
         }
         match fs::remove_file(&self.tmp) {

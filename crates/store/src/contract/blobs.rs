@@ -147,3 +147,46 @@ pub(super) async fn equal_bytes_at_once_are_one_blob(blobs: Arc<dyn Blobs>) {
         assert_eq!(writer.await.unwrap(), (digest, 100_000));
     }
 }
+
+pub(super) async fn what_is_unfinished_can_be_gone_on_with(blobs: &dyn Blobs) {
+    let content = bytes(3 << 20);
+    let digest = Digest::of(&content);
+    let cuts = [0, 1, 1, 70_000, 1 << 20, (2 << 20) + 3, content.len()];
+    for piece in cuts.windows(2) {
+        let mut seen = vec![];
+        assert_eq!(blobs.written("an-upload-1").await.unwrap(), piece[0] as u64);
+        let mut writer =
+            blobs.resume("an-upload-1", &mut |block| seen.extend_from_slice(block)).await.unwrap();
+        assert!(seen == content[..piece[0]], "{} bytes came back changed", piece[0]);
+        let other = blobs.resume("an-upload-1", &mut |_| {}).await.err();
+        assert!(matches!(other, Some(BlobError::InUse { .. })), "{other:?}");
+        writer.write(&content[piece[0]..piece[1]]).await.unwrap();
+        if piece[1] == content.len() {
+            assert_eq!(writer.commit(Some(digest)).await.unwrap(), (digest, content.len() as u64));
+        }
+    }
+    assert!(blobs.get(&digest, u64::MAX).await.unwrap() == content);
+    assert_eq!(blobs.unfinished().await.unwrap(), []);
+    assert_eq!(blobs.written("an-upload-1").await.unwrap(), 0);
+
+    // What is unfinished is no blob, is listed apart, and can be given up.
+    let mut writer = blobs.resume("other", &mut |_| {}).await.unwrap();
+    writer.write(b"half").await.unwrap();
+    drop(writer);
+    assert_eq!(blobs.list().await.unwrap(), [digest]);
+    assert_eq!(
+        blobs.unfinished().await.unwrap().iter().map(|(n, _)| n.as_str()).collect::<Vec<_>>(),
+        ["other"]
+    );
+    blobs.abandon("other").await.unwrap();
+    blobs.abandon("other").await.unwrap();
+    assert_eq!(blobs.unfinished().await.unwrap(), []);
+    // What turns out to be something else is not gone on with.
+    let mut writer = blobs.resume("wrong", &mut |_| {}).await.unwrap();
+    writer.write(b"wrong").await.unwrap();
+    assert!(matches!(writer.commit(Some(digest)).await, Err(BlobError::Mismatch { .. })));
+    assert_eq!(blobs.written("wrong").await.unwrap(), 0);
+    for name in ["", "../up", "UPPER", &"x".repeat(129)] {
+        assert!(blobs.resume(name, &mut |_| {}).await.is_err(), "{name}");
+    }
+}
