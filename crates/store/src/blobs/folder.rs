@@ -307,6 +307,10 @@ impl BlobWriter for FolderWriter {
             return Err(BlobError::Spoilt);
         }
         self.file.write_all(bytes).await.map_err(|e| BlobError::at(&self.tmp, e))?;
+        if self.resumable {
+            // Who goes on finds all that was written, however soon.
+            self.file.flush().await.map_err(|e| BlobError::at(&self.tmp, e))?;
+        }
         self.digester.update(bytes);
         self.bytes += bytes.len() as u64;
         self.whole = true;
