@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
+use undertone_core::digest::Digest;
 use undertone_core::id::{JobId, Round};
 use undertone_core::trainer::Metrics;
 
@@ -26,7 +27,11 @@ pub(crate) struct Answers {
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Answered {
-    /// Measurements so far, of which each cost the contract's ε.
+    /// Digest of the job document that they were given under: another one is another job.
+    document: Option<Digest>,
+    /// ε of all measurements so far.
+    pub(crate) epsilon: f64,
+    /// Measurements so far.
     pub(crate) measurements: u32,
     /// The newest ones.
     kept: BTreeMap<Round, Metrics>,
@@ -36,6 +41,11 @@ impl Answered {
     /// The answer that was given for this round.
     pub(crate) fn given(&self, round: Round) -> Option<Metrics> {
         self.kept.get(&round).copied()
+    }
+
+    /// Whether answers were given under another document than this one.
+    pub(crate) fn is_of_another(&self, document: Digest) -> bool {
+        self.document.is_some_and(|known| known != document)
     }
 
     /// Whether a round is past: a newer one was answered, and this one was not, or its answer is kept no longer.
@@ -80,9 +90,12 @@ impl Answers {
         &self,
         job: &JobId,
         mut answered: Answered,
+        (document, epsilon): (Digest, f64),
         round: Round,
         metrics: Metrics,
     ) -> io::Result<()> {
+        answered.document = Some(document);
+        answered.epsilon += epsilon;
         answered.measurements += 1;
         answered.kept.insert(round, metrics);
         while answered.kept.len() > KEPT {
@@ -114,10 +127,21 @@ mod tests {
         for round in 1..=20 {
             let so_far = answers.of(&job).unwrap();
             assert_eq!((so_far.given(Round(round)), so_far.is_past(Round(round))), (None, false));
-            answers.keep(&job, so_far, Round(round), metrics(f64::from(round) / 3.0)).unwrap();
+            answers
+                .keep(
+                    &job,
+                    so_far,
+                    (Digest::of(b"document"), 0.25),
+                    Round(round),
+                    metrics(f64::from(round) / 3.0),
+                )
+                .unwrap();
         }
         let answers = Answers::new(&ClientFolder::new(dir.path())).of(&job).unwrap();
-        assert_eq!(answers.measurements, 20);
+        assert_eq!((answers.measurements, answers.epsilon), (20, 5.0));
+        assert!(
+            !answers.is_of_another(Digest::of(b"document")) && answers.is_of_another(Digest::of(b"other"))
+        );
         assert_eq!(answers.given(Round(20)), Some(metrics(20.0 / 3.0)), "to the last bit");
         assert_eq!(answers.given(Round(5)).map(|m| m.loss), Some(5.0 / 3.0));
         // Forgotten, not free.
@@ -133,7 +157,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let answers = Answers::new(&ClientFolder::new(dir.path()));
         let job = JobId::new("j").unwrap();
-        answers.keep(&job, Answered::default(), Round(1), metrics(1.0)).unwrap();
+        answers
+            .keep(&job, Answered::default(), (Digest::of(b"document"), 0.25), Round(1), metrics(1.0))
+            .unwrap();
         std::fs::write(dir.path().join("answers/j.json"), b"{\"measurements\":").unwrap();
         let e = answers.of(&job).unwrap_err().to_string();
         assert!(e.contains("restore it") && e.contains("j.json"), "{e}");

@@ -89,6 +89,8 @@ struct LimitsTable {
     max_epsilon: Option<f64>,
     #[serde(default)]
     allow_no_privacy: bool,
+    #[serde(default)]
+    allow_exact_measurements: bool,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -173,6 +175,7 @@ impl ClientConfig {
             policy: Policy {
                 max_epsilon: file.limits.max_epsilon,
                 allow_no_privacy: file.limits.allow_no_privacy,
+                allow_exact_measurements: file.limits.allow_exact_measurements,
                 declared_rows: file.data.declared_rows,
                 sampling_seed: file.study.sampling_seed,
             },
@@ -210,6 +213,13 @@ pub(crate) fn template(
                 .into()
         }
     };
+    let exact = match role {
+        ClientRole::Trainer => "",
+        ClientRole::Evaluator => {
+            "# Whether loss and accuracy on this data may leave without noise: for data that may be told about, such as a public\n\
+             # test set. With false, jobs must put noise on measurements.\nallow_exact_measurements = true\n"
+        }
+    };
     let rows = match declared_rows {
         Some(rows) => format!("declared_rows = {rows}"),
         None => "# declared_rows = 240".into(),
@@ -221,7 +231,8 @@ pub(crate) fn template(
 server = {server}
 name = "{name}"
 # "trainer": trains on the data below; what leaves is a clipped update with the noise that the job's privacy contract
-# states. "evaluator": measures models on the data below; loss, accuracy and the number of rows leave as they are.
+# states. "evaluator": measures models on the data below; loss and accuracy leave, with noise if the job's contract has
+# [privacy] metrics, and as they are if [limits] allow_exact_measurements lets them.
 role = "{role}"
 
 [data]
@@ -243,7 +254,7 @@ device = "auto"
 # max_epsilon = 8.0
 # Whether to take jobs that promise no privacy (privacy.unit = "none").
 allow_no_privacy = false
-
+{exact}
 # Only for studies that must be repeatable: who knows the seed knows which rows are in a batch.
 # [study]
 # sampling_seed = 1

@@ -251,9 +251,32 @@ impl Page {
 
     fn evaluating(&mut self, job: &Job) {
         self.head(&format!("Leaves for each measured model of job \"{}\"", job.spec().name));
-        self.row("loss", "mean over your rows, as it is, without noise");
-        self.row("accuracy", "as it is, without noise");
-        self.row("rows", "how many were measured");
+        match (job.spec().privacy.metrics(), job.contract().planned_measurements()) {
+            (Some(privacy), Some((number, epsilon))) => {
+                self.row("loss, accuracy", "with noise that is added here, once for each model");
+                self.row(
+                    "protects",
+                    if job.contract().unit() == Unit::Client {
+                        "all your rows together; nobody has to be trusted"
+                    } else {
+                        "each row of your data; nobody has to be trusted"
+                    },
+                );
+                self.row(
+                    "largest loss",
+                    format_args!("{} nats for one row; more counts as that", privacy.max_loss()),
+                );
+                self.row(
+                    "ε",
+                    format_args!(
+                        "{epsilon} for each model, {:.3} for the {number} that the job plans to have measured",
+                        f64::from(number) * epsilon
+                    ),
+                );
+            }
+            _ => self.row("loss, accuracy", "as they are, without noise"),
+        }
+        self.row("rows", "the number that you declare, not the real one");
     }
 
     fn data(&mut self, data: &Result<DataReport, TrainerError>) {
@@ -280,7 +303,7 @@ impl Page {
                 "the real number of rows, losses, accuracies, gradients, the update before clipping (and before noise, \
                  where noise is added here)",
             ),
-            ClientRole::Evaluator => self.row("measuring", "results of single rows"),
+            ClientRole::Evaluator => self.row("measuring", "results of single rows, the real number of rows"),
         }
         self.row("key", "client.key");
     }

@@ -81,6 +81,7 @@ async fn measure(
         Refusal { told, details: vec![e.to_string()] }
     })?;
     let models = tools.models.clone();
+    let declared = tools.policy.declared_rows;
     if let (Some(answered), Some(privacy)) = (answered, job.spec().privacy.metrics()) {
         let of_job = Arc::clone(&job);
         let sums = tools.trainer.call(move |trainer| {
@@ -94,18 +95,27 @@ async fn measure(
             details: vec![e.to_string()],
         };
         let mut rng = NoiseRng::from_os().map_err(|e| kept_back(&e))?;
-        let declared = tools.policy.declared_rows;
         let metrics = privacy.noised(job.contract().unit(), &sums, declared, &mut rng);
         let metrics = metrics.map_err(|e| kept_back(&e))?;
         // Durable before it leaves: it is drawn once.
-        tools.answers.keep(job_id, answered, round, metrics).map_err(|e| kept_back(&e))?;
+        let terms = (job.digest(), privacy.epsilon());
+        let given = answered.epsilon + privacy.epsilon();
+        tracing::info!(
+            epsilon = privacy.epsilon(),
+            given,
+            limit = tools.policy.max_epsilon,
+            "measured with noise"
+        );
+        tools.answers.keep(job_id, answered, terms, round, metrics).map_err(|e| kept_back(&e))?;
         return Ok(metrics);
     }
     tools
         .trainer
         .call(move |trainer| {
             let weights = weights(&models, model, &job)?;
-            trainer.evaluate(&job.spec().model, &job.spec().data, &weights)
+            let measured = trainer.evaluate(&job.spec().model, &job.spec().data, &weights)?;
+            // The real number of rows stays.
+            Ok(Metrics { rows: declared.unwrap_or(1), ..measured })
         })
         .await
         .and_then(|m| {
@@ -137,21 +147,32 @@ enum Asked {
 /// Whether this client may measure for a contract that puts noise on it: once for a round, in rounds that are charged, and
 /// within its owner's limit.
 fn private_answer(tools: &Tools, job_id: &JobId, round: Round, job: &Job) -> Result<Asked, Refusal> {
-    let Some(privacy) = job.spec().privacy.metrics() else { return Ok(Asked::Exactly) };
-    if job.contract().measured_epsilon(round.0).is_none() || round.0 > job.spec().rounds {
-        return Err(Refusal::open(format!("the job's contract pays for no measurement of round {round}")));
-    }
     let answered = tools.answers.of(job_id).map_err(|e| Refusal {
         told: "the client cannot read what it has answered before: see the client's log".into(),
         details: vec![e.to_string()],
     })?;
+    if answered.is_of_another(job.digest()) {
+        return Err(Refusal::open("this client answered another job of this name, under another contract"));
+    }
+    let Some(privacy) = job.spec().privacy.metrics() else {
+        if tools.policy.allow_exact_measurements {
+            return Ok(Asked::Exactly);
+        }
+        return Err(Refusal::open(
+            "the job puts no noise on measurements ([privacy] metrics), and this client's owner asks for it: they would have \
+             to set [limits] allow_exact_measurements = true",
+        ));
+    };
+    if job.contract().measured_epsilon(round.0).is_none() || round.0 > job.spec().rounds {
+        return Err(Refusal::open(format!("the job's contract pays for no measurement of round {round}")));
+    }
     if let Some(metrics) = answered.given(round) {
         return Ok(Asked::Again(metrics));
     }
     if answered.is_past(round) {
         return Err(Refusal::open("a newer model of this job was measured here already"));
     }
-    let epsilon = f64::from(answered.measurements + 1) * privacy.epsilon();
+    let epsilon = answered.epsilon + privacy.epsilon();
     if let Some(limit) = tools.policy.max_epsilon.filter(|limit| epsilon > *limit) {
         return Err(Refusal::open(format!(
             "this client would have given ε = {epsilon:.3} in measurements, its limit is {limit}"

@@ -86,9 +86,9 @@ pub(crate) async fn train(tools: Tools, acceptance: Box<Acceptance>) -> Input {
             return Input::Failed(key, Failure::Final(told.into()));
         }
     };
-    let (job, clip_norm) = (Arc::clone(acceptance.job()), acceptance.clip_norm());
+    let job = Arc::clone(acceptance.job());
     if !acceptance.withheld().is_empty()
-        && let Some(noise) = absent(&job, clip_norm, &mut rng)
+        && let Some(noise) = absent(&job, &mut rng)
     {
         tracing::warn!("the data is not trained on; what is sent says nothing of it");
         return Input::Trained(key, noise);
@@ -99,7 +99,7 @@ pub(crate) async fn train(tools: Tools, acceptance: Box<Acceptance>) -> Input {
             let weights = models.read(acceptance.model().digest, job.layout())?;
             let raw = trainer.train(acceptance.task(), &weights)?;
             let steps = raw.steps;
-            Ok((encode(job, clip_norm, raw, &mut NoiseRng::from_os()?)?, steps))
+            Ok((encode(job, acceptance.clip_norm(), raw, &mut NoiseRng::from_os()?)?, steps))
         })())
     });
     match outcome.await.unwrap_or_else(|e| Err(e.into())) {
@@ -109,7 +109,7 @@ pub(crate) async fn train(tools: Tools, acceptance: Box<Acceptance>) -> Input {
         }
         Err(e) => {
             tracing::warn!(error = %e, "training gave no update");
-            match absent(&job, clip_norm, &mut rng) {
+            match absent(&job, &mut rng) {
                 Some(noise) => Input::Trained(key, noise),
                 None => Input::Failed(key, Failure::Final(e.told())),
             }

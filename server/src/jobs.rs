@@ -47,7 +47,7 @@ pub(crate) async fn detail(coordinator: &Coordinator, id: &JobId) -> Result<v1::
             summary: Some(running(coordinator, id, &handle)),
             job_document: handle.document.clone(),
             privacy: statement(handle.job.contract(), snapshot.epsilon, snapshot.attempts).to_string(),
-            state: serde_json::to_string(&*snapshot.state).expect("plain data"),
+            state: without_blobs(serde_json::to_value(&*snapshot.state).expect("plain data")).to_string(),
         });
     }
     let record = coordinator.record(id).await?;
@@ -67,8 +67,23 @@ pub(crate) async fn detail(coordinator: &Coordinator, id: &JobId) -> Result<v1::
         privacy: statement(job.contract(), summary.epsilon_spent, attempts).to_string(),
         summary: Some(summary),
         job_document: record.document.into(),
-        state: record.state,
+        state: serde_json::from_str(&record.state)
+            .map_or(String::new(), |state| without_blobs(state).to_string()),
     })
+}
+
+/// The state as operators may see it: the digest of a spooled update would let whoever guesses an update know that it is
+/// the right one.
+fn without_blobs(mut value: serde_json::Value) -> serde_json::Value {
+    match &mut value {
+        serde_json::Value::Object(keys) => {
+            keys.remove("blob");
+            keys.values_mut().for_each(|v| *v = without_blobs(v.take()));
+        }
+        serde_json::Value::Array(list) => list.iter_mut().for_each(|v| *v = without_blobs(v.take())),
+        _ => {}
+    }
+    value
 }
 
 fn running(coordinator: &Coordinator, id: &JobId, handle: &Handle) -> v1::JobSummary {

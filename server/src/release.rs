@@ -82,21 +82,36 @@ pub(crate) async fn release(
     let drawn = tokio::task::spawn_blocking(move || draw(&job, &entry, read, clip))
         .await
         .map_err(|e| format!("the release broke: {e}"))??;
-    let mut kept = [None; 3];
+    let mut kept: [Option<ModelRef>; 3] = [None; 3];
     let carried = [
         ("noise that goes on", &drawn.noise),
         ("state of the server optimiser", &drawn.optimizer),
         ("centre of the aggregation rule", &drawn.centre),
     ];
     for (place, (what, bytes)) in kept.iter_mut().zip(carried) {
-        let Some(blob) = keep(what, bytes.as_deref(), &id, shared, wanted).await else { return Ok(None) };
-        *place = blob;
+        match keep(what, bytes.as_deref(), &id, shared, wanted).await {
+            Some(blob) => *place = blob,
+            None => {
+                forget(&kept, shared).await;
+                return Ok(None);
+            }
+        }
     }
     let Some(model) = keep("new model", Some(&drawn.model), &id, shared, wanted).await else {
+        forget(&kept, shared).await;
         return Ok(None);
     };
     let [noise, optimizer, centre] = kept;
     Ok(model.map(|model| (model, Carried { clip: drawn.clip, noise, optimizer, centre })))
+}
+
+/// Deletes what no state will name.
+async fn forget(kept: &[Option<ModelRef>], shared: &Arc<Shared>) {
+    for blob in kept.iter().flatten() {
+        if let Err(e) = shared.blobs.delete(&blob.digest).await {
+            tracing::warn!(error = %e, "cannot delete the state of a release that nobody waits for; the next start will");
+        }
+    }
 }
 
 /// Writes bytes until they are written: another draw over the same updates would be another release. The outer `None`:
@@ -180,11 +195,11 @@ async fn read(
     let centre = state("the centre of the aggregation rule", carried.centre, blobs).await?;
     let noise = state("the noise of the rounds before", carried.noise, blobs).await?;
     let optimizer = state("the state of the server optimiser", carried.optimizer, blobs).await?;
-    let of_job = Arc::clone(job);
+    let (of_job, skip) = (Arc::clone(job), name(entry).len());
     // Off the async threads: it is work for all cores.
     let gathered = tokio::task::spawn_blocking(move || {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        let centre = centre.as_deref().map(values);
+        let centre = centre.as_deref().map(|bytes| values(bytes.get(skip..).unwrap_or_default()));
         gather(&of_job, &updates, threads, centre.as_deref())
     });
     let gathered = gathered.await;
@@ -212,6 +227,11 @@ async fn state(
         Unreadable::ForGood(reason) => Unreadable::Lost(reason),
         other => other,
     })
+}
+
+/// Whose state it is: two jobs that come to equal states must not share a blob that one of them deletes.
+fn name(entry: &LedgerEntry) -> Vec<u8> {
+    format!("{}\n", entry.key.job).into_bytes()
 }
 
 fn values(bytes: &[u8]) -> Vec<f64> {
@@ -246,7 +266,11 @@ fn draw(job: &Job, entry: &LedgerEntry, read: Read, clip: Option<ClipState>) -> 
         }
         Gathered::Robust(aggregate) => {
             let centre = aggregation.rule.needs_centre().then(|| {
-                aggregate.mean(job.grid()).iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>()
+                let centre = aggregate.mean(job.grid());
+                name(entry)
+                    .into_iter()
+                    .chain(centre.iter().flat_map(|v| v.to_le_bytes()))
+                    .collect::<Vec<u8>>()
             });
             let released = release::release_robust(aggregate, job.grid(), job.contract(), entry);
             (released.map_err(|e| e.to_string())?, release::Carried::default(), centre)
@@ -256,13 +280,20 @@ fn draw(job: &Job, entry: &LedgerEntry, read: Read, clip: Option<ClipState>) -> 
     let lost = |e: StateError| Impossible { reason: format!("the server optimiser: {e}"), is_final: true };
     let server = &aggregation.server;
     let mut state = match optimizer {
-        Some(bytes) => OptimizerState::from_bytes(server, weights.len(), &bytes).map_err(lost)?,
+        Some(bytes) => {
+            let own = bytes.get(name(entry).len()..).unwrap_or_default();
+            OptimizerState::from_bytes(server, weights.len(), own).map_err(lost)?
+        }
         None => server.start(weights.len()),
     };
     server.apply(&mut state, &mut weights, released.mean()).map_err(lost)?;
     drop(released);
-    if let Some(index) = weights.iter().position(|w| !w.is_finite()) {
-        return Err(format!("value {index} of the new model is not finite: lower the learning rates").into());
+    if weights.iter().any(|w| !w.is_finite()) {
+        return Err(Impossible {
+            reason: "the new model is not finite: lower the learning rates".into(),
+            // Correlated noise pays for one draw a round.
+            is_final: job.contract().is_correlated(),
+        });
     }
     let facts = serde_json::json!({
         "job": entry.key.job, "job_digest": job.digest(), "round": entry.key.round, "unit": job.contract().unit().as_str(),
@@ -271,6 +302,6 @@ fn draw(job: &Job, entry: &LedgerEntry, read: Read, clip: Option<ClipState>) -> 
     });
     let model =
         job.layout().to_safetensors(&weights, BTreeMap::from([("undertone".into(), facts.to_string())]));
-    let optimizer = server.keeps_state().then(|| state.to_bytes());
+    let optimizer = server.keeps_state().then(|| [name(entry), state.to_bytes()].concat());
     Ok(Drawn { model, clip: next.clip, noise: next.noise, optimizer, centre })
 }

@@ -211,8 +211,8 @@ fn storage(e: BlobError) -> Rejected {
 pub(crate) struct Spooled {
     pub(crate) update: Update,
     blob: LocalBlob,
-    /// Bytes before the first value.
-    head: u64,
+    /// The bytes before the first value, but for the answer in the last one.
+    head: Vec<u8>,
 }
 
 impl Spooled {
@@ -223,7 +223,7 @@ impl Spooled {
         blobs: &Arc<dyn Blobs>,
     ) -> Result<Self, BlobError> {
         let blob = blobs.local(&update.blob).await?;
-        let head = header(key, &update.client, update.weight, None).len() as u64;
+        let head = header(key, &update.client, update.weight, None);
         Ok(Self { update, blob, head })
     }
 
@@ -237,13 +237,11 @@ impl Spooled {
         let what = || format!("the spooled update of {}", self.update.client);
         let unreadable = |e: &dyn std::fmt::Display| format!("{} cannot be read: {e}", what());
         let mut decoder = decoder(job).map_err(|e| Unreadable::ForGood(unreadable(&e)))?;
-        let (mut skip, mut answer, mut decoded) = (self.head as usize, 0, Ok(()));
+        let (mut head, mut decoded) = (Vec::with_capacity(self.head.len()), Ok(()));
         let found = self.blob.verified(|mut block| {
-            let now = skip.min(block.len());
-            if now > 0 {
-                answer = block[now - 1];
-                (skip, block) = (skip - now, &block[now..]);
-            }
+            let now = (self.head.len() - head.len()).min(block.len());
+            head.extend_from_slice(&block[..now]);
+            block = &block[now..];
             if decoded.is_ok() {
                 decoded = decoder.push(block, &mut sink);
             }
@@ -256,8 +254,12 @@ impl Spooled {
                 self.update.blob
             )));
         }
+        // The last byte is the answer.
+        let Some((answer, _)) = head.split_last().filter(|(_, whose)| self.head.starts_with(whose)) else {
+            return Err(Unreadable::ForGood(unreadable(&"it is of another version, or somebody else's")));
+        };
         decoded.and_then(|()| decoder.finish()).map_err(|e| Unreadable::ForGood(unreadable(&e)))?;
-        Ok(match answer {
+        Ok(match *answer {
             1 => Some(WithinBit::from_wire(false)),
             2 => Some(WithinBit::from_wire(true)),
             _ => None,
@@ -296,7 +298,7 @@ impl Spooled {
         reading.await.unwrap_or_else(|e| Err(Unreadable::ForGood(format!("decoding broke: {e}"))))?;
         let (blob, bytes) = writer.commit(None).await.map_err(storage)?;
         let update = Update { blob, bytes, ..self.update.clone() };
-        Ok(Self { update, blob: blobs.local(&blob).await.map_err(storage)?, head: 0 })
+        Ok(Self { update, blob: blobs.local(&blob).await.map_err(storage)?, head: vec![] })
     }
 
     /// Reads it through: whether it is what was received, or what was decoded.
@@ -316,7 +318,7 @@ impl Spooled {
     pub(crate) fn read_at(&self, from: usize, out: &mut [i32]) -> std::io::Result<()> {
         const BLOCK: usize = 4096;
         let mut bytes = [0; 4 * BLOCK];
-        let mut at = self.head + 4 * from as u64;
+        let mut at = (self.head.len() + 4 * from) as u64;
         for piece in out.chunks_mut(BLOCK) {
             let bytes = &mut bytes[..4 * piece.len()];
             self.blob.read_at(bytes, at)?;

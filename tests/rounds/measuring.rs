@@ -108,3 +108,18 @@ async fn a_job_that_gets_no_better_stops_and_spends_no_more() {
     let e = operator.submit(&never).await.unwrap_err().to_string();
     assert!(e.contains("[evaluation] every = 0 measures nothing"), "{e}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_evaluators_owner_may_insist_on_noise() {
+    let mut d = Deployment::start().await;
+    d.trainer("a", FnTrainer::constant(1.0)).await;
+    let mut judge = d.enrol("judge", ClientRole::Evaluator).await;
+    judge.policy.allow_exact_measurements = false;
+    d.run(judge, FnTrainer::constant(0.0));
+    d.wait_connected(2).await;
+    let mut operator = d.operator().await;
+    let id = operator.submit(&job("size = 2", "size = 1")).await.unwrap();
+    let events = operator.watch_to_end(&id).await;
+    assert_eq!(measured(&events).len(), 0, "{}", events.text());
+    assert!(events.text().contains("allow_exact_measurements"), "{}", events.text());
+}

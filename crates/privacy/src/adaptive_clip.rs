@@ -11,7 +11,9 @@
 //! the update's noise multiplier must rise from z to z_Δ = (z⁻² - (2σ_b)⁻²)^(-½), which [`AdaptiveClip::update_noise`]
 //! gives. Both together then cost exactly what one Gaussian of z does.
 //!
-//! Missing reports count as ½ through the fixed divisor n₀: they pull b̄ towards ½ and tell nothing.
+//! Missing reports count as ½ through the fixed divisor n₀: they pull b̄ towards ½ and tell nothing. A client that has no
+//! update (unfit data, failed training) must be one of them: a bit of its own beside zeros would make neighbours differ by a
+//! whole client.
 
 use crate::clip::{BoundError, RawUpdate, bound_in_units, l2_norm};
 use crate::discrete_gaussian::{DiscreteGaussian, NoiseError};

@@ -316,7 +316,7 @@ impl JobSpec {
         }
         if let Terms::ClientCentral(terms) = contract.terms() {
             // Known to fit before anybody is asked.
-            terms.correlated_noise(grid, layout.len()).map_err(|e| bad("privacy", e.to_string()))?;
+            terms.check_noise(grid, layout.len()).map_err(|e| bad("privacy", e.to_string()))?;
         }
         let (update_norm_bound, update_norm_units) = match contract.terms() {
             // What leaves is the update with its noise, which is longer than the update.

@@ -254,8 +254,9 @@ impl Driver {
         let mut batch = batch.into_iter();
         while let Some(Command { input, reply }) = batch.next() {
             let totals = self.shared.ledger.totals();
-            let state = together.as_ref().map_or_else(|| self.state.clone(), |s| Arc::new(s.next.clone()));
-            let decided = self.decide(&state, input.clone(), &totals);
+            let saved = self.state.clone();
+            let state = together.as_ref().map_or(&*saved, |step| &step.next);
+            let decided = self.decide(state, input.clone(), &totals);
             match decided {
                 // Whoever else is in the batch when this driver stops is told so, too.
                 Err(stop) => {

@@ -93,7 +93,8 @@ fn fold(contract: &ResolvedContract, grid: Grid, included: &[bool]) -> Result<In
     for (coordinate, &included) in included.iter().enumerate() {
         if let Some(raw) = two.hand_in(included, len, coordinate) {
             let update = update(raw, contract, grid)?;
-            sum.fold(update.units(), 1).map_err(|e| refused("sum")(&e))?;
+            // Whoever may count more does.
+            sum.fold(update.units(), contract.contract().max_weight()).map_err(|e| refused("sum")(&e))?;
         }
     }
     Ok(sum)

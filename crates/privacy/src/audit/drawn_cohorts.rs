@@ -164,6 +164,8 @@ struct Population {
     len: usize,
     names: Vec<ClientId>,
     updates: Vec<FixedVector>,
+    /// Of each update: the largest that the contract allows.
+    weight: u32,
     zeros: FixedVector,
 }
 
@@ -190,7 +192,7 @@ impl Population {
             names.push(name("other", other)?);
         }
         let zeros = FixedVector::from_units(grid, vec![0; len]).map_err(|e| refused("grid")(&e))?;
-        Ok(Self { grid, len, names, updates, zeros })
+        Ok(Self { grid, len, names, updates, weight: contract.contract().max_weight(), zeros })
     }
 
     /// One round up to the sum.
@@ -200,7 +202,7 @@ impl Population {
         for name in &drawn {
             let place = self.names.binary_search(name).expect("only who is there is drawn");
             let update = self.updates.get(place).unwrap_or(&self.zeros);
-            sum.fold(update.units(), 1).map_err(|e| refused("sum")(&e))?;
+            sum.fold(update.units(), self.weight).map_err(|e| refused("sum")(&e))?;
         }
         Ok(sum)
     }

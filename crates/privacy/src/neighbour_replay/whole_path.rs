@@ -5,6 +5,7 @@
 //! among those replayed.
 
 use super::*;
+use crate::contract::CentralMechanism;
 use crate::dp_sgd::{GradientMechanism, poisson_batch};
 use crate::release::Carried;
 use crate::release::Counted;
@@ -55,10 +56,25 @@ fn central(clip_norm: f64) -> Vec<(ResolvedContract, LedgerEntry, Counted)> {
     let replace = contract.with_adjacency(Adjacency::ReplaceOne).unwrap();
     let drawn = Cohort::new(CohortRule::Poisson { rate: 0.25, population: 16, cap: COHORT, min_clients: 1 });
     let counted = Counted { most: drawn.size(), denominator: drawn.denominator() };
+    let limited: Cohort = serde_json::from_value(serde_json::json!({
+        "rule": "uniform", "size": COHORT, "min_clients": 1, "participations": 1, "separation": 1,
+    }))
+    .unwrap();
+    let moving = crate::adaptive_clip::Rule {
+        initial: clip_norm,
+        min: clip_norm,
+        max: clip_norm,
+        target_quantile: 0.5,
+        learning_rate: 0.2,
+        count_noise: 5.0,
+    };
     [
         (contract.resolve(PLAN), COHORT.into()),
         (replace.resolve(PLAN), COHORT.into()),
         (contract.resolve_for(PLAN, &drawn), counted),
+        (contract.with_mechanism(CentralMechanism::FastGaussian).unwrap().resolve(PLAN), COHORT.into()),
+        (contract.with_mechanism(CentralMechanism::Blt).unwrap().resolve_for(PLAN, &limited), COHORT.into()),
+        (contract.with_adaptive_clip(moving.try_into().unwrap()).unwrap().resolve(PLAN), COHORT.into()),
     ]
     .map(|(resolved, counted)| {
         let (resolved, entry) = reserve(resolved.unwrap());

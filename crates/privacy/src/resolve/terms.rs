@@ -5,6 +5,7 @@ use crate::adaptive_clip::ClipState;
 use crate::blt::{BltError, BltMechanism};
 use crate::clip::BoundError;
 use crate::contract::CentralMechanism;
+use crate::discrete_gaussian::DiscreteGaussian;
 use crate::local::{LocalError, LocalNoise};
 use crate::sensitivity::L2Sensitivity;
 use undertone_core::fixed::Grid;
@@ -64,6 +65,22 @@ impl ClientCentral<'_> {
     pub(crate) fn sensitivity(&self, clip_norm: f64, grid: Grid) -> Result<L2Sensitivity, BoundError> {
         let one = L2Sensitivity::of_clipped(clip_norm, grid, self.promise.adjacency)?;
         Ok(one.times(self.contract.contract().max_weight()))
+    }
+
+    /// Whether the noise of every round can be drawn, for sums of `values` values on `grid`, whatever the clip norm comes to.
+    ///
+    /// # Errors
+    /// [`BltError`], which says which number does not fit.
+    pub fn check_noise(&self, grid: Grid, values: usize) -> Result<(), BltError> {
+        self.correlated_noise(grid, values)?;
+        let norms = match self.contract.contract().adaptive_clip() {
+            Some(rule) => vec![rule.clamp(0.0), rule.max()],
+            None => vec![self.promise.clip_norm],
+        };
+        for norm in norms {
+            DiscreteGaussian::for_sensitivity(self.update_noise(), self.sensitivity(norm, grid)?)?;
+        }
+        Ok(())
     }
 
     /// The correlated noise of the whole run, for sums of `values` values on `grid`; `None` under another mechanism.

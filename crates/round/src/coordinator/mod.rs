@@ -43,7 +43,7 @@ use undertone_core::participation::History;
 use undertone_core::trainer::Metrics;
 use undertone_privacy::adaptive_clip::ClipState;
 use undertone_privacy::ledger::population::Totals;
-use undertone_privacy::ledger::{Ledger, LedgerEntry};
+use undertone_privacy::ledger::{EntryState, Ledger, LedgerEntry};
 
 /// A model file in the blob store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -497,6 +497,11 @@ fn phase_step(state: &JobState, input: Input, ctx: &mut Context<'_>) -> Result<O
     {
         return Err(Refusal(format!("{key} is over, or was never asked")));
     }
+    if let Input::Released { key: about, model, carried } = &input
+        && !state.is_releasing(about)
+    {
+        return Ok(discard_late(state, about, *model, carried, ctx));
+    }
     match &state.phase {
         Phase::Offering(p) => Ok(p.step(state, &input, ctx)),
         Phase::Collecting(p) => p.step(state, input, ctx),
@@ -510,6 +515,29 @@ fn phase_step(state: &JobState, input: Input, ctx: &mut Context<'_>) -> Result<O
             _ => Ok(None),
         },
     }
+}
+
+/// A release that nobody waits for any more (it was cancelled, or its attempt burnt) leaves nothing behind: neither noise that
+/// could be taken off, nor a second draw over inputs that were drawn over.
+fn discard_late(
+    state: &JobState,
+    about: &AttemptKey,
+    model: ModelRef,
+    carried: &Carried,
+    ctx: &Context<'_>,
+) -> Option<Step> {
+    let counts = ctx.ledger.entry(about).is_some_and(|entry| match entry.state {
+        EntryState::Committed { output } | EntryState::Published { output } => output == model.digest,
+        _ => false,
+    });
+    if counts {
+        return None;
+    }
+    let needed = state.blobs();
+    let mut step = Step::stay(state);
+    let late = std::iter::once(model.digest).chain(carried.blobs());
+    step.effects = late.filter(|b| !needed.contains(b)).map(|blob| Effect::Discard { blob }).collect();
+    (!step.effects.is_empty()).then_some(step)
 }
 
 fn cancel(

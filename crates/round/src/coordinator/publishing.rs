@@ -71,11 +71,12 @@ impl Publishing {
         step.next.model = self.model;
         step.next.released = self.round.0;
         let is_last = self.round.0 >= spec.rounds;
-        if spec.evaluation.wants(self.round.0, spec.rounds) {
+        let stops = state.progress.stop(&spec.evaluation).filter(|_| !is_last);
+        if stops.is_none() && spec.evaluation.wants(self.round.0, spec.rounds) {
             measuring::ask(&mut step, self.round, self.model, is_last, ctx);
         }
         step.effects.push(Effect::Forget { key: current });
-        if let Some(outcome) = state.progress.stop(&spec.evaluation).filter(|_| !is_last) {
+        if let Some(outcome) = stops {
             step.end(outcome);
         } else if !is_last {
             step.next.phase = Phase::Offering(Offering::next(self.round.next(), ctx.now_ms));

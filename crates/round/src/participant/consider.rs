@@ -22,6 +22,8 @@ pub struct Policy {
     pub max_epsilon: Option<f64>,
     /// Whether jobs that promise no privacy are taken.
     pub allow_no_privacy: bool,
+    /// Whether an evaluator's loss and accuracy may leave without noise.
+    pub allow_exact_measurements: bool,
     /// The number of rows that the data owner declares, a public figure.
     pub declared_rows: Option<u64>,
     /// Makes batches reproducible (for studies); each attempt samples under a seed of its own derived from it.

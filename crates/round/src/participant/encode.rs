@@ -151,7 +151,7 @@ pub fn encode(
 /// What leaves in place of an update that is not to be had (unfit data, training that failed) under a client-level
 /// contract, because silence would tell what the noise is to hide: noise alone where the client adds it, zeros where the
 /// coordinator does. `None` under any other contract: then nothing leaves.
-pub fn absent(job: &Job, clip_norm: Option<f64>, rng: &mut NoiseRng) -> Option<Parcel> {
+pub fn absent(job: &Job, rng: &mut NoiseRng) -> Option<Parcel> {
     let len = job.layout().len();
     match job.contract().terms() {
         // A job whose noise does not suit its grid does not resolve.
@@ -159,10 +159,9 @@ pub fn absent(job: &Job, clip_norm: Option<f64>, rng: &mut NoiseRng) -> Option<P
             Some(Parcel::of(job, terms.noise(job.grid()).ok()?.absent(len, rng).into_vector()))
         }
         Terms::ClientCentral(_) => {
+            // No answer about the clip norm: a client that has nothing to say must move neither sum nor count.
             let update = FixedVector::from_units(job.grid(), vec![0; len]).ok()?;
-            // Zeros are within anything.
-            let within = clip_norm.map(|norm| WithinBit::of(&RawUpdate::new(vec![]), norm));
-            Some(Parcel { within, ..Parcel::of(job, update) })
+            Some(Parcel::of(job, update))
         }
         Terms::RecordLocal(_) | Terms::NoPromise(_) => None,
     }
@@ -206,7 +205,7 @@ mod tests {
         let sent = |delta: &[f32]| match encode(&job, None, raw(delta), &mut rng()) {
             Ok(parcel) => parcel.update,
             Err(EncodeError::Clip(_) | EncodeError::WrongLength { .. }) => {
-                absent(&job, None, &mut rng()).unwrap().update
+                absent(&job, &mut rng()).unwrap().update
             }
             Err(e) => panic!("{e}"),
         };
@@ -230,12 +229,34 @@ mod tests {
         assert_ne!(sent(&[0.0, 0.0]), sent(&[0.0, 0.0]), "noise is drawn for each message");
         let central = super::super::sample::job(CLIENT);
         assert_eq!(
-            absent(&central, None, &mut rng()).unwrap().update.units(),
+            absent(&central, &mut rng()).unwrap().update.units(),
             [0, 0],
             "the coordinator's noise covers it"
         );
         for other in [RECORD, NONE] {
-            assert_eq!(absent(&super::super::sample::job(other), None, &mut rng()), None);
+            assert_eq!(absent(&super::super::sample::job(other), &mut rng()), None);
+        }
+    }
+
+    /// Neighbours under an adaptive clip norm: with its update, or with nothing to say, a client moves the sum by a clip norm
+    /// and the count by half a client, which is what both noises are scaled to.
+    #[test]
+    fn a_client_with_nothing_to_say_moves_neither_sum_nor_count() {
+        use undertone_privacy::adaptive_clip::CountSum;
+        let rule = "adaptive_clip = { min = 0.1, max = 4.0, count_noise = 5.0 }";
+        let job = job(&format!("{CLIENT}\n{rule}"));
+        let nothing = absent(&job, &mut rng()).unwrap();
+        assert_eq!((nothing.update.units(), nothing.within), (&[0, 0][..], None));
+        for (delta, within) in [([0.1, 0.0], true), ([30.0, 40.0], false), ([0.0, 0.0], true)] {
+            let parcel = encode(&job, Some(0.25), raw(&delta), &mut rng()).unwrap();
+            check_norm(parcel.update.units(), job.grid(), 0.25).unwrap();
+            assert_eq!(parcel.within.map(WithinBit::to_wire), Some(within));
+            let (mut with, without) = (CountSum::default(), CountSum::default());
+            parcel.within.into_iter().for_each(|bit| with.fold(bit));
+            let mut twice = with;
+            parcel.within.into_iter().for_each(|bit| twice.fold(bit));
+            // Half a client from nothing, as the other way round: never a whole one.
+            assert!(with != without && twice != without);
         }
     }
 
