@@ -19,10 +19,12 @@ mod composition;
 mod convolution;
 mod curve;
 mod fft;
+mod layout;
 pub mod mechanism;
 mod one_step;
 mod pair;
 mod scout;
+mod tails;
 
 pub use composition::{Composition, DeltaInterval, EpsilonInterval};
 pub use curve::Curve;
