@@ -46,15 +46,15 @@ pub(super) struct Plan {
 
 /// The share of δ that folded losses may bring.
 const WRONG_SHARE: f64 = 1e-9;
+const POINTS: usize = 320;
+const MAX_ATOMS: usize = 2000;
+const TILTS: (f64, f64) = (1e-4, 1e5);
+
 /// How much smaller than at the saddle point the tilted mass past ε may be: at most e^8, and less if there are so many
 /// uses that the errors of the transforms would count.
 fn most_lost(uses: f64) -> f64 {
     libm::log(6e7 / uses).clamp(0.5, 8.0)
 }
-
-const POINTS: usize = 320;
-const MAX_ATOMS: usize = 2000;
-const TILTS: (f64, f64) = (1e-4, 1e5);
 
 impl Scout {
     pub(super) fn new(mechanisms: &[(Mechanism, u64)], direction: Direction, tail: f64) -> Self {
