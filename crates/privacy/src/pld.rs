@@ -11,7 +11,7 @@
 //!
 //! All arithmetic is `libm`'s and our own FFT's: the same bits on every machine.
 
-mod binomial;
+pub(crate) mod binomial;
 mod bounds;
 pub mod calibrate;
 mod closed_form;
