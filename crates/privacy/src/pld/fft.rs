@@ -88,8 +88,8 @@ impl RealFft {
 
     /// A bound on ‖computed - exact‖₂ / ‖exact‖₂ of one transform, forward or inverse.
     ///
-    /// Higham (2002), *Accuracy and Stability of Numerical Algorithms*, Theorem 24.2: η·log₂N with
-    /// η = μ + γ₄(√2 + μ) < 1e-15 where the twiddles are right to μ < 3u. The pass between real and complex is one
+    /// η·log₂N with η = μ + γ₄(√2 + μ) < 1e-15 where the twiddles are right to μ < 3u (Higham 2002, *Accuracy and Stability
+    /// of Numerical Algorithms*, in the chapter on the fast Fourier transform). The pass between real and complex is one
     /// stage more; the bound is doubled.
     ///
     /// It also bounds |computed - exact| / ‖x‖₁ of each coefficient: an input comes to an output along one path of log₂N

@@ -1,6 +1,5 @@
 //! Connect the dots: a loss distribution moved onto the grid {i·h}, as an upper bound (Doroshenko, Ghazi, Kamath,
-//! Kumar and Manurangsi 2022, arXiv 2207.04380, Algorithm 1), and the same move as a post-processing, for a lower
-//! bound.
+//! Kumar and Manurangsi 2022, arXiv 2207.04380), and the same move as a post-processing, for a lower bound.
 //!
 //! A loss L in the cell [ih, (i+1)h] goes to one of the two ends at random, to the upper with probability
 //! K = (1-e^{-u})/(1-e^{-h}), u = L - ih, which keeps E[e^{-L}]. δ(ε) = E[(1-e^{ε-L})₊] is convex in e^{-L}, in each
