@@ -2,9 +2,10 @@
 //!
 //! For a dominating pair (P, Q) of one use, δ(ε) of T uses is E_P[(1 - e^{ε-ΣL})₊] with the losses L = log P/Q drawn
 //! T times. In order: [`mechanism`] says what is used, `pair` what its loss is, `one_step` puts a loss on a grid so
-//! that δ only grows (connect the dots) and says what the same rounding costs the other way, `scout` chooses grid
-//! and tilt, `fft` and `convolution` compose with bounded errors, `bounds` reads ε and δ off, [`Composition`] puts
-//! the directions of the adjacency together, [`Curve`] keeps answers, [`calibrate`] finds the least noise.
+//! that δ only grows (connect the dots) and says what the same rounding costs the other way, `scout` looks where ε
+//! is by and large and chooses the tilts, `layout` the grid and, with the bounds of `tails`, the window, `fft` and
+//! `convolution` compose with bounded errors, `bounds` reads ε and δ off, [`Composition`] puts the directions of the
+//! adjacency together, [`Curve`] keeps answers, [`calibrate`] finds the least noise.
 //!
 //! Removing and adding are composed apart and the worse is taken at the end: which is worse may change with the
 //! number of uses (Lebeda, Regehr, Kamath and Steinke 2024, arXiv 2405.20769).

@@ -4,13 +4,12 @@
 //! ε that is asked for. A plain FFT of m has an error of about 1e-16 in each mass, which drowns δ < 1e-10; the error
 //! here is relative to the tilted masses, whose sum at ε is of the size of 1.
 //!
-//! With ‖x‖₁ ≤ 1 all coefficients are in the unit disc, and so with computed ones pulled back into it
-//! |X̂ᵀ - Xᵀ| ≤ T·|X̂ - X|·max(|X|, |X̂|)ᵀ⁻¹. Bounded by T·|X̂ - X|, the error has the size of T·‖x‖₂. But no coefficient
-//! is off by more than e = [`RealFft::relative_error`], so that it is also at most 2T·e·|X̂|ᵀ where |X̂| is above a half, and
-//! T·e·2¹⁻ᵀ elsewhere: T·‖x^{*T}‖₂, which is far smaller where x has a peak that the convolution spreads out. By Parseval
-//! an error in the spectrum becomes one of the same size in the sequence, in L2, which is what [`Convolution::noise`]
-//! bounds. Mass that wraps around, or lies outside the window: see
-//! [`super::tails`].
+//! With ‖x‖₁ ≤ 1 all coefficients are in the unit disc, and so with computed ones pulled back into it |X̂ᵀ - Xᵀ| ≤
+//! T·|X̂ - X|·max(|X|, |X̂|)ᵀ⁻¹. Bounded by T·|X̂ - X|, the error has the size of T·‖x‖₂. But no coefficient is off by
+//! more than e = [`RealFft::relative_error`], so that it is also at most 2T·e·|X̂|ᵀ where |X̂| is above a half, and
+//! T·e·2¹⁻ᵀ elsewhere: T·‖x^{*T}‖₂, which is far smaller where x has a peak that the convolution spreads out. By
+//! Parseval an error in the spectrum becomes one of the same size in the sequence, in L2, which is what
+//! [`Convolution::noise`] bounds. Mass that wraps around, or lies outside the window: see [`super::tails`].
 
 use super::fft::{Complex, RealFft, Spectrum};
 use super::tails::{Tails, Window};

@@ -88,12 +88,12 @@ impl RealFft {
 
     /// A bound on ‖computed - exact‖₂ / ‖exact‖₂ of one transform, forward or inverse.
     ///
-    /// η·log₂N with η = μ + γ₄(√2 + μ) < 1e-15 where the twiddles are right to μ < 3u (Higham 2002, *Accuracy and Stability
-    /// of Numerical Algorithms*, in the chapter on the fast Fourier transform). The pass between real and complex is one
-    /// stage more; the bound is doubled.
+    /// η·log₂N with η = μ + γ₄(√2 + μ) < 1e-15 where the twiddles are right to μ < 3u (Higham 2002, *Accuracy and
+    /// Stability of Numerical Algorithms*, in the chapter on the fast Fourier transform). The pass between real and
+    /// complex is one stage more; the bound is doubled.
     ///
-    /// It also bounds |computed - exact| / ‖x‖₁ of each coefficient: an input comes to an output along one path of log₂N
-    /// stages, which each add η of it, and in the pass between real and complex by way of two outputs.
+    /// It also bounds |computed - exact| / ‖x‖₁ of each coefficient: an input comes to an output along one path of
+    /// log₂N stages, which each add η of it, and in the pass between real and complex by way of two outputs.
     pub(super) fn relative_error(&self) -> f64 {
         2e-15 * f64::from(self.len.trailing_zeros() + 1)
     }

@@ -1,25 +1,26 @@
 //! A Poisson sample that is cut down to a cap by chance: add/remove adjacency.
 //!
-//! **Theorem.** Of N contributions each is drawn with probability q; of more than B that are drawn, B are kept, uniformly.
-//! With f = Pr[Bin(N-1, q) ≥ B] and A_z(α) the moment of the Poisson-subsampled Gaussian,
-//! (α-1)·RDP(α) ≤ log((1-f)·A_z(α) + f·A_{z/2}(α)).
+//! **Theorem.** Of N contributions each is drawn with probability q; of more than B that are drawn, B are kept,
+//! uniformly. With f = Pr[Bin(N-1, q) ≥ B] and A_z(α) the moment of the Poisson-subsampled Gaussian, (α-1)·RDP(α) ≤
+//! log((1-f)·A_z(α) + f·A_{z/2}(α)).
 //!
-//! *Proof.* Let x be the contribution that is there or is not, and n the number of others drawn, which has the same law in
-//! both cases. Telling n as well only helps the adversary. For n < B nothing is cut off: this is the subsampled Gaussian.
-//! For n ≥ B let V be a uniform set of B of the others, and a uniform in V. Without x the sum is S(V). With it, x is kept
-//! with probability k = q·B/(n+1) ≤ q, together with B-1 uniform others; V without a is such a set. So the outputs are
-//! E[N(S(V), σ²)] and E[(1-k)·N(S(V), σ²) + k·N(S(V) - a + x, σ²)], over the same V and a, and ‖x - a‖ is at most twice
-//! the clip norm. Moments are jointly convex (as all f-divergences), grow with the distance, and with k (the mixture with k
-//! is a mixture of those with q and with 0): what is left is the subsampled Gaussian of twice the sensitivity, in the same
-//! direction. The moments of the n add up with their probabilities. In either direction A bounds the moment of the
-//! subsampled Gaussian (Mironov, Talwar and Zhang 2019). ∎
+//! *Proof.* Let x be the contribution that is there or is not, and n the number of others drawn, which has the same
+//! law in both cases. Telling n as well only helps the adversary. For n < B nothing is cut off: this is the subsampled
+//! Gaussian. For n ≥ B let V be a uniform set of B of the others, and a uniform in V. Without x the sum is S(V). With
+//! it, x is kept with probability k = q·B/(n+1) ≤ q, together with B-1 uniform others; V without a is such a set. So
+//! the outputs are E[N(S(V), σ²)] and E[(1-k)·N(S(V), σ²) + k·N(S(V) - a + x, σ²)], over the same V and a, and ‖x - a‖
+//! is at most twice the clip norm. Moments are jointly convex (as all f-divergences), grow with the distance, and with
+//! k (the mixture with k is a mixture of those with q and with 0): what is left is the subsampled Gaussian of twice
+//! the sensitivity, in the same direction. The moments of the n add up with their probabilities. In either direction A
+//! bounds the moment of the subsampled Gaussian (Mironov, Talwar and Zhang 2019). ∎
 //!
-//! However rarely the cap binds, that event keeps its share of the high moments: at z = 1, q = 0.01 and a cap of 1.6 times the
-//! mean (f = 2e-8) orders above 5 are lost, and 1000 uses cost ε = 3.9 at δ = 1e-6, where the loss distribution says 2.1. At a
-//! cap of 2.2 times the mean it is 2.6, as much as without a cap but for 6 %.
+//! However rarely the cap binds, that event keeps its share of the high moments: at z = 1, q = 0.01 and a cap of 1.6
+//! times the mean (f = 2e-8) orders above 5 are lost, and 1000 uses cost ε = 3.9 at δ = 1e-6, where the loss
+//! distribution says 2.1. At a cap of 2.2 times the mean it is 2.6, as much as without a cap but for 6 %.
 //!
-//! The bound is an own one. That of [`crate::pld::Mechanism::truncated_poisson_gaussian`], as in Google's dp-accounting,
-//! takes the second part to be a replacement of twice the sensitivity, which costs more where the cap binds often.
+//! The bound is an own one. That of [`crate::pld::Mechanism::truncated_poisson_gaussian`], as in Google's
+//! dp-accounting, takes the second part to be a replacement of twice the sensitivity, which costs more where the cap
+//! binds often.
 
 use super::order::{LogSum, log_expm1, log_one_plus_exp};
 use super::{AccountantError, ROUNDING_MARGIN, RdpCurve};

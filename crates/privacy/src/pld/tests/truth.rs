@@ -196,7 +196,8 @@ fn reference_points_with_a_closed_form_are_never_below_it() {
     assert!(pure >= 36 && once >= 10, "{pure} and {once} points");
 }
 
-/// Rigorous intervals of an independent accountant: Microsoft's prv_accountant (Gopi, Lee and Wutschitz 2021), error 0.005.
+/// Rigorous intervals of an independent accountant: Microsoft's prv_accountant (Gopi, Lee and Wutschitz 2021), with
+/// an error of 0.005.
 #[test]
 fn our_interval_and_another_rigorous_one_overlap() {
     for (z, q, count, delta, low, high) in [
