@@ -3,7 +3,7 @@
 //! `Pr[k] ∝ exp(-k²/2σ²)` (Canonne, Kamath and Steinke 2020, arXiv 2004.00010). No floating-point number is drawn:
 //! noise whose low bits betray the value under it (Mironov 2012, Jin et al. 2022) cannot occur.
 //!
-//! The sampler is a rejection sampler like theirs (Algorithm 3), with a closer envelope (after Karney 2016, Algorithm
+//! The sampler is a rejection sampler like theirs, with a closer envelope (after Karney 2016, Algorithm
 //! D) and one decision in place of a chain of coin flips. With t = ⌈σ⌉:
 //!
 //! 1. A level k = 0, 1, 2 … with probability W_k/2^16, where λ·W_k ≥ exp(-k²/2); a sign; j uniform in 0..t, exactly

@@ -1,5 +1,5 @@
-//! The discrete Laplace distribution, sampled exactly (Canonne, Kamath and Steinke 2020, arXiv 2004.00010, Algorithms 1
-//! and 2), for counts and other small integer statistics.
+//! The discrete Laplace distribution, sampled exactly (Canonne, Kamath and Steinke 2020, arXiv 2004.00010), for
+//! counts and other small integer statistics.
 //!
 //! `Pr[k] ∝ e^(-|k|/s)`. On a statistic of L1 sensitivity Δ it is Δ/s-differentially private, with δ = 0. Not for
 //! models: an L2-clipped vector of d values has an L1 norm of up to √d times its L2 norm, and the noise grows with it.
@@ -73,7 +73,7 @@ impl DiscreteLaplace {
         self.numerator as f64 / self.denominator as f64
     }
 
-    /// One draw (Algorithm 2).
+    /// One draw, by the paper's rejection sampler.
     pub fn sample(&self, rng: &mut NoiseRng) -> i64 {
         loop {
             // X has Pr[x] ∝ e^(-x/numerator), and ⌊X/denominator⌋ then the scale that is wanted.
@@ -105,7 +105,7 @@ impl DiscreteLaplace {
     }
 }
 
-/// True with probability e^(-n/d), n < d (Algorithm 1): the first k at which a trial with odds n/(d·k) fails is odd.
+/// True with probability e^(-n/d), n < d: the first k at which a trial with odds n/(d·k) fails is odd.
 ///
 /// A trial with odds n/(d·k) is two, with odds 1/k and n/d, so that no product d·k has to fit.
 #[inline]

@@ -1,4 +1,4 @@
-//! One step of DP-SGD (Abadi et al. 2016, Algorithm 1), the part that makes the promise: a Poisson batch, each
+//! One step of DP-SGD (Abadi et al. 2016, arXiv 1607.00133), the part that makes the promise: a Poisson batch, each
 //! example's gradient clipped onto an integer grid, an exact sum, discrete Gaussian noise.
 //!
 //! Each arrow is a function from one type to the next, so that a step without noise does not compile:

@@ -129,9 +129,12 @@ impl Loss {
             Self::Gaussian { noise_multiplier, sampling_rate, .. } => {
                 RdpCurve::new(noise_multiplier, sampling_rate).unwrap_or_else(|_| RdpCurve::unbounded())
             }
-            Self::CappedPoissonGaussian { noise_multiplier, .. }
-            | Self::CorrelatedGaussian { noise_multiplier, .. } => {
+            Self::CorrelatedGaussian { noise_multiplier, .. } => {
                 RdpCurve::new(noise_multiplier, 1.0).unwrap_or_else(|_| RdpCurve::unbounded())
+            }
+            Self::CappedPoissonGaussian { noise_multiplier, sampling_rate, population, cap } => {
+                RdpCurve::truncated_poisson(noise_multiplier, sampling_rate, population.into(), cap.into())
+                    .unwrap_or_else(|_| RdpCurve::unbounded())
             }
         }
     }
@@ -148,7 +151,8 @@ impl Loss {
             (
                 Unit::Record,
                 Unit::Client,
-                Self::Gaussian { noise_multiplier, adjacency: Adjacency::AddRemove, .. },
+                Self::Gaussian { noise_multiplier, adjacency: Adjacency::AddRemove, .. }
+                | Self::CappedPoissonGaussian { noise_multiplier, .. },
             ) => {
                 let unsampled =
                     Self::Gaussian { noise_multiplier, sampling_rate: 1.0, adjacency: Adjacency::AddRemove };
@@ -159,9 +163,6 @@ impl Loss {
                 Unit::Client,
                 Self::CorrelatedGaussian { adjacency: Adjacency::AddRemove, .. },
             ) => Some((self.curve(), 4)),
-            // No Rényi curve is at hand for a capped draw, so none of it is counted in its favour here: at worst a client
-            // takes the place of another one, which is twice the distance.
-            (_, _, Self::CappedPoissonGaussian { .. }) => Some((self.curve(), 4)),
             _ => Some((self.curve(), 1)),
         }
     }

@@ -2,16 +2,17 @@
 //!
 //! For a dominating pair (P, Q) of one use, δ(ε) of T uses is E_P[(1 - e^{ε-ΣL})₊] with the losses L = log P/Q drawn
 //! T times. In order: [`mechanism`] says what is used, `pair` what its loss is, `one_step` puts a loss on a grid so
-//! that δ only grows (connect the dots) and says what the same rounding costs the other way, `scout` chooses grid
-//! and tilt, `fft` and `convolution` compose with bounded errors, `bounds` reads ε and δ off, [`Composition`] puts
-//! the directions of the adjacency together, [`Curve`] keeps answers, [`calibrate`] finds the least noise.
+//! that δ only grows (connect the dots) and says what the same rounding costs the other way, `scout` looks where ε
+//! is by and large and chooses the tilts, `layout` the grid and, with the bounds of `tails`, the window, `fft` and
+//! `convolution` compose with bounded errors, `bounds` reads ε and δ off, [`Composition`] puts the directions of the
+//! adjacency together, [`Curve`] keeps answers, [`calibrate`] finds the least noise.
 //!
 //! Removing and adding are composed apart and the worse is taken at the end: which is worse may change with the
 //! number of uses (Lebeda, Regehr, Kamath and Steinke 2024, arXiv 2405.20769).
 //!
 //! All arithmetic is `libm`'s and our own FFT's: the same bits on every machine.
 
-mod binomial;
+pub(crate) mod binomial;
 mod bounds;
 pub mod calibrate;
 mod closed_form;
@@ -19,10 +20,12 @@ mod composition;
 mod convolution;
 mod curve;
 mod fft;
+mod layout;
 pub mod mechanism;
 mod one_step;
 mod pair;
 mod scout;
+mod tails;
 
 pub use composition::{Composition, DeltaInterval, EpsilonInterval};
 pub use curve::Curve;

@@ -13,6 +13,7 @@
 
 pub mod filter;
 mod order;
+mod truncated;
 mod without_replacement;
 pub mod zcdp;
 

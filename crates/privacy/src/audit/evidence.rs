@@ -2,7 +2,8 @@
 //!
 //! m canaries are in or out by fair coins, or one of two neighbours each; r guesses about them are made from the output, v of them right. If the
 //! mechanism is (ε, δ)-differentially private, v is no larger, up to δ, than a binomial number W of r trials with a
-//! chance of q = e^ε/(1 + e^ε) (their Theorem 5.2), and at least v right guesses have a probability of at most
+//! chance of q = e^ε/(1 + e^ε) (their theorem for approximate differential privacy), and at least v right guesses have
+//! a probability of at most
 //!
 //! ```text
 //! p(ε) = Pr[W ≥ v] + 2mδ · max over i in 1..=v of (Pr[W ≥ v-i] - Pr[W ≥ v])/i

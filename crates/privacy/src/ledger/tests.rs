@@ -271,3 +271,31 @@ fn measurements_stand_in_the_ledger_and_in_the_populations_sum() {
     assert!(left(None) > left(Some((10, 0.25))));
     assert_eq!(left(Some((10_000, 0.25))), 0);
 }
+
+#[test]
+fn a_capped_draw_counts_for_clients_and_not_for_records() {
+    let capped = Loss::CappedPoissonGaussian {
+        noise_multiplier: 1.0,
+        sampling_rate: 0.01,
+        population: 10_000,
+        cap: 160,
+    };
+    let epsilon = |level: Unit| {
+        let (curve, times) = capped.at_level(level, Unit::Client).unwrap();
+        curve.epsilon(100 * times, 1e-6)
+    };
+    let sampled = RdpCurve::new(1.0, 0.01).unwrap().epsilon(100, 1e-6);
+    assert!((sampled..2.5 * sampled).contains(&epsilon(Unit::Client)), "{} {sampled}", epsilon(Unit::Client));
+    assert!(epsilon(Unit::Client) < 0.02 * epsilon(Unit::Record), "{}", epsilon(Unit::Record));
+    // A client's changed contribution is a replacement, seen through no sample.
+    assert_eq!(epsilon(Unit::Record), RdpCurve::new(1.0, 1.0).unwrap().epsilon(400, 1e-6));
+    assert!(capped.at_level(Unit::Client, Unit::Record).is_none());
+    // With less noise than the accountant speaks about, nothing is promised.
+    let quiet = Loss::CappedPoissonGaussian {
+        noise_multiplier: 0.5,
+        sampling_rate: 0.01,
+        population: 10_000,
+        cap: 160,
+    };
+    assert_eq!(quiet.curve().epsilon(1, 1e-6), f64::INFINITY);
+}

@@ -2,7 +2,7 @@
 //! Probabilities*): what a capped cohort is charged with.
 
 /// Pr[Bin(`n`, `p`) ≥ `k`] for 0 < p < 1.
-pub(super) fn at_least(k: u64, n: u64, p: f64) -> f64 {
+pub(crate) fn at_least(k: u64, n: u64, p: f64) -> f64 {
     if k == 0 {
         return 1.0;
     }

@@ -4,17 +4,11 @@
 //! every error; [`OneWay::lower`] takes P(event) - e^ε·Q(event) at the best threshold. See [`super::one_step`] for why
 //! these are bounds, and [`super::convolution`] for the errors.
 
-use super::convolution::{Convolution, Factor, Tails, Window};
+use super::convolution::Convolution;
 use super::fft::RealFft;
-use super::mechanism::Mechanism;
-use super::one_step::{CellWidth, OneStep};
-use super::pair::{Direction, Pair};
-use super::scout::{Aim, Scout, log_hockey_peak};
-
-/// The most grid points of a mechanism or a window.
-const MAX_LEN: usize = 1 << 21;
-/// Fewer are not worth saving.
-const MIN_LEN: usize = 1 << 11;
+use super::layout::{Layout, factors};
+use super::scout::log_hockey_peak;
+use super::tails::{Tails, Window};
 
 /// Transforms by length, shared by the directions of a query.
 #[derive(Debug, Default)]
@@ -30,25 +24,6 @@ impl Transforms {
     }
 }
 
-/// A composition in one direction, on the grid but not yet convolved.
-#[derive(Debug)]
-pub(super) struct Layout {
-    step: f64,
-    tilt: f64,
-    deviation: f64,
-    uses: Vec<(OneStep, u64)>,
-    tails: Tails,
-    window: Window,
-    /// Log of the tilted total.
-    log_moment: f64,
-    /// Bound on P's mass that is not on the grid, over all uses.
-    outside: f64,
-    /// Log of what relative errors of the masses may multiply the result by.
-    mass_error: f64,
-    /// What the total loss may be off by.
-    loss_error: f64,
-}
-
 /// A composition in one direction, ready to be asked about ε near the aim.
 #[derive(Debug)]
 pub(super) struct OneWay {
@@ -60,155 +35,70 @@ pub(super) struct OneWay {
 #[derive(Debug)]
 struct Sums {
     convolution: Convolution,
-    /// Σ_{j≥i} tilted[j]·e^{-λ(j-i)h}: what P's masses add up to.
-    slow: Vec<f64>,
-    /// Σ_{j≥i} tilted[j]·e^{-(λ+1)(j-i)h}: what Q's add up to.
-    fast: Vec<f64>,
+    /// e^{-λh}, e^{-(λ+1)h}.
+    falls: (f64, f64),
+    /// The sums at every [`BLOCK`]th point.
+    blocks: Vec<(f64, f64)>,
     /// Bound on the relative error of the sums.
     error: f64,
 }
 
+/// Sums are kept at one point in so many and added up from there.
+const BLOCK: usize = 64;
+
 impl Sums {
     fn new(convolution: Convolution, tilt: f64, step: f64) -> Self {
-        let (fall_slow, fall_fast) = (libm::exp(-tilt * step), libm::exp(-(tilt + 1.0) * step));
-        let len = convolution.tilted.len();
-        let (mut slow, mut fast) = (vec![0.0; len + 1], vec![0.0; len + 1]);
-        let (mut slow_sum, mut fast_sum) = (0.0, 0.0);
-        for (i, mass) in convolution.tilted.iter().enumerate().rev() {
-            slow_sum = mass + fall_slow * slow_sum;
-            fast_sum = mass + fall_fast * fast_sum;
-            slow[i] = slow_sum;
-            fast[i] = fast_sum;
-        }
+        let falls = (libm::exp(-tilt * step), libm::exp(-(tilt + 1.0) * step));
         // Two roundings and that of the exponential at each point, as long as its weight is above e^-80.
-        let points = (len as f64).min(80.0 / (tilt.max(1e-300) * step));
-        Self { slow, fast, error: 5e-16 * (points + 2.0), convolution }
-    }
-}
-
-/// How finely a composition is laid out.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Fineness {
-    /// The relative error of ε that rounding to the grid may bring, roughly.
-    pub(super) error: f64,
-    /// How much of P's mass past ε an ε-wide strip at ε holds, over that strip: what variance at the kink of
-    /// (1-e^{ε-L})₊ is multiplied by.
-    pub(super) hazard: f64,
-}
-
-/// The error of a last look.
-pub(super) const FINE: f64 = 1.5e-4;
-/// The error of a first look, at a quarter of the points.
-pub(super) const COARSE: f64 = 16.0 * FINE;
-
-impl Layout {
-    /// Lays `mechanisms` out for `aim`, with tails of mass `tail` cut off each use.
-    pub(super) fn new(
-        mechanisms: &[(Mechanism, u64)],
-        direction: Direction,
-        (scout, aim): (&Scout, Aim),
-        tail: f64,
-        fineness: Fineness,
-    ) -> Self {
-        let tilt = aim.tilt;
-        let deviation = scout.spread(tilt).1.sqrt().max(0.05 / tilt);
-        let reach = 20.0 * deviation;
-        let epsilon = aim.epsilon.max(0.1 * deviation);
-        let noise = 2.0 * fineness.error * epsilon / fineness.hazard.max(tilt + 1.0);
-        let on_lattice = mechanisms.iter().all(|(m, _)| m.on_lattice());
-        let coarsest = match on_lattice {
-            true => f64::INFINITY,
-            false => (reach.max(epsilon) / MIN_LEN as f64).min((0.5 / (tilt + 1.0)).max(epsilon / 4096.0)),
-        };
-        let finest = reach / (1 << 19) as f64;
-        let (mut step, on_grid) = scout.grid(tilt, noise, finest, coarsest);
-        let pairs: Vec<Pair> = mechanisms.iter().map(|(m, _)| Pair::new(m, direction, tail)).collect();
-        let all_uses: f64 = mechanisms.iter().map(|(_, count)| *count as f64).sum();
-        let widths: Vec<CellWidth> = pairs
-            .iter()
-            .enumerate()
-            .map(|(i, pair)| {
-                let (low, high) = pair.range();
-                let variance_density = 0.05 * noise / (all_uses * (high - low));
-                // One loss alone may end at ε, whatever the tilted measure thinks of it there.
-                let at_kink = (4.0 * noise).max(epsilon * epsilon / (2048.0 * 2048.0));
-                let elsewhere = (4.0 * noise).max((high - low) * (high - low) / (2048.0 * 2048.0));
-                CellWidth {
-                    tilt,
-                    log_moment: scout.log_moment_of(i, tilt),
-                    variance_density,
-                    kink: 2.0 * epsilon,
-                    at_kink,
-                    elsewhere,
-                }
-            })
-            .collect();
-        let mut adjusted = on_grid;
-        loop {
-            if pairs.iter().any(|pair| OneStep::cells(pair, step) > MAX_LEN as f64) {
-                step *= 2.0;
-                continue;
-            }
-            let one_step = |((pair, width), (_, count)): ((&Pair, &CellWidth), &(Mechanism, u64))| {
-                (OneStep::new(pair, step, width), *count)
-            };
-            let uses: Vec<(OneStep, u64)> = pairs.iter().zip(&widths).zip(mechanisms).map(one_step).collect();
-            let factors = factors(&uses, |one| &one.p);
-            let (tails, log_moment) = Tails::new(&factors, tilt, step, deviation);
-            let (low, high) = tails.edges();
-            let width = (high - low + 2) as usize;
-            if width > MAX_LEN {
-                step *= 2.0;
-                continue;
-            }
-            let len = width.next_power_of_two().max(1024);
-            // A little coarser saves half of a long window.
-            if !adjusted && len >= 1 << 15 && (width as f64) < 0.65 * len as f64 {
-                step *= 1.02 * width as f64 / (len / 2) as f64;
-                adjusted = true;
-                continue;
-            }
-            let total =
-                |of: &dyn Fn(&OneStep) -> f64| uses.iter().map(|(one, count)| of(one) * *count as f64).sum();
-            return Self {
-                step,
-                tilt,
-                deviation,
-                tails,
-                window: Window { first: low - ((len - width) / 2) as i64, len },
-                log_moment,
-                outside: total(&|one| one.outside),
-                mass_error: total(&|one| one.mass_error),
-                loss_error: total(&|one| one.loss_error),
-                uses,
-            };
+        let points = (convolution.tilted.len() as f64).min(80.0 / (tilt.max(1e-300) * step));
+        let mut sums = Self { falls, blocks: Vec::new(), error: 5e-16 * (points + 2.0), convolution };
+        let mut above = (0.0, 0.0);
+        let mut blocks: Vec<(f64, f64)> = vec![above];
+        for block in sums.convolution.tilted.chunks(BLOCK).rev() {
+            above = sums.add(block, above);
+            blocks.push(above);
         }
+        blocks.reverse();
+        sums.blocks = blocks;
+        sums
     }
 
-    /// An ε that no outcome on the grid exceeds.
-    pub(super) fn epsilon_pure(&self) -> f64 {
-        let largest = |one: &OneStep| (one.first + one.p.len() as i64 - 1) as f64 * self.step;
-        let sum: f64 = self.uses.iter().map(|(one, count)| largest(one) * *count as f64).sum();
-        sum * (1.0 + 1e-12) + self.loss_error
+    fn add(&self, masses: &[f64], above: (f64, f64)) -> (f64, f64) {
+        masses
+            .iter()
+            .rev()
+            .fold(above, |(slow, fast), mass| (mass + self.falls.0 * slow, mass + self.falls.1 * fast))
     }
 
-    /// Chernoff's upper bound of ε at `delta`: loose, and cheap.
-    pub(super) fn epsilon_chernoff(&self, delta: f64) -> f64 {
-        let log_moment = self.log_moment + self.mass_error + log_hockey_peak(self.tilt) + 1e-9;
-        let epsilon = (log_moment - libm::log(delta - self.outside)) / self.tilt + self.loss_error;
-        if log_moment.is_finite() && !epsilon.is_nan() { epsilon } else { f64::INFINITY }
+    /// Σ_{j≥i} tilted[j]·e^{-λ(j-i)h}: what P's masses add up to; and Σ_{j≥i} tilted[j]·e^{-(λ+1)(j-i)h}, Q's.
+    fn from(&self, i: usize) -> (f64, f64) {
+        let block = i.div_ceil(BLOCK);
+        let end = (block * BLOCK).min(self.convolution.tilted.len());
+        self.add(&self.convolution.tilted[i..end], self.blocks[block])
     }
+}
 
-    /// Convolves.
-    pub(super) fn compose(self, transforms: &mut Transforms) -> OneWay {
-        let factors = factors(&self.uses, |one| &one.p);
-        let fft = transforms.of(self.window.len);
-        let convolution = Convolution::new(&factors, self.tilt, self.step, self.window, &self.tails, fft);
-        OneWay { p: Sums::new(convolution, self.tilt, self.step), layout: self }
-    }
+/// Where ε is.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Found {
+    /// This is an upper bound.
+    Epsilon(f64),
+    /// At most here, below the window.
+    Below(f64),
+    /// Above the window.
+    Above,
 }
 
 impl OneWay {
+    /// Convolves what is laid out.
+    pub(super) fn new(layout: Layout, transforms: &mut Transforms) -> Self {
+        let factors = factors(&layout.uses, |one| &one.p);
+        let fft = transforms.of(layout.window.len);
+        let convolution =
+            Convolution::new(&factors, layout.tilt, layout.step, layout.window, &layout.tails, fft);
+        Self { p: Sums::new(convolution, layout.tilt, layout.step), layout }
+    }
+
     /// An upper bound of δ(ε), before errors of the loss itself.
     fn delta_upper(&self, epsilon: f64) -> f64 {
         let Convolution { window, log_scale, log_error, above, below, noise, .. } = &self.p.convolution;
@@ -216,12 +106,14 @@ impl OneWay {
         let at = (next - window.first).clamp(0, window.len as i64);
         let apart = ((window.first + at) as f64 * self.layout.step - epsilon).max(0.0);
         let peak = libm::exp(log_hockey_peak(self.layout.tilt));
-        let (slow, fast) = (
-            libm::exp(-self.layout.tilt * apart) * self.p.slow[at as usize],
-            libm::exp(-(self.layout.tilt + 1.0) * apart) * self.p.fast[at as usize],
-        );
+        let (slow, fast) = self.p.from(at as usize);
+        let slow = libm::exp(-self.layout.tilt * apart) * slow;
+        let fast = libm::exp(-(self.layout.tilt + 1.0) * apart) * fast;
         let mut sum = (slow - fast).max(0.0) + 2.0 * self.p.error * slow;
-        sum += peak * above + self.weights_norm().min(peak * (window.len as f64).sqrt()) * noise;
+        // What is above the window counts less the farther it is.
+        let far = (window.end() as f64 * self.layout.step - epsilon).max(0.0);
+        sum += peak.min(libm::exp(-self.layout.tilt * far)) * above;
+        sum += self.weights_norm().min(peak * (window.len as f64).sqrt()) * noise;
         if next < window.first {
             sum += peak * below;
         }
@@ -241,18 +133,18 @@ impl OneWay {
         self.delta_upper(epsilon - self.layout.loss_error)
     }
 
-    /// The least ε ≥ 0 at which the upper bound of δ is at most `delta`; `None` if the window lies too high to tell.
-    pub(super) fn epsilon(&self, delta: f64) -> Option<f64> {
+    /// The least ε ≥ 0 at which the upper bound of δ is at most `delta`.
+    pub(super) fn epsilon(&self, delta: f64) -> Found {
         if self.delta_upper(-self.layout.loss_error) <= delta {
-            return Some(0.0);
+            return Found::Epsilon(0.0);
         }
         let window = self.p.convolution.window;
         let at = |i: usize| (window.first + i as i64) as f64 * self.layout.step;
         if self.delta_upper(at(0)) <= delta && at(0) > 0.0 {
-            return None;
+            return Found::Below(at(0) + self.layout.loss_error);
         }
         if self.delta_upper(at(window.len)) > delta {
-            return Some(self.layout.epsilon_chernoff(delta).min(self.layout.epsilon_pure()));
+            return Found::Above;
         }
         let (mut low, mut high) = (0, window.len);
         while high - low > 1 {
@@ -264,27 +156,32 @@ impl OneWay {
             let middle = 0.5 * (low + high);
             if self.delta_upper(middle) <= delta { high = middle } else { low = middle }
         }
-        Some((high + self.layout.loss_error) * (1.0 + 1e-15))
+        Found::Epsilon((high + self.layout.loss_error) * (1.0 + 1e-15))
     }
 
-    /// [`Fineness::hazard`] at ε.
+    /// [`Fineness::hazard`](super::layout::Fineness::hazard) at ε.
     pub(super) fn hazard(&self, epsilon: f64) -> f64 {
         const AROUND: i64 = 4;
         let Window { first, len } = self.p.convolution.window;
         let at = ((epsilon / self.layout.step).round() as i64 - first).clamp(AROUND, len as i64 - AROUND - 1);
         let strip = &self.p.convolution.tilted[(at - AROUND) as usize..=(at + AROUND) as usize];
-        let past = self.p.fast[at as usize];
+        let past = self.p.from(at as usize).1;
         if past <= 0.0 {
             return 0.0;
         }
         strip.iter().sum::<f64>() / ((2 * AROUND + 1) as f64 * self.layout.step * past)
     }
 
+    /// Whether ε is so far below the aim that another saddle point is better: a grid of the most points may be coarse.
+    pub(super) fn is_astray(&self, apart: f64) -> bool {
+        apart > 2.0 * self.layout.deviation
+    }
+
     /// As [`Self::hazard`], for the relative error of δ(ε) instead of that of ε.
     pub(super) fn hazard_of_delta(&self, epsilon: f64) -> f64 {
         let at = (epsilon / self.layout.step).round() as i64 - self.p.convolution.window.first;
         let at = at.clamp(0, self.p.convolution.window.len as i64) as usize;
-        let (slow, fast) = (self.p.slow[at], self.p.fast[at]);
+        let (slow, fast) = self.p.from(at);
         let scale = epsilon.max(0.1 * self.layout.deviation);
         if slow > fast { self.hazard(epsilon) * fast / (slow - fast) * scale } else { 0.0 }
     }
@@ -293,7 +190,7 @@ impl OneWay {
     pub(super) fn lower(&self, transforms: &mut Transforms) -> Lower<'_> {
         let window = self.p.convolution.window;
         let factors = factors(&self.layout.uses, |one| &one.q);
-        let (tails, _) = Tails::new(&factors, self.layout.tilt, self.layout.step, self.layout.deviation);
+        let (tails, _) = Tails::new(&factors, self.layout.tilt, self.layout.step, &self.layout.thetas);
         let q = Convolution::new(
             &factors,
             self.layout.tilt,
@@ -304,10 +201,6 @@ impl OneWay {
         );
         Lower { way: self, q: Sums::new(q, self.layout.tilt, self.layout.step) }
     }
-}
-
-fn factors(uses: &[(OneStep, u64)], of: impl Fn(&OneStep) -> &Vec<f64>) -> Vec<Factor<'_>> {
-    uses.iter().map(|(one, count)| Factor { first: one.first, masses: of(one), count: *count }).collect()
 }
 
 /// Lower bounds.
@@ -322,14 +215,17 @@ impl Lower<'_> {
     /// event may be empty.
     fn event(&self, i: usize) -> Option<(f64, f64)> {
         let (way, p, q) = (self.way, &self.way.p, &self.q);
-        let place = (p.convolution.window.first + i as i64) as f64 * way.layout.step;
         let norm = way.weights_norm();
-        let lost = p.convolution.above + p.convolution.below + norm * p.convolution.noise;
-        let p_sum = p.slow[i] * (1.0 - p.error) - lost;
-        let q_sum = q.fast[i] * (1.0 + q.error) + q.convolution.above + norm * q.convolution.noise;
+        let index = p.convolution.window.first + i as i64;
+        let lost = way.layout.tails.folded(index, p.convolution.window) + norm * p.convolution.noise;
+        let p_sum = p.from(i).0 * (1.0 - p.error) - lost;
+        let far = (p.convolution.window.len - i) as f64 * way.layout.step;
+        let missing = libm::exp(-(way.layout.tilt + 1.0) * far) * q.convolution.above;
+        let q_sum = q.from(i).1 * (1.0 + q.error) + missing + norm * q.convolution.noise;
         if p_sum <= 0.0 {
             return None;
         }
+        let place = index as f64 * way.layout.step;
         let (p_shift, q_shift) = (way.layout.tilt * place, (way.layout.tilt + 1.0) * place);
         let log_p = p.convolution.log_scale - p.convolution.log_error - way.layout.mass_error - p_shift
             + libm::log(p_sum);

@@ -1,7 +1,8 @@
 //! What a list of mechanisms costs together.
 
-use super::bounds::{COARSE, FINE, Fineness, Layout, OneWay, Transforms};
+use super::bounds::{Found, OneWay, Transforms};
 use super::closed_form;
+use super::layout::{COARSE, FINE, Fineness, Layout, Room};
 use super::mechanism::{Adjacency, Kind, Mechanism, within};
 use super::pair::{Direction, Pair, directions};
 use super::scout::Scout;
@@ -39,7 +40,9 @@ pub struct Composition {
 }
 
 /// Looks at a distribution before what was found is taken as it is.
-const MOST_LOOKS: u32 = 4;
+const MOST_LOOKS: u32 = 5;
+/// Windows that ε may turn out not to be in, before a looser bound is taken.
+const MOST_MISSES: u32 = 12;
 
 impl Composition {
     /// Nothing yet.
@@ -124,25 +127,45 @@ impl Composition {
             // A coarse look first: Chernoff may point far off, and often the other direction is already worse. Then
             // finer ones, until the loss is spread no more sharply than the grid was made for.
             let mut fineness = Fineness { error: COARSE, hazard: 0.0 };
-            for look in 0.. {
-                let layout = Layout::new(&parts, direction, (&scout, aim), tail, fineness);
+            let mut room = Room::FIRST;
+            let (mut looks, mut misses) = (0, 0);
+            loop {
+                let layout = Layout::new(&parts, direction, (&scout, aim, room), tail, fineness);
                 let worse_known = |epsilon: f64| worst.as_ref().is_some_and(|w| epsilon <= w.0);
-                if worse_known(layout.epsilon_chernoff(delta).min(layout.epsilon_pure())) {
+                let cheap = layout.epsilon_chernoff(delta).min(layout.epsilon_pure());
+                if worse_known(cheap) {
                     break;
                 }
                 let way = layout.compose(transforms);
-                let Some(epsilon) = way.epsilon(delta) else {
-                    // Less tilt moves the window down; without tilt it holds the whole distribution.
-                    aim.tilt *= 0.5;
-                    continue;
+                let epsilon = match way.epsilon(delta) {
+                    Found::Epsilon(epsilon) => epsilon,
+                    Found::Below(epsilon) if misses < MOST_MISSES => {
+                        misses += 1;
+                        room.below = 4.0 * room.below.max(0.5);
+                        aim = scout.for_epsilon(epsilon);
+                        continue;
+                    }
+                    Found::Above if misses < MOST_MISSES => {
+                        misses += 1;
+                        room.relative = 2.0 * room.relative.max(0.05);
+                        continue;
+                    }
+                    Found::Below(epsilon) => epsilon,
+                    Found::Above => cheap,
                 };
                 if worse_known(epsilon) {
                     break;
                 }
-                let hazard = way.hazard(epsilon);
-                let sharper = hazard > 4.0 * fineness.hazard.max(aim.tilt + 1.0);
-                if epsilon > 0.0 && (fineness.error == COARSE || (sharper && look < MOST_LOOKS)) {
-                    (aim, fineness) = (scout.for_epsilon(epsilon), Fineness { error: FINE, hazard });
+                let (hazard, known) = (way.hazard(epsilon), fineness.hazard.max(aim.tilt + 1.0));
+                let sharper = hazard > 4.0 * known;
+                // What a coarse grid calls a peak may be one farther off.
+                let hazard = hazard.min(16.0 * known);
+                let again = fineness.error == COARSE
+                    || looks < MOST_LOOKS && (sharper || way.is_astray(aim.epsilon - epsilon));
+                if epsilon > 0.0 && again {
+                    (aim, room) = (scout.for_epsilon(epsilon), Room::NEXT);
+                    fineness = Fineness { error: FINE, hazard };
+                    looks += 1;
                     continue;
                 }
                 worst = Some((epsilon, way));
@@ -209,11 +232,11 @@ impl Composition {
             let way = loop {
                 let scout = Scout::new(&parts, direction, tail);
                 let aim = scout.for_epsilon(epsilon);
-                let way =
-                    Layout::new(&parts, direction, (&scout, aim), tail, fineness).compose(&mut transforms);
-                let hazard = way.hazard_of_delta(epsilon);
+                let way = Layout::new(&parts, direction, (&scout, aim, Room::NONE), tail, fineness)
+                    .compose(&mut transforms);
+                let (hazard, known) = (way.hazard_of_delta(epsilon), fineness.hazard.max(aim.tilt + 1.0));
                 let tails_count = 2.0 * tail * count > 1e-6 * way.delta(epsilon) && tail > 1e-290;
-                let sharper = hazard > 4.0 * fineness.hazard.max(aim.tilt + 1.0);
+                let sharper = hazard > 4.0 * known;
                 look += 1;
                 if look == MOST_LOOKS || !(tails_count || sharper) {
                     break way;
@@ -221,7 +244,7 @@ impl Composition {
                 if tails_count {
                     tail = (1e-8 * way.delta(epsilon) / count).max(1e-290);
                 }
-                fineness.hazard = hazard;
+                fineness.hazard = hazard.min(16.0 * known);
             };
             let upper = way.delta(epsilon);
             if worst.as_ref().is_none_or(|w| upper > w.0) {

@@ -4,33 +4,34 @@
 //! ε that is asked for. A plain FFT of m has an error of about 1e-16 in each mass, which drowns δ < 1e-10; the error
 //! here is relative to the tilted masses, whose sum at ε is of the size of 1.
 //!
-//! With ‖x‖₁ ≤ 1 all coefficients are in the unit disc, and so with computed ones pulled back into it
-//! |X̂ᵀ - Xᵀ| ≤ T·|X̂ - X|. By Parseval an error in the spectrum becomes one of the same relative size in the
-//! sequence, in L2, which is what [`Convolution::noise`] bounds. Mass that wraps around, or lies outside the window,
-//! is bounded by Chernoff's inequality.
+//! With ‖x‖₁ ≤ 1 all coefficients are in the unit disc, and so with computed ones pulled back into it |X̂ᵀ - Xᵀ| ≤
+//! T·|X̂ - X|·max(|X|, |X̂|)ᵀ⁻¹. Bounded by T·|X̂ - X|, the error has the size of T·‖x‖₂. But no coefficient is off by
+//! more than e = [`RealFft::relative_error`], so that it is also at most 2T·e·|X̂|ᵀ where |X̂| is above a half, and
+//! T·e·2¹⁻ᵀ elsewhere: T·‖x^{*T}‖₂, which is far smaller where x has a peak that the convolution spreads out. By
+//! Parseval an error in the spectrum becomes one of the same size in the sequence, in L2, which is what
+//! [`Convolution::noise`] bounds. Mass that wraps around, or lies outside the window: see [`super::tails`].
 
 use super::fft::{Complex, RealFft, Spectrum};
+use super::tails::{Tails, Window};
 
-/// One factor: a sequence and how often it is convolved.
+/// One factor: masses at some points of the grid, in order, and how often they are convolved.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Factor<'a> {
-    pub(super) first: i64,
+    pub(super) at: &'a [i64],
     pub(super) masses: &'a [f64],
     pub(super) count: u64,
 }
 
 impl Factor<'_> {
+    /// The first and the last index.
+    pub(super) fn ends(&self) -> (i64, i64) {
+        (self.at[0], self.at[self.at.len() - 1])
+    }
+
     /// The index at which e^{λih} is largest.
     fn top(&self, tilt: f64) -> i64 {
-        if tilt >= 0.0 { self.first + self.masses.len() as i64 - 1 } else { self.first }
+        if tilt >= 0.0 { self.ends().1 } else { self.ends().0 }
     }
-}
-
-/// The stretch of the grid that is computed: `len` points from `first`, a power of two.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Window {
-    pub(super) first: i64,
-    pub(super) len: usize,
 }
 
 /// A convolution: the mass at grid index `window.first + i` is e^{log_scale - λ·index·h}·tilted[i].
@@ -49,96 +50,23 @@ pub(super) struct Convolution {
     pub(super) noise: f64,
 }
 
-/// Tilted mass left outside of the window on each side.
-const LEFT_OUT: f64 = 1e-12;
-
-/// Steps of Chernoff's θ around λ, in standard deviations.
-const THETAS: [f64; 4] = [2.5, 5.0, 7.0, 9.0];
-
 /// log Σ m_i·e^{λih}.
-fn log_moment(factor: &Factor<'_>, tilt: f64, step: f64) -> f64 {
+pub(super) fn log_moment(factor: &Factor<'_>, tilt: f64, step: f64) -> f64 {
     let top = factor.top(tilt);
-    let mut sum = 0.0;
-    for (i, mass) in factor.masses.iter().enumerate() {
-        if *mass > 0.0 {
-            sum += mass * libm::exp(tilt * step * (factor.first + i as i64 - top) as f64);
-        }
-    }
+    let term = |(at, mass): (&i64, &f64)| mass * libm::exp(tilt * step * (at - top) as f64);
+    let sum: f64 = factor.at.iter().zip(factor.masses).map(term).sum();
     tilt * step * top as f64 + libm::log(sum)
 }
 
 /// What the sum and the exponents of [`log_moment`] may be off by: a rounding for each mass, and some u of the size
 /// of the exponent.
-fn log_moment_error(factor: &Factor<'_>, tilt: f64, step: f64) -> f64 {
+pub(super) fn log_moment_error(factor: &Factor<'_>, tilt: f64, step: f64) -> f64 {
     let exponent = (tilt * step * factor.top(tilt) as f64).abs();
     2.3e-16 * (64.0 + factor.masses.len() as f64) + 1e-15 * exponent
 }
 
 fn total(factors: &[Factor<'_>], of: impl Fn(&Factor<'_>) -> f64) -> f64 {
     factors.iter().map(|f| f.count as f64 * of(f)).sum()
-}
-
-/// Chernoff's exponents around a tilt: pairs (θ, log E_λ[e^{θ·loss}]).
-#[derive(Debug)]
-pub(super) struct Tails {
-    pairs: Vec<(f64, f64)>,
-    /// Bound on the error of the logarithms.
-    error: f64,
-    support: (i64, i64),
-    step: f64,
-}
-
-impl Tails {
-    /// For tilted losses with a standard deviation of about `deviation`; and the log moment at the tilt itself, with
-    /// its error on top.
-    pub(super) fn new(factors: &[Factor<'_>], tilt: f64, step: f64, deviation: f64) -> (Self, f64) {
-        let base = total(factors, |f| log_moment(f, tilt, step));
-        // Below -λ the far negative losses would count, which the tilt makes rare.
-        let thetas = THETAS.iter().flat_map(|t| [t / deviation, -t / deviation]);
-        let thetas = thetas.chain([-0.3, -0.6, -0.9].map(|share| share * tilt));
-        let at = |theta: f64| total(factors, |f| log_moment(f, tilt + theta, step)) - base;
-        let pairs: Vec<(f64, f64)> = thetas.map(|theta| (theta, at(theta))).collect();
-        let error_at = |theta: &f64| total(factors, |f| log_moment_error(f, tilt + theta, step));
-        let error = 2.0 * pairs.iter().map(|p| error_at(&p.0)).fold(error_at(&0.0), f64::max) + 1e-9;
-        let ends = |f: &Factor<'_>| {
-            let count = f.count as i64;
-            (f.first.saturating_mul(count), (f.first + f.masses.len() as i64 - 1).saturating_mul(count))
-        };
-        let add = |(a, b): (i64, i64), (c, d): (i64, i64)| (a.saturating_add(c), b.saturating_add(d));
-        (Self { pairs, error, support: factors.iter().map(ends).fold((0, 0), add), step }, base + error)
-    }
-
-    /// The indices outside of which there is at most [`LEFT_OUT`] of the tilted mass on each side.
-    pub(super) fn edges(&self) -> (i64, i64) {
-        let log_left_out = libm::log(LEFT_OUT);
-        let (mut low, mut high) = (f64::NEG_INFINITY, f64::INFINITY);
-        for &(theta, log_moment) in &self.pairs {
-            let edge = (log_moment - log_left_out) / (theta * self.step);
-            if theta > 0.0 {
-                high = high.min(edge);
-            } else {
-                low = low.max(edge);
-            }
-        }
-        let (least, most) = self.support;
-        ((low.max(least as f64).floor()) as i64, (high.min(most as f64).ceil()) as i64)
-    }
-
-    /// Bounds on the tilted mass at indices below and above `window`.
-    fn outside(&self, window: Window) -> (f64, f64) {
-        let (first, end) = (window.first, window.first + window.len as i64);
-        let (mut below, mut above): (f64, f64) = (1.0, 1.0);
-        for &(theta, log_moment) in &self.pairs {
-            let bound = |edge: i64| libm::exp(log_moment + self.error - theta * edge as f64 * self.step);
-            if theta > 0.0 {
-                above = above.min(bound(end));
-            } else {
-                below = below.min(bound(first - 1));
-            }
-        }
-        let (least, most) = self.support;
-        (if least >= first { 0.0 } else { below }, if most < end { 0.0 } else { above })
-    }
 }
 
 impl Convolution {
@@ -155,34 +83,44 @@ impl Convolution {
         fft: &RealFft,
     ) -> Self {
         let (mut product, mut log_scale): (Option<Spectrum>, f64) = (None, 0.0);
-        let (mut noise, mut smallest, mut uses) = (0.0, f64::INFINITY, 0.0);
+        // Errors of the spectrum, as if no coefficient became smaller by powers; and where they do not matter by that.
+        let (mut undamped, mut leftover, mut uses) = (0.0, 0.0, 0.0);
         for factor in factors {
             // More than the sum by all that summing may have lost, for ‖x‖₁ ≤ 1.
             let log_sum = log_moment(factor, tilt, step) + 2.3e-16 * (64.0 + factor.masses.len() as f64);
             let top = factor.top(tilt);
             let log_rest = log_sum - tilt * step * top as f64;
-            let mut x = vec![0.0; window.len];
-            for (i, mass) in factor.masses.iter().enumerate() {
-                let index = factor.first + i as i64;
-                if *mass > 0.0 {
-                    x[index.rem_euclid(window.len as i64) as usize] +=
-                        mass * libm::exp(tilt * step * (index - top) as f64 - log_rest);
-                }
+            let mut x = vec![Complex::ZERO; window.len / 2];
+            let mask = window.len as i64 - 1;
+            for (at, mass) in factor.at.iter().zip(factor.masses) {
+                let tilted = mass * libm::exp(tilt * step * (at - top) as f64 - log_rest);
+                // The remainder of a power of two, packed in pairs.
+                let place = (at & mask) as usize;
+                let Complex { re, im } = &mut x[place / 2];
+                *(if place.is_multiple_of(2) { re } else { im }) += tilted;
             }
-            let norm = x.iter().map(|v| v * v).sum::<f64>().sqrt();
+            let norm = x.iter().map(|v| v.norm_squared()).sum::<f64>().sqrt();
             let count = factor.count as f64;
-            noise += count * norm * fft.relative_error();
-            smallest = norm.min(smallest);
+            undamped += count * norm * fft.relative_error();
+            leftover += count * libm::exp2(1.0 - count.min(1000.0)) * fft.relative_error();
             uses += count;
             log_scale += count * log_sum;
-            multiply_power(&mut product, fft.forward(&x), factor.count);
+            multiply_power(&mut product, fft.forward(x), factor.count);
         }
-        // Squarings and products: 3u each and for each use (Brent, Percival and Zimmermann 2007).
-        noise += smallest * (uses * 3.4e-16 + fft.relative_error());
-        let mut tilted = fft.inverse(product.expect("a composition has a factor"));
-        tilted.rotate_left(window.first.rem_euclid(window.len as i64) as usize);
-        tilted.iter_mut().for_each(|mass| *mass = mass.max(0.0));
-        let (below, above) = tails.outside(window);
+        let product = product.expect("a composition has a factor");
+        let size = product.norm();
+        let damped = 2.0 * uses * size * fft.relative_error() + leftover;
+        // Squarings and products: 3u each and for each use (Brent, Percival and Zimmermann 2007); and the way back.
+        let noise = undamped.min(damped) + size * (uses * 3.4e-16 + fft.relative_error());
+        let packed = fft.inverse(product);
+        let scale = 1.0 / packed.len() as f64;
+        let from = window.first.rem_euclid(window.len as i64) as usize;
+        let part = |place: usize| {
+            let Complex { re, im } = packed[place / 2];
+            if place.is_multiple_of(2) { re } else { im }
+        };
+        let tilted = (from..window.len).chain(0..from).map(|place| (part(place) * scale).max(0.0)).collect();
+        let (below, above) = (tails.below(window.first), tails.above(window.end()));
         let log_error = total(factors, |f| log_moment_error(f, tilt, step)) + 1e-15 * log_scale.abs();
         Self { window, log_scale, log_error, tilted, above, below, noise: noise * 1.1 + 1e-25 }
     }
@@ -243,4 +181,36 @@ fn raise(x: &mut [Complex], mut count: u64) {
         }
     }
     x.copy_from_slice(&result[..x.len()]);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::binomial;
+    use super::*;
+
+    /// Two points, convolved, are a binomial distribution, tilted or not.
+    #[test]
+    fn rounding_stays_within_the_stated_error() {
+        for (count, rate, len) in [(1, 0.5, 1024), (2, 0.1, 1024), (50, 0.3, 1024), (100_000, 0.01, 2048)] {
+            let (rest, step, tilt) = (1.0 - rate, 1e-3, 20.0);
+            // So that after the tilt the rate is as above.
+            let up = rate * libm::exp(-tilt * step);
+            let masses = [rest / (rest + up), up / (rest + up)];
+            let factor = Factor { at: &[0, 1], masses: &masses, count };
+            let thetas = [10.0, -10.0];
+            let (tails, _) = Tails::new(&[factor], tilt, step, &thetas);
+            let window = Window { first: 0, len };
+            let found = Convolution::new(&[factor], tilt, step, window, &tails, &RealFft::new(len));
+            let exact = |k: usize| {
+                binomial::at_least(k as u64, count, rate) - binomial::at_least(k as u64 + 1, count, rate)
+            };
+            let apart: f64 =
+                found.tilted.iter().enumerate().map(|(k, mass)| (mass - exact(k)) * (mass - exact(k))).sum();
+            // A difference of the binomial's tails is right to about 1e-13.
+            let apart = (apart.sqrt() - 1e-13 * (len as f64).sqrt()).max(0.0);
+            assert!(apart <= found.noise, "T={count}: off by {apart:e}, stated {:e}", found.noise);
+            // And the bound is not what it would be without damping.
+            assert!(found.noise < 2e-13 * (1.0 + 0.3 * count as f64), "T={count}: {:e}", found.noise);
+        }
+    }
 }

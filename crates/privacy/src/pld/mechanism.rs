@@ -59,9 +59,10 @@ impl Mechanism {
     /// A Poisson sample of `population` contributions, cut down to a random subset of `cap` when it is larger.
     ///
     /// With the probability that others alone fill the cap, one contribution can push another out; that part is
-    /// charged as a subsampled Gaussian with twice the sensitivity, replace-one (supplement to arXiv 2508.15089; as in
-    /// Google's dp-accounting). The ε is an upper bound of the mechanism; the lower end of the interval belongs to
-    /// the dominating pair, which is slightly worse than the mechanism.
+    /// charged as a subsampled Gaussian with twice the sensitivity, replace-one (Ganesh 2025, *Tighter Privacy
+    /// Analysis for Truncated Poisson Sampling*, arXiv 2508.15089, with its supplement; as in Google's dp-accounting).
+    /// The ε is an upper bound of the mechanism; the lower end of the interval belongs to the dominating pair, which
+    /// is slightly worse than the mechanism.
     ///
     /// # Errors
     /// [`AccountantError::Number`] for a number out of range; noise must be at least twice

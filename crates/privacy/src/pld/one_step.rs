@@ -1,6 +1,5 @@
 //! Connect the dots: a loss distribution moved onto the grid {i·h}, as an upper bound (Doroshenko, Ghazi, Kamath,
-//! Kumar and Manurangsi 2022, arXiv 2207.04380, Algorithm 1), and the same move as a post-processing, for a lower
-//! bound.
+//! Kumar and Manurangsi 2022, arXiv 2207.04380), and the same move as a post-processing, for a lower bound.
 //!
 //! A loss L in the cell [ih, (i+1)h] goes to one of the two ends at random, to the upper with probability
 //! K = (1-e^{-u})/(1-e^{-h}), u = L - ih, which keeps E[e^{-L}]. δ(ε) = E[(1-e^{ε-L})₊] is convex in e^{-L}, in each
@@ -18,11 +17,11 @@ use super::pair::{Density, Pair};
 /// Bound on the relative error of every mass by quadrature.
 pub(super) const MASS_ERROR: f64 = 1e-12;
 
-/// One use of a mechanism on the grid, in one direction.
+/// One use of a mechanism on the grid, in one direction: the grid points that have a mass, in order.
 #[derive(Debug, Clone)]
 pub(super) struct OneStep {
-    /// The grid index of the first mass.
-    pub(super) first: i64,
+    /// Their grid indices.
+    pub(super) at: Vec<i64>,
     /// P's masses, connect-the-dots.
     pub(super) p: Vec<f64>,
     /// e^{ih} times Q's masses after the same move: nearly P's.
@@ -38,18 +37,7 @@ pub(super) struct OneStep {
 impl OneStep {
     /// `pair` on the grid of width `step`, with cells as wide as `width` allows.
     pub(super) fn new(pair: &Pair, step: f64, width: &CellWidth) -> Self {
-        let (low, high) = pair.range();
-        let first = (low / step).floor() as i64 - 1;
-        // The last cell may be wide, and reach beyond.
-        let len = ((high / step).ceil() as i64 + 2 - first) as usize + (1 << MAX_DOUBLINGS);
-        let mut grid = Self {
-            first,
-            p: vec![0.0; len],
-            q: vec![0.0; len],
-            outside: pair.outside,
-            mass_error: MASS_ERROR + pair.weight_error,
-            loss_error: pair.loss_error(),
-        };
+        let mut grid = Grid { points: Vec::new(), loss_error: pair.loss_error() };
         let move_to = Move::new(step);
         for density in &pair.densities {
             grid.spread(density, step, width);
@@ -57,18 +45,27 @@ impl OneStep {
         for &(loss, mass) in &pair.atoms {
             grid.place(loss, mass, &move_to);
         }
-        grid.trim();
-        grid
-    }
-
-    /// Drops the empty ends.
-    fn trim(&mut self) {
-        let used = |m: &f64| *m > 0.0;
-        let from = self.p.iter().position(used).unwrap_or(0);
-        let to = self.p.iter().rposition(used).map_or(self.p.len(), |i| i + 1);
-        self.first += from as i64;
-        self.p = self.p[from..to].to_vec();
-        self.q = self.q[from..to].to_vec();
+        // Stable: masses at one point are added up in one order everywhere.
+        grid.points.sort_by_key(|point| point.0);
+        let (mut at, mut p, mut q): (Vec<i64>, Vec<f64>, Vec<f64>) = (Vec::new(), Vec::new(), Vec::new());
+        for (index, p_mass, q_mass) in grid.points.into_iter().filter(|point| point.1 > 0.0) {
+            if at.last() == Some(&index) {
+                *p.last_mut().expect("as long as `at`") += p_mass;
+                *q.last_mut().expect("as long as `at`") += q_mass;
+            } else {
+                at.push(index);
+                p.push(p_mass);
+                q.push(q_mass);
+            }
+        }
+        Self {
+            at,
+            p,
+            q,
+            outside: pair.outside,
+            mass_error: MASS_ERROR + pair.weight_error,
+            loss_error: grid.loss_error,
+        }
     }
 
     /// The number of cells that `pair` takes on the grid of width `step`.
@@ -76,20 +73,27 @@ impl OneStep {
         let (low, high) = pair.range();
         (high - low) / step
     }
+}
 
+/// Masses on their way to the grid.
+struct Grid {
+    /// Index, P's mass, Q's; an index may come more than once.
+    points: Vec<(i64, f64, f64)>,
+    loss_error: f64,
+}
+
+impl Grid {
     fn place(&mut self, loss: f64, mass: f64, to: &Move) {
         let nearest = libm::round(loss / to.step);
         let apart = (loss - nearest * to.step).abs();
         if apart <= 1e-12 * loss.abs() {
             // On the grid but for rounding.
             self.loss_error = self.loss_error.max(apart + 1e-15 * loss.abs());
-            let at = (nearest as i64 - self.first) as usize;
-            self.p[at] += mass;
-            self.q[at] += mass;
+            self.points.push((nearest as i64, mass, mass));
             return;
         }
         let below = (loss / to.step).floor();
-        self.add((below as i64 - self.first) as usize, 1, to.share(loss - below * to.step, mass));
+        self.add(below as i64, 1, to.share(loss - below * to.step, mass));
     }
 
     fn spread(&mut self, density: &Density, step: f64, width: &CellWidth) {
@@ -125,20 +129,22 @@ impl OneStep {
                 integrate(density, y, stop, start, to, &mut shares);
                 y = stop;
             }
-            self.add((cell - self.first) as usize, 1 << doublings, shares);
+            self.add(cell, 1 << doublings, shares);
             cell += 1 << doublings;
             before = doublings.max(before.saturating_sub(1));
         }
     }
 
     /// Adds shares (P left, P right, Q left, Q right) to the ends of a cell that is `wide` grid points wide.
-    fn add(&mut self, cell: usize, wide: usize, [p_left, p_right, q_left, q_right]: [f64; 4]) {
-        self.p[cell] += p_left;
-        self.q[cell] += q_left;
-        if p_right > 0.0 {
-            self.p[cell + wide] += p_right;
-            self.q[cell + wide] += q_right;
+    fn add(&mut self, cell: i64, wide: i64, [p_left, p_right, q_left, q_right]: [f64; 4]) {
+        match self.points.last_mut() {
+            Some((at, p, q)) if *at == cell => {
+                *p += p_left;
+                *q += q_left;
+            }
+            _ => self.points.push((cell, p_left, q_left)),
         }
+        self.points.push((cell + wide, p_right, q_right));
     }
 }
 
@@ -166,17 +172,21 @@ pub(super) struct CellWidth {
 impl CellWidth {
     /// How often a cell of width `step`, from `y` to `end`, may be doubled.
     fn doublings(&self, density: &Density, y: f64, end: f64, step: f64) -> u32 {
-        let exponent = |y: f64| self.tilt * density.loss(y) - self.log_moment;
+        let exponent = |loss: f64| self.tilt * loss - self.log_moment;
         let tilted_density =
-            |y: f64| density.weight * density.density(y, density.loss(y)) * libm::exp(exponent(y));
-        let densest = tilted_density(y).max(tilted_density(0.5 * (y + end))).max(tilted_density(end));
+            |y: f64, loss: f64| density.weight * libm::exp(density.log_density(y, loss) + exponent(loss));
+        let (loss, middle) = (density.loss(y), 0.5 * (y + end));
+        let end_loss = density.loss(end);
+        let densest = tilted_density(y, loss)
+            .max(tilted_density(middle, density.loss(middle)))
+            .max(tilted_density(end, end_loss));
         let tilted = densest * (end - y) / step;
         let widest = 4.0 * self.variance_density / tilted.max(1e-300);
         // Where e^{λw} is not near 1 the variance is not what counts, unless the tilted mass is nothing even so.
-        let spare = 0.5 * (-exponent(end) - 60.0);
+        let spare = 0.5 * (-exponent(end_loss) - 60.0);
         let steepest = spare.max(0.5) / (self.tilt + 1.0);
         let widest = widest.min(steepest * steepest);
-        let near = density.loss(y).abs() <= self.kink;
+        let near = loss.abs() <= self.kink;
         let widest = widest.min(if near { self.at_kink } else { self.elsewhere });
         let mut doublings = 0;
         while doublings < MAX_DOUBLINGS
@@ -300,13 +310,12 @@ mod tests {
                         "{case}: {found} {exact}"
                     );
                     // The move keeps E[e^{-L}], which is Q's mass.
-                    let lattice =
-                        |(i, p): (usize, &f64)| p * libm::exp(-((grid.first + i as i64) as f64) * step);
-                    let kept: f64 = grid.p.iter().enumerate().map(lattice).sum();
+                    let lattice = |(at, p): (&i64, &f64)| p * libm::exp(-(*at as f64) * step);
+                    let kept: f64 = grid.at.iter().zip(&grid.p).map(lattice).sum();
                     let exact = between(from, to);
                     assert!((kept / exact - 1.0).abs() < 1e-9, "{case}: {kept} {exact}");
                     // And so does the channel.
-                    let moved: f64 = grid.q.iter().enumerate().map(lattice).sum();
+                    let moved: f64 = grid.at.iter().zip(&grid.q).map(lattice).sum();
                     assert!((moved / exact - 1.0).abs() < 1e-9, "{case}: {moved} {exact}");
                 }
             }
@@ -321,12 +330,12 @@ mod tests {
             let pair = Pair::new(&mechanism, direction, 1e-12);
             let sums = |width: &CellWidth| {
                 let grid = OneStep::new(&pair, 1e-3, width);
-                let lattice = |(i, p): (usize, &f64)| p * libm::exp(-((grid.first + i as i64) as f64) * 1e-3);
+                let lattice = |(at, p): (&i64, &f64)| p * libm::exp(-(*at as f64) * 1e-3);
                 (
-                    grid.p.iter().filter(|p| **p > 0.0).count(),
+                    grid.p.len(),
                     grid.p.iter().sum::<f64>(),
-                    grid.p.iter().enumerate().map(lattice).sum::<f64>(),
-                    grid.q.iter().enumerate().map(lattice).sum::<f64>(),
+                    grid.at.iter().zip(&grid.p).map(lattice).sum::<f64>(),
+                    grid.at.iter().zip(&grid.q).map(lattice).sum::<f64>(),
                 )
             };
             let (narrow, wide) = (sums(&EVEN), sums(&wide));

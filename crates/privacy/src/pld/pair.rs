@@ -192,16 +192,22 @@ impl Density {
 
     /// P's density at y (without the weight), given the loss there.
     pub(super) fn density(&self, y: f64, loss: f64) -> f64 {
-        const ROOT_2_PI: f64 = 2.506_628_274_631_000_5;
+        libm::exp(self.log_density(y, loss))
+    }
+
+    /// Its logarithm.
+    pub(super) fn log_density(&self, y: f64, loss: f64) -> f64 {
+        const LOG_4: f64 = 2.0 * std::f64::consts::LN_2;
+        const LOG_ROOT_2_PI: f64 = 0.918_938_533_204_672_7;
         match self.shape {
-            Shape::Exponential { reach } => 0.25 * libm::exp(0.5 * (y - reach)),
+            Shape::Exponential { reach } => 0.5 * (y - reach) - LOG_4,
             Shape::Gaussian { direction, mu, q } => {
                 let exponent = match direction {
                     Direction::Remove => loss,
                     Direction::Add => 0.0,
                     Direction::Replace => mixed(mu * (y - 0.5 * mu), q),
                 };
-                libm::exp(exponent - 0.5 * y * y) / ROOT_2_PI
+                exponent - 0.5 * y * y - LOG_ROOT_2_PI
             }
         }
     }

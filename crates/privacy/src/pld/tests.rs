@@ -2,6 +2,7 @@
 
 mod laws;
 mod reference;
+mod truth;
 
 use super::*;
 

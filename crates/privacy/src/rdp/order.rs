@@ -8,16 +8,19 @@
 /// A - 1 = Σ_{k≥2} C(α,k)·(1-q)^{α-k}·q^k·(e^{(k²-k)/2z²} - 1).
 pub(super) fn log_moment_integer(alpha: u32, z: f64, q: f64) -> f64 {
     let (log_q, log_rest) = (libm::log(q), libm::log1p(-q));
+    log_binomial_moment(alpha, |k| {
+        let (k, rest) = (f64::from(k), f64::from(alpha - k));
+        k * log_q + rest * log_rest + log_expm1(k * (k - 1.0) / (2.0 * z * z))
+    })
+}
+
+/// log(1 + Σ_{k=2}^α C(α,k)·e^{log_term(k)}).
+pub(super) fn log_binomial_moment(alpha: u32, log_term: impl Fn(u32) -> f64) -> f64 {
     let mut sum = LogSum::EMPTY;
-    let mut log_binomial = 0.0;
-    for k in 1..=alpha {
+    let mut log_binomial = libm::log(f64::from(alpha));
+    for k in 2..=alpha {
         log_binomial += libm::log(f64::from(alpha - k + 1) / f64::from(k));
-        if k == 1 {
-            continue;
-        }
-        let (k_f, rest) = (f64::from(k), f64::from(alpha - k));
-        let exponent = k_f * (k_f - 1.0) / (2.0 * z * z);
-        sum.add(log_binomial + k_f * log_q + rest * log_rest + log_expm1(exponent));
+        sum.add(log_binomial + log_term(k));
     }
     log_one_plus_exp(sum.total())
 }

@@ -3,7 +3,7 @@
 //! Wang, Balle and Kasiviswanathan (2019, arXiv 1808.00087), Theorem 27, for the Gaussian mechanism. It takes no
 //! privacy loss distribution and no tighter known bound: where Poisson sampling is possible it costs far less.
 
-use super::order::{LogSum, log_expm1, log_one_plus_exp};
+use super::order::{LogSum, log_binomial_moment, log_expm1};
 use super::{AccountantError, MAX_NOISE_MULTIPLIER, MIN_NOISE_MULTIPLIER, ROUNDING_MARGIN, RdpCurve};
 
 /// Up to this order the forward differences are summed; above, their simple bound is used.
@@ -68,13 +68,7 @@ impl Moments {
     /// (α-1)·RDP(α) at an integer α ≥ 2.
     fn log_moment(&self, alpha: u32) -> f64 {
         let rdp = |order: f64| order / (2.0 * self.z * self.z);
-        let mut sum = LogSum::EMPTY;
-        let mut log_binomial = 0.0;
-        for k in 1..=alpha {
-            log_binomial += libm::log(f64::from(alpha - k + 1) / f64::from(k));
-            if k == 1 {
-                continue;
-            }
+        log_binomial_moment(alpha, |k| {
             let k_f = f64::from(k);
             let simple = std::f64::consts::LN_2 + (k_f - 1.0) * rdp(k_f);
             let bound = if k == 2 {
@@ -86,9 +80,8 @@ impl Moments {
             } else {
                 simple
             };
-            sum.add(log_binomial + k_f * self.log_q + bound);
-        }
-        log_one_plus_exp(sum.total())
+            k_f * self.log_q + bound
+        })
     }
 }
 

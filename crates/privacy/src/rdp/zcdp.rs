@@ -1,7 +1,7 @@
 //! Zero-concentrated differential privacy: one number, ρ, that adds up.
 //!
-//! Bun and Steinke (2016, arXiv 1605.02658): ρ-zCDP is RDP(α) ≤ ρα at every order α > 1. The discrete Gaussian's bound
-//! is the Gaussian's (Canonne, Kamath and Steinke 2020, arXiv 2004.00010, Theorem 4).
+//! Bun and Steinke (2016, arXiv 1605.02065): ρ-zCDP is RDP(α) ≤ ρα at every order α > 1. The discrete Gaussian's bound
+//! is the Gaussian's (Canonne, Kamath and Steinke 2020, arXiv 2004.00010).
 
 use super::{AccountantError, MAX_NOISE_MULTIPLIER, MIN_NOISE_MULTIPLIER, RdpCurve};
 
@@ -32,7 +32,7 @@ impl Zcdp {
         self.rho
     }
 
-    /// `count` uses: ρ adds up, adaptively too (Bun and Steinke, Lemma 2.3).
+    /// `count` uses: ρ adds up, adaptively too (Bun and Steinke).
     pub fn times(self, count: u64) -> Self {
         Self { rho: self.rho * count as f64 }
     }

@@ -1,5 +1,6 @@
 //! Closed forms, exhaustive convolutions, and laws that must hold of any numbers.
 
+use super::truth::exact;
 use super::*;
 use crate::gaussian::analytic_delta;
 use crate::rdp::RdpCurve;
@@ -26,27 +27,12 @@ fn a_gaussian_on_the_grid_holds_its_closed_form_far_below_1e_10() {
     }
 }
 
-/// δ of one use of the Poisson-subsampled Gaussian, the worse direction, from its closed form.
-fn one_use(z: f64, q: f64, epsilon: f64) -> f64 {
-    let cdf = |x: f64| 0.5 * libm::erfc(-x / std::f64::consts::SQRT_2);
-    let threshold = |ratio: f64| z * z * libm::log((ratio - 1.0 + q) / q) + 0.5;
-    let x = threshold(libm::exp(epsilon));
-    let remove = (1.0 - q) * cdf(-x / z) + q * cdf(-(x - 1.0) / z) - libm::exp(epsilon) * cdf(-x / z);
-    let add = if libm::exp(-epsilon) <= 1.0 - q {
-        0.0
-    } else {
-        let x = threshold(libm::exp(-epsilon));
-        cdf(x / z) - libm::exp(epsilon) * ((1.0 - q) * cdf(x / z) + q * cdf((x - 1.0) / z))
-    };
-    remove.max(add)
-}
-
 #[test]
 fn one_use_holds_its_closed_form() {
     for z in [0.3, 0.6, 1.0, 3.0, 20.0] {
         for q in [1e-4, 0.01, 0.2, 0.9] {
             for epsilon in [0.0, 0.01, 0.3, 2.0] {
-                let exact = one_use(z, q, epsilon);
+                let exact = exact(Adjacency::AddRemove, z, q, 1, epsilon);
                 let found = poisson(z, q, 1).delta(epsilon).unwrap();
                 let case = format!("z={z} q={q} ε={epsilon}: {found:?}, exact {exact:e}");
                 // 1e-14: what the difference of tails above is off by.

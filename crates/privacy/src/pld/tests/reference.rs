@@ -37,7 +37,8 @@ fn cases_are_met_to_a_thousandth() {
         let composition = fields[2].split('+').map(part).fold(Composition::new(adjacency), add);
         let (delta, epsilon): (f64, f64) = (fields[3].parse().unwrap(), fields[4].parse().unwrap());
         check(line, &composition, delta, epsilon, 1e-3 * epsilon);
-        // And never below the truth: the reference is at most this far above it (measured: 3.2·T·h²).
+        // The reference is an upper bound too, above the truth by some 3.2·T·h²: agreement, on this side as well. That
+        // ours is not below the truth is tested where that is known: `truth`.
         let upper = composition.epsilon_upper(delta).unwrap();
         assert!(upper >= epsilon * (1.0 - 1e-3), "{line}: {upper}");
         met += 1;
@@ -113,4 +114,4 @@ fn bits_are_pinned() {
     assert_eq!(bits, PINNED, "{bits:#x?}");
 }
 
-const PINNED: [u64; 3] = [0x3ffd_3faf_b6e6_74b8, 0x3ffd_413a_4929_f435, 0x3fee_b198_20ab_da4d];
+const PINNED: [u64; 3] = [0x3ffd_3fb0_3119_1898, 0x3ffd_413a_0c45_8a5d, 0x3fee_b15d_5e09_0894];
