@@ -3,7 +3,8 @@
 use super::ceiling;
 use super::job::{Asked, job};
 use super::rounds::{Rounds, median};
-use super::stage::{Load, Place, Setting, Spent, Stage};
+use super::stage::{Load, Place, Setting, Stage};
+use super::usage::Spent;
 use crate::failure::bad_input;
 use crate::follow::{Heard, follow};
 use crate::output::{Screen, size};

@@ -4,7 +4,7 @@
 use super::client::Models;
 use super::crowd::{Plan, Ready};
 use super::process::Crowds;
-use super::usage::{Memory, allow_files, cpu_s, memory};
+use super::usage::{Watch, allow_files};
 use crate::command::token::{self, Invitation};
 use crate::demo::deployment::{make, start_server};
 use crate::demo::folder::Folder;
@@ -91,50 +91,6 @@ pub(super) struct Stage {
     /// How long it took to get ready.
     pub(super) ready: Ready,
     pub(super) watch: Watch,
-}
-
-/// Whose use of the machine is looked at.
-#[derive(Debug, Clone)]
-pub(super) struct Watch {
-    server: u32,
-    clients: Vec<u32>,
-}
-
-/// Processor time so far, in seconds.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Spent {
-    /// Of the coordinator.
-    pub(super) server: f64,
-    /// Of all processes with clients.
-    pub(super) clients: f64,
-}
-
-impl Watch {
-    /// What both sides have spent.
-    ///
-    /// # Errors
-    /// If one has ended.
-    pub(super) fn spent(&self) -> Result<Spent> {
-        let clients: Result<f64> = self.clients.iter().map(|pid| cpu_s(*pid)).sum();
-        Ok(Spent { server: cpu_s(self.server)?, clients: clients? })
-    }
-
-    /// The coordinator's memory.
-    ///
-    /// # Errors
-    /// As [`Watch::spent`].
-    pub(super) fn server(&self) -> Result<Memory> {
-        memory(self.server)
-    }
-
-    /// The memory of the largest process with clients.
-    ///
-    /// # Errors
-    /// As [`Watch::spent`].
-    pub(super) fn largest_client(&self) -> Result<Memory> {
-        let all: Result<Vec<Memory>> = self.clients.iter().map(|pid| memory(*pid)).collect();
-        all?.into_iter().max_by_key(|m| m.peak).ok_or_else(|| anyhow!("there are no clients"))
-    }
 }
 
 impl Setting {
@@ -241,7 +197,7 @@ impl Setting {
             "{} clients enrolled in {:.1} s, connected in {:.1} s",
             load.clients, ready.enrol_s, ready.connect_s
         )))?;
-        let watch = Watch { server, clients: crowds.pids().to_vec() };
+        let watch = Watch::new(server, crowds.pids().to_vec());
         Ok(Stage { fleet, connection, crowds, ready, watch })
     }
 }

@@ -4,11 +4,60 @@ use crate::failure::bad_input;
 use anyhow::{Context as _, Result, anyhow};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+/// Whose use of the machine is looked at.
+#[derive(Debug, Clone)]
+pub(super) struct Watch {
+    server: u32,
+    clients: Vec<u32>,
+}
+
+/// Processor time so far, in seconds.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Spent {
+    /// Of the coordinator.
+    pub(super) server: f64,
+    /// Of all processes with clients.
+    pub(super) clients: f64,
+}
+
+impl Watch {
+    /// Of a coordinator and the processes with its clients.
+    pub(super) fn new(server: u32, clients: Vec<u32>) -> Self {
+        Self { server, clients }
+    }
+
+    /// What both sides have spent.
+    ///
+    /// # Errors
+    /// If one has ended.
+    pub(super) fn spent(&self) -> Result<Spent> {
+        let clients: Result<f64> = self.clients.iter().map(|pid| cpu_s(*pid)).sum();
+        Ok(Spent { server: cpu_s(self.server)?, clients: clients? })
+    }
+
+    /// The coordinator's memory.
+    ///
+    /// # Errors
+    /// As [`Watch::spent`].
+    pub(super) fn server(&self) -> Result<Memory> {
+        memory(self.server)
+    }
+
+    /// The memory of the largest process with clients.
+    ///
+    /// # Errors
+    /// As [`Watch::spent`].
+    pub(super) fn largest_client(&self) -> Result<Memory> {
+        let all: Result<Vec<Memory>> = self.clients.iter().map(|pid| memory(*pid)).collect();
+        all?.into_iter().max_by_key(|m| m.peak).ok_or_else(|| anyhow!("there are no clients"))
+    }
+}
+
 /// Processor time of a process and all its threads so far, in seconds; to a tick of the kernel (10 ms).
 ///
 /// # Errors
 /// If the process is gone, or there is no `/proc`.
-pub(super) fn cpu_s(pid: u32) -> Result<f64> {
+fn cpu_s(pid: u32) -> Result<f64> {
     let stat = read(pid, "stat")?;
     let ticks =
         cpu_ticks(&stat).ok_or_else(|| anyhow!("/proc/{pid}/stat is not what Linux writes: {stat}"))?;
@@ -37,7 +86,7 @@ pub(super) struct Memory {
 ///
 /// # Errors
 /// As [`cpu_s`].
-pub(super) fn memory(pid: u32) -> Result<Memory> {
+fn memory(pid: u32) -> Result<Memory> {
     let status = read(pid, "status")?;
     let field = |name: &str| {
         bytes(&status, name).ok_or_else(|| anyhow!("/proc/{pid}/status tells no {name}: has it ended?"))
