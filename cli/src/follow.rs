@@ -58,6 +58,11 @@ impl Happening {
         value
     }
 
+    /// When, by the coordinator's clock, in milliseconds since 1970.
+    pub(crate) fn unix_ms(&self) -> u64 {
+        self.unix_ms
+    }
+
     fn kind(&self) -> &str {
         self.document.get("kind").and_then(Value::as_str).unwrap_or("unnamed")
     }

@@ -75,6 +75,9 @@ enum Command {
     /// See, check and export the privacy ledger
     #[command(subcommand)]
     Ledger(command::ledger::Command),
+    /// Measure rounds and sessions on this machine
+    #[command(subcommand)]
+    Bench(command::bench::Command),
     /// Run a whole deployment on this machine, with real processes and real data
     Demo(demo::Arguments),
     /// Runs a program that dies with the process `parent` (the demo starts its processes this way)
@@ -96,6 +99,7 @@ async fn main() -> ExitCode {
         Command::Token(command) => command.run(&operator).await,
         Command::Privacy(command) => command.run(screen),
         Command::Ledger(command) => command.run(&operator).await,
+        Command::Bench(command) => command.run(screen).await,
         Command::Demo(arguments) => arguments.run(screen).await,
         Command::RunBelow(command) => Err(command.run()),
     };

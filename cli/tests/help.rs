@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::process::Command;
 
-const COMMANDS: [&str; 26] = [
+const COMMANDS: [&str; 29] = [
     "",
     "job",
     "job submit",
@@ -29,6 +29,9 @@ const COMMANDS: [&str; 26] = [
     "ledger verify",
     "ledger export",
     "privacy audit",
+    "bench",
+    "bench round",
+    "bench idle",
     "demo",
     "nonsense",
 ];

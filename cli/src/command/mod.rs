@@ -1,5 +1,6 @@
 //! The operator's commands: a file for each noun.
 
+pub(crate) mod bench;
 pub(crate) mod client;
 pub(crate) mod job;
 pub(crate) mod ledger;

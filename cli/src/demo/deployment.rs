@@ -60,32 +60,25 @@ impl Places {
     }
 }
 
-/// Makes the deployment and starts its server; gives the operator's connection.
+/// Makes a deployment called `name` on a free port of loopback.
 ///
 /// # Errors
-/// If a program fails, or the server does not answer in time.
-pub(crate) async fn start_server(
-    places: &Places,
-    example: &Example,
-    programs: &Programs,
-    fleet: &mut Fleet,
-) -> Result<Connection> {
-    let dir = places.deployment();
-    let init: Arguments<'_> = &[
-        &"init",
-        &"--dir",
-        &dir,
-        &"--name",
-        &example.name,
-        &"--listen",
-        &"127.0.0.1:0",
-        &"--host",
-        &"localhost",
-    ];
+/// If the server's program fails.
+pub(crate) async fn make(dir: &Path, name: &str, programs: &Programs) -> Result<()> {
+    let init: Arguments<'_> =
+        &[&"init", &"--dir", &dir, &"--name", &name, &"--listen", &"127.0.0.1:0", &"--host", &"localhost"];
     programs.run("undertone-server", init).await?;
+    Ok(())
+}
+
+/// Starts the server of a deployment; gives the operator's connection.
+///
+/// # Errors
+/// If it ends, or does not answer in time.
+pub(crate) async fn start_server(dir: &Path, fleet: &mut Fleet) -> Result<Connection> {
     let run: Arguments<'_> = &[&"run", &"--dir", &dir];
     fleet.start("the server", "undertone-server", run, &dir.join("server.log"))?;
-    let profile = Profile::load(&places.operator())?;
+    let profile = Profile::load(&dir.join("operator"))?;
     let end = Instant::now() + START_LIMIT;
     loop {
         fleet.check()?;

@@ -1,11 +1,11 @@
-//! The folder that a demo works in.
+//! The folder that a demo or a benchmark works in.
 
 use crate::failure::bad_input;
 use anyhow::{Context as _, Result};
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
-/// Where the demo works.
+/// Where it works.
 #[derive(Debug)]
 pub(crate) enum Folder {
     /// The user's own.
@@ -15,13 +15,13 @@ pub(crate) enum Folder {
 }
 
 impl Folder {
-    /// The user's folder (made if it is not there, refused if it holds anything), or a temporary one.
+    /// The user's folder (made if it is not there, refused if it holds anything), or a temporary one of `what`.
     ///
     /// # Errors
     /// If it cannot be used.
-    pub(crate) fn new(named: Option<&Path>) -> Result<Self> {
+    pub(crate) fn new(named: Option<&Path>, what: &str) -> Result<Self> {
         let Some(dir) = named else {
-            let dir = tempfile::Builder::new().prefix("undertone-demo-").tempdir();
+            let dir = tempfile::Builder::new().prefix(&format!("undertone-{what}-")).tempdir();
             return Ok(Self::Temporary(dir.context("cannot make a temporary folder")?));
         };
         let cannot = || format!("cannot use {}", dir.display());
@@ -60,10 +60,10 @@ impl Folder {
         }
     }
 
-    /// After a failure: the folder stays, for its logs.
-    pub(crate) fn with_logs(self, error: anyhow::Error) -> anyhow::Error {
+    /// After a failure of `what`: the folder stays, for its logs.
+    pub(crate) fn with_logs(self, what: &str, error: anyhow::Error) -> anyhow::Error {
         let path = self.keep();
-        error.context(format!("the demo did not work (its files and logs are in {})", path.display()))
+        error.context(format!("the {what} did not work (its files and logs are in {})", path.display()))
     }
 }
 
@@ -75,19 +75,19 @@ mod tests {
     fn a_folder_with_things_in_it_is_left_alone() {
         let folder = tempfile::tempdir().unwrap();
         let named = folder.path().join("new/deep");
-        assert!(Folder::new(Some(&named)).unwrap().path().is_absolute());
-        assert!(Folder::new(Some(folder.path())).unwrap_err().to_string().contains("not empty"));
+        assert!(Folder::new(Some(&named), "demo").unwrap().path().is_absolute());
+        assert!(Folder::new(Some(folder.path()), "demo").unwrap_err().to_string().contains("not empty"));
     }
 
     #[test]
     fn a_temporary_folder_goes_unless_something_went_wrong() {
-        let temporary = Folder::new(None).unwrap();
+        let temporary = Folder::new(None, "demo").unwrap();
         let path = temporary.path().to_owned();
         drop(temporary);
         assert!(!path.exists());
-        let failed = Folder::new(None).unwrap();
+        let failed = Folder::new(None, "demo").unwrap();
         let path = failed.path().to_owned();
-        let said = format!("{:#}", failed.with_logs(anyhow::anyhow!("no luck")));
+        let said = format!("{:#}", failed.with_logs("demo", anyhow::anyhow!("no luck")));
         assert!(path.exists() && said.contains(path.to_str().unwrap()) && said.contains("no luck"), "{said}");
         std::fs::remove_dir(path).unwrap();
     }

@@ -5,9 +5,9 @@
 //! [`process`] sees to it that nothing is left running.
 
 mod baseline;
-mod deployment;
+pub(crate) mod deployment;
 mod example;
-mod folder;
+pub(crate) mod folder;
 pub(crate) mod process;
 mod report;
 
@@ -18,7 +18,7 @@ use crate::profile::Connection;
 use crate::submission::Submission;
 use anyhow::{Context as _, Result, anyhow};
 use clap::ValueEnum;
-use deployment::{Places, enrol_all, start_participants, start_server};
+use deployment::{Places, enrol_all, make, start_participants, start_server};
 use example::Example;
 use folder::Folder;
 use process::{Fleet, Programs, interrupted};
@@ -71,13 +71,18 @@ impl Arguments {
     /// # Errors
     /// If anything does not work; everything is stopped by then.
     pub(crate) async fn run(self, screen: Screen) -> Result<ExitCode> {
-        let programs = Programs::find(self.keep)?;
+        let programs = Programs::find(
+            "the demo",
+            &["undertone-server", "undertone-client", "undertone-trainer"],
+            "build everything and run it with `cargo xtask demo`",
+            self.keep,
+        )?;
         let seed = self.seed.map_or(DEFAULT_SEED, u64::from);
         let example = match self.example {
             Which::Hospitals => example::hospitals(seed)?,
             Which::Quickstart => example::quickstart(seed)?,
         };
-        let folder = Folder::new(self.dir.as_deref())?;
+        let folder = Folder::new(self.dir.as_deref(), "demo")?;
         let mut demo = Demo {
             places: Places::new(folder.path().to_owned()),
             example,
@@ -108,7 +113,7 @@ impl Arguments {
             }
             End::Failed(error) => {
                 demo.fleet.stop().await;
-                Err(folder.with_logs(error))
+                Err(folder.with_logs("demo", error))
             }
         }
     }
@@ -139,8 +144,9 @@ impl Demo {
     async fn steps(&mut self, folder: &Folder) -> Result<String> {
         self.say(&self.screen.paint.bold(self.example.about))?;
         self.step(1, &format!("a deployment in {}", self.places.root().display()))?;
-        let mut connection =
-            start_server(&self.places, &self.example, &self.programs, &mut self.fleet).await?;
+        let dir = self.places.deployment();
+        make(&dir, self.example.name, &self.programs).await?;
+        let mut connection = start_server(&dir, &mut self.fleet).await?;
 
         self.step(2, "participants join, each with a one-time token, its own key and its own rows alone")?;
         let (places, example) = (&self.places, &self.example);

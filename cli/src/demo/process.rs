@@ -1,4 +1,4 @@
-//! The demo's child processes. None outlives the demo, whatever ends it:
+//! The child processes of the demo and the benchmarks. None outlives its parent, whatever ends it:
 //!
 //! - each leads a process group of its own, so that Ctrl-C reaches the demo alone, which then stops them in order,
 //!   and so that a child's own children go with it;
@@ -26,7 +26,7 @@ const TAIL: usize = 6;
 /// What a program is started with.
 pub(crate) type Arguments<'a> = &'a [&'a dyn AsRef<OsStr>];
 
-/// The programs that the demo runs, beside this one.
+/// The programs that lie beside this one.
 #[derive(Debug, Clone)]
 pub(crate) struct Programs {
     this: PathBuf,
@@ -36,23 +36,16 @@ pub(crate) struct Programs {
 }
 
 impl Programs {
-    /// Looks beside this executable.
+    /// Looks for the programs that `who` needs beside this executable; `remedy` says how to come by them.
     ///
     /// # Errors
     /// If one is not there, with what to do.
-    pub(crate) fn find(lasting: bool) -> Result<Self> {
+    pub(crate) fn find(who: &str, needed: &[&'static str], remedy: &str, lasting: bool) -> Result<Self> {
         let this = std::env::current_exe().context("cannot tell where this program is")?;
         let folder = this.parent().unwrap_or(Path::new("/")).to_owned();
-        let missing: Vec<&str> = ["undertone-server", "undertone-client", "undertone-trainer"]
-            .into_iter()
-            .filter(|name| !folder.join(name).is_file())
-            .collect();
+        let missing: Vec<&str> = needed.iter().copied().filter(|name| !folder.join(name).is_file()).collect();
         if !missing.is_empty() {
-            bail!(
-                "the demo needs {} in {}: build everything and run it with `cargo xtask demo`",
-                missing.join(" and "),
-                folder.display()
-            );
+            bail!("{who} needs {} in {}: {remedy}", missing.join(" and "), folder.display());
         }
         Ok(Self { this, folder, lasting })
     }
@@ -62,12 +55,21 @@ impl Programs {
         self.folder.join(name)
     }
 
+    /// This very program once more, not started yet.
+    pub(crate) fn this(&self, args: Arguments<'_>) -> Command {
+        self.command_at(&self.this, args)
+    }
+
     fn command(&self, program: &str, args: Arguments<'_>) -> Command {
+        self.command_at(&self.path(program), args)
+    }
+
+    fn command_at(&self, program: &Path, args: Arguments<'_>) -> Command {
         let mut command = if self.lasting {
-            Command::new(self.path(program))
+            Command::new(program)
         } else {
             let mut below = Command::new(&self.this);
-            below.arg("run-below").arg(std::process::id().to_string()).arg("--").arg(self.path(program));
+            below.arg("run-below").arg(std::process::id().to_string()).arg("--").arg(program);
             below
         };
         command
@@ -127,10 +129,14 @@ impl RunBelow {
 
 /// A process group that is killed when dropped.
 #[derive(Debug)]
-struct Group(Option<Pid>);
+pub(crate) struct Group(Option<Pid>);
 
 impl Group {
-    fn of(child: &Child) -> Result<Self> {
+    /// The group that this child leads.
+    ///
+    /// # Errors
+    /// If it has ended already.
+    pub(crate) fn of(child: &Child) -> Result<Self> {
         let id = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
         Ok(Self(Some(id.ok_or_else(|| anyhow!("a child process ended at once"))?)))
     }
