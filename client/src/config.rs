@@ -281,8 +281,12 @@ mod tests {
             assert_eq!(config.role, ClientRole::Evaluator);
             assert_eq!(config.data, data.unwrap_or(Path::new("/c/data.csv")));
             assert_eq!(config.policy.declared_rows, rows);
-            assert_eq!(config.policy, Policy { declared_rows: rows, ..Policy::default() });
+            let exact = Policy { declared_rows: rows, allow_exact_measurements: true, ..Policy::default() };
+            assert_eq!(config.policy, exact, "an evaluator's owner finds the key and may set it to false");
             assert_eq!(config.trainer, TrainerSettings::default());
+            let trainer = template("https://localhost:7443", &name, ClientRole::Trainer, data, rows);
+            assert!(!trainer.contains("allow_exact_measurements"));
+            assert_eq!(parse(&trainer).unwrap().policy, Policy { declared_rows: rows, ..Policy::default() });
         }
     }
 

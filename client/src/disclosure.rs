@@ -420,7 +420,15 @@ columns = [{{ name = "age", kind = "number", range = [0, 120] }}]
     fn an_evaluator_is_told_that_its_measurements_leave() {
         let unfit = Ok(DataReport { problems: vec!["column \"age\" is missing".into()], ..fit().unwrap() });
         let text = page(ClientRole::Evaluator, r#"unit = "none""#, unfit);
-        assert!(text.contains("how many were measured") && text.contains("    column \"age\""), "{text}");
+        assert!(text.contains("as they are, without noise") && text.contains("    column \"age\""), "{text}");
+        let noised = r#"unit = "record", trust = "local", clip_norm = 1.0, sampling_rate = 0.25, noise_multiplier = 2.0,
+            delta = 1e-3, budget_epsilon = 90.0, metrics = { epsilon = 0.5, max_loss = 4.0 }"#;
+        let text = page(ClientRole::Evaluator, &noised.replace('\n', " "), fit());
+        assert!(
+            text.contains("with noise that is added here") && text.contains("0.5 for each model"),
+            "{text}"
+        );
+        assert!(!text.contains("as they are"), "{text}");
         assert!(!text.contains("clip norm"), "{text}");
     }
 }

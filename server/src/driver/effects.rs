@@ -2,6 +2,7 @@
 
 use super::{Command, Driver};
 use crate::clock::unix_ms;
+use crate::coordinator::Shared;
 use crate::release::{Impossible, Inputs, release};
 use std::sync::atomic::Ordering;
 use undertone::v1::{self, server_message::Kind};
@@ -40,7 +41,13 @@ impl Driver {
             }
             // One coordinator: what is durable here is known to all who ask it.
             Effect::Publish { key, .. } => self.feed_self(Input::Published { key }),
-            Effect::Forget { key } => self.forget(&key).await,
+            // Beside the driver: the next round does not wait for a disk that deletes.
+            Effect::Forget { key } => {
+                let shared = self.shared.clone();
+                tokio::spawn(tracing::Instrument::in_current_span(
+                    async move { forget(&shared, &key).await },
+                ));
+            }
             Effect::Discard { blob } => {
                 if let Err(e) = self.shared.blobs.delete(&blob).await {
                     tracing::warn!(error = %e, "cannot delete a blob that is no longer needed; the next start will");
@@ -90,23 +97,23 @@ impl Driver {
             });
         }
     }
+}
 
-    /// Deletes the spooled updates of a closed attempt. What cannot be deleted now is swept at the next start.
-    async fn forget(&self, key: &AttemptKey) {
-        if let Err(e) = crate::spool::abandon(key, &self.shared.blobs).await {
-            tracing::warn!(error = %e, "cannot delete the unfinished uploads of a closed attempt");
+/// Deletes the spooled updates of a closed attempt. What cannot be deleted now is swept at the next start.
+async fn forget(shared: &Shared, key: &AttemptKey) {
+    if let Err(e) = crate::spool::abandon(key, &shared.blobs).await {
+        tracing::warn!(error = %e, "cannot delete the unfinished uploads of a closed attempt");
+    }
+    let updates = match shared.store.uploads(key).await {
+        Ok(updates) => updates,
+        Err(e) => {
+            tracing::warn!(error = %e, "cannot list the spooled updates of a closed attempt");
+            return;
         }
-        let updates = match self.shared.store.uploads(key).await {
-            Ok(updates) => updates,
-            Err(e) => {
-                tracing::warn!(error = %e, "cannot list the spooled updates of a closed attempt");
-                return;
-            }
-        };
-        for update in updates {
-            if let Err(e) = self.shared.blobs.delete(&update.blob).await {
-                tracing::warn!(error = %e, client = %update.client, "cannot delete a spooled update");
-            }
+    };
+    for update in updates {
+        if let Err(e) = shared.blobs.delete(&update.blob).await {
+            tracing::warn!(error = %e, client = %update.client, "cannot delete a spooled update");
         }
     }
 }

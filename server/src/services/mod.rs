@@ -10,7 +10,6 @@ pub(crate) use participation::ParticipationService;
 
 use bytes::Bytes;
 use std::sync::Arc;
-use tokio::io::AsyncReadExt as _;
 use tokio::sync::mpsc;
 use tonic::Status;
 use undertone::limits::CHUNK_BYTES;
@@ -33,37 +32,47 @@ pub(crate) async fn send_blob<M: Send + 'static>(
     tx: Sending<M>,
     wrap: impl Fn(Chunk) -> M + Send + 'static,
 ) -> Result<(), ApiError> {
-    let mut reader = blobs.open(digest, offset).await.map_err(|e| {
+    let unreadable = |e: &dyn std::fmt::Display| {
         tracing::error!(error = %e, "cannot read a model");
         ApiError::new(
             Fault::Internal,
             "the coordinator cannot read the model; its operator finds the cause in its log",
         )
-    })?;
+    };
+    let blob = blobs.local(digest).await.map_err(|e| unreadable(&e))?;
+    let bytes = blob.bytes().map_err(|e| unreadable(&e))?;
     tokio::spawn(async move {
         let mut at = offset;
-        loop {
-            let mut data = Vec::with_capacity(CHUNK_BYTES);
-            let read = (&mut reader).take(CHUNK_BYTES as u64).read_to_end(&mut data).await;
-            let message = match read {
-                Ok(0) => break,
-                Ok(n) => {
-                    let chunk = Chunk { offset: at, data: Bytes::from(data) };
-                    at += n as u64;
-                    Ok(wrap(chunk))
-                }
+        while at < bytes {
+            // Some chunks at once: each read is a hop to another thread. Not digested here: whoever receives it does.
+            let (from, blob) = (at, blob.clone());
+            let read = tokio::task::spawn_blocking(move || {
+                let mut data = vec![0; (CHUNKS_READ * CHUNK_BYTES as u64).min(bytes - from) as usize];
+                blob.read_at(&mut data, from).map(|()| Bytes::from(data))
+            });
+            let mut data = match read.await.unwrap_or_else(|e| Err(std::io::Error::other(e))) {
+                Ok(data) => data,
                 Err(e) => {
-                    Err(Status::from(ApiError::new(Fault::Internal, format!("reading broke off: {e}"))))
+                    let broken = ApiError::new(Fault::Internal, format!("reading broke off: {e}"));
+                    let _ = tx.send(Err(Status::from(broken))).await;
+                    return;
                 }
             };
-            let failed = message.is_err();
-            if tx.send(message).await.is_err() || failed {
-                break;
+            while !data.is_empty() {
+                let chunk = data.split_to(data.len().min(CHUNK_BYTES));
+                let next = at + chunk.len() as u64;
+                if tx.send(Ok(wrap(Chunk { offset: at, data: chunk }))).await.is_err() {
+                    return;
+                }
+                at = next;
             }
         }
     });
     Ok(())
 }
+
+/// Chunks that are read at once.
+const CHUNKS_READ: u64 = 4;
 
 /// A channel of the right depth for [`send_blob`].
 pub(crate) fn chunk_channel<M>() -> (Sending<M>, mpsc::Receiver<Result<M, Status>>) {

@@ -27,24 +27,31 @@ async fn killed_between_any_two_states_it_neither_undercounts_nor_pays_twice() {
         assert!(d.enrol(name, "trainer", &csv(60, 0.0), 60).status.success());
         clients.push(d.run_client(name));
     }
-    let text =
+    let plain =
         SAMPLE_JOB.replace("unit = \"none\"", CENTRAL).replace("reconnect = \"2s\"", "reconnect = \"15s\"");
-    let contract = JobSpec::from_toml(&text, "job.toml").unwrap().resolve().unwrap().contract().clone();
+    // Correlated noise: one charge, and buffers that must go on from what was committed and from nothing else.
+    let correlated = plain
+        .replace("budget_epsilon", "mechanism = \"blt\"\nbudget_epsilon")
+        .replace("min_clients = 1", "min_clients = 1\nparticipations = 2\nseparation = 1");
     // Reserved and sampled become durable together. To be burnt, an attempt must have been cut while it was released.
-    for points in [
-        &["before:reserved"][..],
-        &["after:sampled"],
-        &["before:committed"],
-        &["after:committed"],
-        &["before:published"],
-        &["after:published"],
-        &["before:committed", "before:burnt"],
-        &["before:committed", "after:burnt"],
+    for (text, points) in [
+        (&plain, &["before:reserved"][..]),
+        (&plain, &["after:sampled"]),
+        (&plain, &["before:committed"]),
+        (&plain, &["after:committed"]),
+        (&plain, &["before:published"]),
+        (&plain, &["after:published"]),
+        (&plain, &["before:committed", "before:burnt"]),
+        (&plain, &["before:committed", "after:burnt"]),
+        (&correlated, &["before:committed"]),
+        (&correlated, &["after:committed"]),
+        (&correlated, &["after:published"]),
     ] {
+        let contract = JobSpec::from_toml(text, "job.toml").unwrap().resolve().unwrap().contract().clone();
         d.server().kill();
         d.start_server_that_dies(points[0]);
         let mut operator = d.operator().await;
-        let id = operator.submit(&text).await.unwrap();
+        let id = operator.submit(text).await.unwrap();
         drop(operator);
         assert!(!d.server().wait().success(), "{points:?}: it did not die");
         for point in &points[1..] {
@@ -98,10 +105,10 @@ async fn killed_between_any_two_states_it_neither_undercounts_nor_pays_twice() {
             }
         }
     }
-    // The whole history of eight jobs and ten kills is one chain.
+    // The whole history of eleven jobs and thirteen kills is one chain.
     let head = String::from_utf8(d.undertone(&["ledger", "verify", "--json"]).stdout).unwrap();
     let head: serde_json::Value = serde_json::from_str(&head).unwrap();
-    assert_eq!(head["jobs"], 8);
+    assert_eq!(head["jobs"], 11);
 }
 
 #[test]

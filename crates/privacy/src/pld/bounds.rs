@@ -70,7 +70,7 @@ impl Sums {
             .fold(above, |(slow, fast), mass| (mass + self.falls.0 * slow, mass + self.falls.1 * fast))
     }
 
-    /// Σ_{j≥i} tilted[j]·e^{-λ(j-i)h}: what P's masses add up to; and Σ_{j≥i} tilted[j]·e^{-(λ+1)(j-i)h}, Q's.
+    /// `Σ_{j≥i} tilted[j]·e^{-λ(j-i)h}`: what P's masses add up to; and `Σ_{j≥i} tilted[j]·e^{-(λ+1)(j-i)h}`, Q's.
     fn from(&self, i: usize) -> (f64, f64) {
         let block = i.div_ceil(BLOCK);
         let end = (block * BLOCK).min(self.convolution.tilted.len());

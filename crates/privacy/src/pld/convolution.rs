@@ -34,7 +34,8 @@ impl Factor<'_> {
     }
 }
 
-/// A convolution: the mass at grid index `window.first + i` is e^{log_scale - λ·index·h}·tilted[i].
+/// A convolution: the mass at grid index `window.first + i` is
+/// `e^{log_scale - λ·index·h}·tilted[i]`.
 #[derive(Debug)]
 pub(super) struct Convolution {
     pub(super) window: Window,
