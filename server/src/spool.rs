@@ -42,10 +42,11 @@ pub(crate) enum Rejected {
     Invalid(String),
 }
 
-/// Each spooled update starts with whose it is and how much it counts, so that two updates are never one blob. The
-/// answer about the clip norm, a byte, lies here and not in the job's state, which operators see.
-fn header(key: &AttemptKey, client: &ClientId, weight: u32, within: Option<bool>) -> Vec<u8> {
-    let text = format!("undertone update v2\n{key}\n{client}\n{weight}\n");
+/// Each spooled update ends with whose it is and how much it counts, so that two updates are never one blob. (At the end, so
+/// that one pass gives the digest of what travelled and that of the blob.) The answer about the clip norm, a byte, lies
+/// here and not in the job's state, which operators see.
+fn trailer(key: &AttemptKey, client: &ClientId, weight: u32, within: Option<bool>) -> Vec<u8> {
+    let text = format!("undertone update v3\n{key}\n{client}\n{weight}\n");
     let mut bytes = (text.len() as u32).to_le_bytes().to_vec();
     bytes.extend(text.as_bytes());
     bytes.push(match within {
@@ -66,40 +67,24 @@ pub(crate) async fn receive(
     idle: Duration,
 ) -> Result<Update, Rejected> {
     let transfer = |fault, text: String| Rejected::Transfer(ApiError::new(fault, text));
-    let head = claim.head();
     let mut check = StreamCheck::new(job).map_err(Rejected::Invalid)?;
     let expected = claim.bytes;
     let name = claim.name();
-    let (mut seen, mut right) = (0, true);
-    let mut writer = blobs
-        .resume(&name, &mut |block| {
-            let of_head = head.len().saturating_sub(seen).min(block.len());
-            right &= head[seen.min(head.len())..].starts_with(&block[..of_head]);
-            seen += block.len();
-            check.take(&block[of_head..]);
-        })
-        .await
-        .map_err(storage)?;
-    if !right || check.bytes > expected || (seen > 0 && seen < head.len()) {
-        // Not what it should be, or nothing worth keeping.
+    let mut writer = blobs.resume(&name, &mut |block| check.take(block)).await.map_err(storage)?;
+    if check.bytes > expected {
         drop(writer);
         return Err(begin_again(blobs, &name, "the coordinator had kept is damaged").await);
     }
-    if seen == 0 {
-        writer.write(&head).await.map_err(storage)?;
-    }
     if claim.offset != check.bytes {
-        let text = format!("the upload begins at {}, and goes on at {}", claim.offset, check.bytes);
-        // From the start, without having asked: what came before is not wanted.
-        if claim.offset == 0 {
-            drop(writer);
-            blobs.abandon(&name).await.map_err(storage)?;
-            check = StreamCheck::new(job).map_err(Rejected::Invalid)?;
-            writer = blobs.resume(&name, &mut |_| {}).await.map_err(storage)?;
-            writer.write(&head).await.map_err(storage)?;
-        } else {
+        if claim.offset != 0 {
+            let text = format!("the upload begins at {}, and goes on at {}", claim.offset, check.bytes);
             return Err(transfer(Fault::Unavailable, text));
         }
+        // From the start, without having asked: what came before is not wanted.
+        drop(writer);
+        blobs.abandon(&name).await.map_err(storage)?;
+        check = StreamCheck::new(job).map_err(Rejected::Invalid)?;
+        writer = blobs.resume(&name, &mut |_| {}).await.map_err(storage)?;
     }
     loop {
         let next = tokio::time::timeout(idle, messages.next()).await.map_err(|_| {
@@ -138,10 +123,11 @@ pub(crate) async fn receive(
         ));
     }
     let bytes = check.bytes;
+    let found = writer.digest();
     let summary = check.finish();
-    if summary.digest != claim.digest {
+    if found != claim.digest {
         drop(writer);
-        let what = format!("arrived is damaged: digest {}, announced {}", summary.digest, claim.digest);
+        let what = format!("arrived is damaged: digest {found}, announced {}", claim.digest);
         return Err(begin_again(blobs, &name, &what).await);
     }
     if let Err(reason) = summary.validate(job, bound) {
@@ -149,6 +135,7 @@ pub(crate) async fn receive(
         blobs.abandon(&name).await.map_err(storage)?;
         return Err(Rejected::Invalid(reason));
     }
+    writer.write(&claim.trailer()).await.map_err(storage)?;
     // Durable from here on.
     let (blob, _) = writer.commit(None).await.map_err(storage)?;
     Ok(Update { client: claim.client.clone(), blob, bytes, weight: claim.weight })
@@ -157,7 +144,7 @@ pub(crate) async fn receive(
 /// How much of this upload is here.
 pub(crate) async fn progress(claim: &Claim, blobs: &Arc<dyn Blobs>) -> Result<u64, BlobError> {
     let written = blobs.written(&claim.name()).await?;
-    Ok(written.saturating_sub(claim.head().len() as u64).min(claim.bytes))
+    Ok(written.min(claim.bytes))
 }
 
 /// Forgets what is left of the uploads of an attempt that is over.
@@ -177,14 +164,14 @@ fn attempt_name(key: &AttemptKey) -> String {
 }
 
 impl Claim {
-    fn head(&self) -> Vec<u8> {
-        header(&self.key, &self.client, self.weight, self.within)
+    fn trailer(&self) -> Vec<u8> {
+        trailer(&self.key, &self.client, self.weight, self.within)
     }
 
     /// Another update, or the same with another weight, is another upload.
     fn name(&self) -> String {
         let mut rest = Digester::new();
-        rest.field(&self.head());
+        rest.field(&self.trailer());
         rest.field(self.digest.as_bytes());
         rest.field(&self.bytes.to_le_bytes());
         format!("{}-{}", attempt_name(&self.key), &rest.finish().to_string()[..32])
@@ -211,8 +198,8 @@ fn storage(e: BlobError) -> Rejected {
 pub(crate) struct Spooled {
     pub(crate) update: Update,
     blob: LocalBlob,
-    /// The bytes before the first value, but for the answer in the last one.
-    head: Vec<u8>,
+    /// The bytes after the last value, but for the answer in the last one.
+    tail: Vec<u8>,
 }
 
 impl Spooled {
@@ -223,8 +210,8 @@ impl Spooled {
         blobs: &Arc<dyn Blobs>,
     ) -> Result<Self, BlobError> {
         let blob = blobs.local(&update.blob).await?;
-        let head = header(key, &update.client, update.weight, None);
-        Ok(Self { update, blob, head })
+        let tail = trailer(key, &update.client, update.weight, None);
+        Ok(Self { update, blob, tail })
     }
 
     /// Gives all values to `sink`, in order and in runs, the first one's place with each (what lies between is zero); then,
@@ -237,13 +224,15 @@ impl Spooled {
         let what = || format!("the spooled update of {}", self.update.client);
         let unreadable = |e: &dyn std::fmt::Display| format!("{} cannot be read: {e}", what());
         let mut decoder = decoder(job).map_err(|e| Unreadable::ForGood(unreadable(&e)))?;
-        let (mut head, mut decoded) = (Vec::with_capacity(self.head.len()), Ok(()));
-        let found = self.blob.verified(|mut block| {
-            let now = (self.head.len() - head.len()).min(block.len());
-            head.extend_from_slice(&block[..now]);
-            block = &block[now..];
-            if decoded.is_ok() {
-                decoded = decoder.push(block, &mut sink);
+        let bytes = self.blob.bytes().map_err(|e| Unreadable::Now(unreadable(&e)))?;
+        let body = bytes.saturating_sub(self.tail.len() as u64);
+        let (mut at, mut tail, mut decoded) = (0, Vec::with_capacity(self.tail.len()), Ok(()));
+        let found = self.blob.verified(|block| {
+            let (now, rest) = block.split_at((body - at).min(block.len() as u64) as usize);
+            at += now.len() as u64;
+            tail.extend_from_slice(rest);
+            if decoded.is_ok() && !now.is_empty() {
+                decoded = decoder.push(now, &mut sink);
             }
         });
         let found = found.map_err(|e| Unreadable::Now(unreadable(&e)))?;
@@ -255,7 +244,7 @@ impl Spooled {
             )));
         }
         // The last byte is the answer.
-        let Some((answer, _)) = head.split_last().filter(|(_, whose)| self.head.starts_with(whose)) else {
+        let Some((answer, _)) = tail.split_last().filter(|(_, whose)| self.tail.starts_with(whose)) else {
             return Err(Unreadable::ForGood(unreadable(&"it is of another version, or somebody else's")));
         };
         decoded.and_then(|()| decoder.finish()).map_err(|e| Unreadable::ForGood(unreadable(&e)))?;
@@ -298,7 +287,7 @@ impl Spooled {
         reading.await.unwrap_or_else(|e| Err(Unreadable::ForGood(format!("decoding broke: {e}"))))?;
         let (blob, bytes) = writer.commit(None).await.map_err(storage)?;
         let update = Update { blob, bytes, ..self.update.clone() };
-        Ok(Self { update, blob: blobs.local(&blob).await.map_err(storage)?, head: vec![] })
+        Ok(Self { update, blob: blobs.local(&blob).await.map_err(storage)?, tail: vec![] })
     }
 
     /// Reads it through: whether it is what was received, or what was decoded.
@@ -318,7 +307,7 @@ impl Spooled {
     pub(crate) fn read_at(&self, from: usize, out: &mut [i32]) -> std::io::Result<()> {
         const BLOCK: usize = 4096;
         let mut bytes = [0; 4 * BLOCK];
-        let mut at = (self.head.len() + 4 * from) as u64;
+        let mut at = 4 * from as u64;
         for piece in out.chunks_mut(BLOCK) {
             let bytes = &mut bytes[..4 * piece.len()];
             self.blob.read_at(bytes, at)?;
@@ -336,14 +325,12 @@ fn unit(bytes: &[u8]) -> i32 {
 /// Looks at the values of an update as they stream by, wherever chunks are cut.
 struct StreamCheck {
     bytes: u64,
-    digester: Digester,
     decoder: Decoder<Units>,
     squared_norm: u128,
     problem: Option<String>,
 }
 
 struct Summary {
-    digest: Digest,
     squared_norm: u128,
     problem: Option<String>,
 }
@@ -352,7 +339,6 @@ impl StreamCheck {
     fn new(job: &Job) -> Result<Self, String> {
         Ok(Self {
             bytes: 0,
-            digester: Digester::new(),
             decoder: decoder(job).map_err(|e| e.to_string())?,
             squared_norm: 0,
             problem: None,
@@ -360,7 +346,6 @@ impl StreamCheck {
     }
 
     fn take(&mut self, data: &[u8]) {
-        self.digester.update(data);
         self.bytes += data.len() as u64;
         if self.problem.is_some() {
             return;
@@ -376,7 +361,7 @@ impl StreamCheck {
 
     fn finish(self) -> Summary {
         let problem = self.problem.or_else(|| self.decoder.finish().err().map(|e| e.to_string()));
-        Summary { digest: self.digester.finish(), squared_norm: self.squared_norm, problem }
+        Summary { squared_norm: self.squared_norm, problem }
     }
 }
 
@@ -422,7 +407,7 @@ mod tests {
             bytes.chunks(size).for_each(|chunk| check.take(chunk));
             let summary = check.finish();
             assert_eq!(summary.squared_norm, squared_norm(&units));
-            assert_eq!((summary.digest, summary.problem), (Digest::of(&bytes), None));
+            assert_eq!(summary.problem, None);
         }
         let mut check = StreamCheck::new(&job).unwrap();
         check.take(&[0; 5]);

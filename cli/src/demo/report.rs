@@ -160,7 +160,7 @@ impl Report {
         if let Some(trust) = &s.trust {
             lines[0] += &format!(", {} trust", printable(trust));
         }
-        lines.push(format!("Measured on {} rows that nobody trained on:", self.training.metrics.rows));
+        lines.push(format!("Measured on {} rows that nobody trained on:", example.evaluator.rows()));
         lines.extend(self.table(example).render(paint).lines().map(str::to_owned));
         lines.push(String::new());
         if let Some((name, best)) =

@@ -23,6 +23,14 @@ pub struct TrainPlan {
     /// Poisson samples at the contract's rate.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub batch_size: Option<u32>,
+    /// FedProx (Li et al. 2020): µ of the term µ/2·‖w - w₀‖² that keeps local training near the model that the round began
+    /// with. 0: none.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub proximal: f64,
+}
+
+fn is_zero(x: &f64) -> bool {
+    *x == 0.0
 }
 
 /// How long a client trains in a round.
@@ -45,6 +53,17 @@ impl TrainPlan {
         }
         if !(0.0..1.0).contains(&self.momentum) {
             return Err(format!("momentum must be at least 0 and below 1, not {}", self.momentum));
+        }
+        if !(self.proximal.is_finite() && self.proximal >= 0.0) {
+            return Err(format!("proximal must be a number of at least 0, not {}", self.proximal));
+        }
+        // Beyond this the term alone makes steps overshoot and grow.
+        if self.proximal * self.learning_rate >= 2.0 {
+            return Err(format!(
+                "proximal times learning_rate must be below 2, not {}: training would run away from the model that it is to \
+                 stay near",
+                self.proximal * self.learning_rate
+            ));
         }
         if self.batch_size == Some(0) {
             return Err("batch_size must be at least 1".into());

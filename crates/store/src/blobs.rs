@@ -110,6 +110,9 @@ pub trait BlobWriter: Send + Debug {
     /// Adds bytes at the end. A writer whose `write` failed, or was dropped before it returned, is spoilt.
     async fn write(&mut self, bytes: &[u8]) -> Result<(), BlobError>;
 
+    /// The digest of all bytes so far.
+    fn digest(&self) -> Digest;
+
     /// Makes the blob durable (see [`Durability`](crate::Durability)) and seen; returns its digest and length.
     /// Equal bytes are one blob, however often they are written.
     ///

@@ -36,6 +36,7 @@ pub(crate) fn train(
     let mut flat = network.load(weights, rows.device())?;
     let mut weights = weights.to_vec();
     let mut velocity = vec![0f64; weights.len()];
+    let start = weights.clone();
     for step in 1..=steps {
         stop.check()?;
         let batch = poisson_batch(rows.len(), privacy.sampling_rate, &mut sampling);
@@ -49,8 +50,9 @@ pub(crate) fn train(
         }
         let gradient = sum.noised(&mut noise);
 
-        for ((w, v), g) in weights.iter_mut().zip(&mut velocity).zip(gradient.mean()) {
-            *v = plan.momentum * *v + g;
+        for (((w, v), g), w0) in weights.iter_mut().zip(&mut velocity).zip(gradient.mean()).zip(&start) {
+            // The pull of FedProx is computed from what was noised already: it costs no privacy.
+            *v = plan.momentum * *v + g + plan.proximal * (f64::from(*w) - f64::from(*w0));
             *w = (f64::from(*w) - plan.learning_rate * *v) as f32;
         }
         // Divergence shows here: what is not finite cannot be loaded.

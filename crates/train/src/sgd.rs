@@ -48,6 +48,14 @@ pub(crate) fn train(
     plan.validate().map_err(TrainerError::Unsupported)?;
     let mut flat = network.load(weights, rows.device())?.f_requires_grad_(true)?;
     let mut velocity = flat.f_detach()?.f_zeros_like()?;
+    // FedProx pulls back to where the round began.
+    let start = if plan.proximal > 0.0 {
+        let mut start = flat.f_detach()?.f_zeros_like()?;
+        start.f_copy_(&flat.f_detach()?)?;
+        Some(start)
+    } else {
+        None
+    };
 
     let size = plan.batch_size.map_or(rows.len(), |n| rows.len().min(n as usize));
     let mut batches = match plan.batch_size {
@@ -69,6 +77,9 @@ pub(crate) fn train(
         let gradient = Tensor::f_run_backward(&[loss], &[&flat], false, false)?.remove(0);
         no_grad(|| -> Result<(), Failure> {
             let _ = velocity.f_mul_scalar_(plan.momentum)?.f_add_(&gradient)?;
+            if let Some(start) = &start {
+                let _ = velocity.f_add_(&flat.f_sub(start)?.f_mul_scalar_(plan.proximal)?)?;
+            }
             let _ = flat.f_sub_(&velocity.f_mul_scalar(plan.learning_rate)?)?;
             Ok(())
         })?;

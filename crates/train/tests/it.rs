@@ -91,6 +91,7 @@ fn task(steps: u32) -> TrainTask {
         local_steps: Some(steps),
         local_epochs: None,
         batch_size: Some(16),
+        proximal: 0.0,
     };
     TrainTask {
         model: ModelSpec::Logistic {},

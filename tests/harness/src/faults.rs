@@ -265,6 +265,10 @@ struct FaultyWriter {
 
 #[async_trait::async_trait]
 impl BlobWriter for FaultyWriter {
+    fn digest(&self) -> Digest {
+        self.writer.digest()
+    }
+
     async fn write(&mut self, bytes: &[u8]) -> Result<(), BlobError> {
         self.writer.write(bytes).await
     }

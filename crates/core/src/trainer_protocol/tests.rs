@@ -22,6 +22,7 @@ fn task() -> TrainTask {
             local_steps: Some(2),
             local_epochs: None,
             batch_size: None,
+            proximal: 0.0,
         },
         record_privacy: Some(RecordPrivacy {
             clip_norm: 1.0,

@@ -302,6 +302,10 @@ impl Blobs for FolderBlobs {
 
 #[async_trait]
 impl BlobWriter for FolderWriter {
+    fn digest(&self) -> Digest {
+        self.digester.clone().finish()
+    }
+
     async fn write(&mut self, bytes: &[u8]) -> Result<(), BlobError> {
         if !std::mem::replace(&mut self.whole, false) {
             return Err(BlobError::Spoilt);

@@ -153,6 +153,10 @@ impl Blobs for MemoryBlobs {
 
 #[async_trait]
 impl BlobWriter for MemoryWriter {
+    fn digest(&self) -> Digest {
+        Digest::of(&self.bytes)
+    }
+
     async fn write(&mut self, bytes: &[u8]) -> Result<(), BlobError> {
         self.bytes.extend_from_slice(bytes);
         Ok(())

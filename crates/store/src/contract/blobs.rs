@@ -29,6 +29,7 @@ pub(super) async fn what_is_put_comes_back(blobs: &dyn Blobs) {
     while !rest.is_empty() {
         let (now, later) = rest.split_at(piece.min(rest.len()));
         writer.write(now).await.unwrap();
+        assert_eq!(writer.digest(), Digest::of(&content[..content.len() - later.len()]));
         (rest, piece) = (later, piece * 3 + 1);
     }
     let digest = Digest::of(&content);

@@ -12,6 +12,7 @@ fn plan(steps: u32) -> TrainPlan {
         local_steps: Some(steps),
         local_epochs: None,
         batch_size: None,
+        proximal: 0.0,
     }
 }
 

@@ -35,6 +35,7 @@ fn steps(n: u32) -> TrainPlan {
         local_steps: Some(n),
         local_epochs: None,
         batch_size: None,
+        proximal: 0.0,
     }
 }
 
@@ -241,4 +242,22 @@ fn bounded_sums_are_integers_in_which_a_row_has_a_bounded_part() {
     let wild = vec![1e30; weights.len()];
     let wild = trainer.evaluate_bounded(&task.model, &task.data, 4.0, &wild).unwrap();
     assert!(wild.loss_units <= wild.rows * LOSS_UNITS && wild.right <= wild.rows, "{wild:?}");
+}
+
+/// With a strong pull training stays near where it began, under either kind of contract.
+#[test]
+fn the_proximal_term_keeps_training_near_its_start() {
+    let file = csv(300, 2, 0);
+    let far = |proximal: f64, privacy: Option<RecordPrivacy>| {
+        let plan = TrainPlan { proximal, ..steps(50) };
+        let task = TrainTask { record_privacy: privacy, ..task(ModelSpec::Logistic {}, 2, plan) };
+        let update = TorchTrainer::new(file.path()).train(&task, &start(&task)).unwrap();
+        update.delta.iter().map(|d| f64::from(*d).powi(2)).sum::<f64>().sqrt()
+    };
+    let (free, held) = (far(0.0, None), far(3.0, None));
+    assert!(held < 0.5 * free && held > 0.0, "{held} of {free}");
+    let privacy =
+        RecordPrivacy { clip_norm: 1.0, noise_multiplier: 0.5, sampling_rate: 0.5, expected_batch: 150.0 };
+    let (free, held) = (far(0.0, Some(privacy)), far(3.0, Some(privacy)));
+    assert!(held < 0.5 * free, "{held} of {free}");
 }
