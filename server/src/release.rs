@@ -89,20 +89,19 @@ pub(crate) async fn release(
         ("centre of the aggregation rule", &drawn.centre),
     ];
     for (place, (what, bytes)) in kept.iter_mut().zip(carried) {
-        match keep(what, bytes.as_deref(), &id, shared, wanted).await {
-            Some(blob) => *place = blob,
-            None => {
-                forget(&kept, shared).await;
-                return Ok(None);
-            }
+        let Some(bytes) = bytes else { continue };
+        *place = keep(what, bytes, &id, shared, wanted).await;
+        if place.is_none() {
+            forget(&kept, shared).await;
+            return Ok(None);
         }
     }
-    let Some(model) = keep("new model", Some(&drawn.model), &id, shared, wanted).await else {
+    let Some(model) = keep("new model", &drawn.model, &id, shared, wanted).await else {
         forget(&kept, shared).await;
         return Ok(None);
     };
     let [noise, optimizer, centre] = kept;
-    Ok(model.map(|model| (model, Carried { clip: drawn.clip, noise, optimizer, centre })))
+    Ok(Some((model, Carried { clip: drawn.clip, noise, optimizer, centre })))
 }
 
 /// Deletes what no state will name.
@@ -114,16 +113,15 @@ async fn forget(kept: &[Option<ModelRef>], shared: &Arc<Shared>) {
     }
 }
 
-/// Writes bytes until they are written: another draw over the same updates would be another release. The outer `None`:
+/// Writes bytes until they are written: another draw over the same updates would be another release. `None`:
 /// nobody waits for them any more.
 async fn keep(
     what: &str,
-    bytes: Option<&[u8]>,
+    bytes: &[u8],
     id: &JobId,
     shared: &Arc<Shared>,
     wanted: &(dyn Fn() -> bool + Send + Sync),
-) -> Option<Option<ModelRef>> {
-    let Some(bytes) = bytes else { return Some(None) };
+) -> Option<ModelRef> {
     let mut pause = FIRST_PAUSE;
     loop {
         match shared.blobs.put(bytes).await {
@@ -131,7 +129,7 @@ async fn keep(
                 if pause != FIRST_PAUSE {
                     shared.note_fault(id, None);
                 }
-                return Some(Some(ModelRef { digest, bytes }));
+                return Some(ModelRef { digest, bytes });
             }
             Err(e) => {
                 tracing::error!(error = %e, what, "cannot be stored yet; trying again");

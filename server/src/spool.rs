@@ -227,22 +227,14 @@ impl Spooled {
         let bytes = self.blob.bytes().map_err(|e| Unreadable::Now(unreadable(&e)))?;
         let body = bytes.saturating_sub(self.tail.len() as u64);
         let (mut at, mut tail, mut decoded) = (0, Vec::with_capacity(self.tail.len()), Ok(()));
-        let found = self.blob.verified(|block| {
+        self.verify(&what(), |block| {
             let (now, rest) = block.split_at((body - at).min(block.len() as u64) as usize);
             at += now.len() as u64;
             tail.extend_from_slice(rest);
             if decoded.is_ok() && !now.is_empty() {
                 decoded = decoder.push(now, &mut sink);
             }
-        });
-        let found = found.map_err(|e| Unreadable::Now(unreadable(&e)))?;
-        if found != self.update.blob {
-            return Err(Unreadable::ForGood(format!(
-                "{} cannot be read: it is damaged, its digest is {found} and was {}",
-                what(),
-                self.update.blob
-            )));
-        }
+        })?;
         // The last byte is the answer.
         let Some((answer, _)) = tail.split_last().filter(|(_, whose)| self.tail.starts_with(whose)) else {
             return Err(Unreadable::ForGood(unreadable(&"it is of another version, or somebody else's")));
@@ -292,8 +284,12 @@ impl Spooled {
 
     /// Reads it through: whether it is what was received, or what was decoded.
     pub(crate) fn check_plain(&self) -> Result<(), Unreadable> {
-        let what = format!("the update of {}", self.update.client);
-        match self.blob.verified(|_| {}) {
+        self.verify(&format!("the update of {}", self.update.client), |_| {})
+    }
+
+    /// Reads it through, and holds it against its digest.
+    fn verify(&self, what: &str, sink: impl FnMut(&[u8])) -> Result<(), Unreadable> {
+        match self.blob.verified(sink) {
             Ok(found) if found == self.update.blob => Ok(()),
             Ok(found) => Err(Unreadable::ForGood(format!(
                 "{what} cannot be read: it is damaged, its digest is {found} and was {}",

@@ -9,8 +9,8 @@
 //! unit of the grid), and it is not unbiased: small values beside a large one vanish. Where that matters, `fixed` has
 //! no bias.
 
-use super::bits::{pack, packed_len, unpack};
-use super::codec::{Codes, Undecodable, Unencodable, largest, place_of, round_all};
+use super::bits::{pack, packed_len};
+use super::codec::{Codes, Undecodable, Unencodable, largest, place_of, read_codes, round_all};
 use super::domain::{Domain, ONES};
 use super::plain::of_bf16;
 
@@ -75,13 +75,7 @@ pub(super) fn decode_block<D: Domain>(
     if !step.is_finite() || step_bits >> 15 == 1 {
         return malformed("its step is not a number from zero up");
     }
-    codes.resize(items.len(), 0);
-    if !unpack(bits, &bytes[HEAD..], codes) {
-        return malformed("there are bits after its last value");
-    }
-    if codes.iter().fold(false, |any, &code| any | (code == 0)) {
-        return malformed("a value has the code that none has");
-    }
+    read_codes(bits, &bytes[HEAD..], codes, items.len())?;
     let zero = 1i32 << (bits - 1);
     if step == 0.0 && codes.iter().any(|&code| code != zero as u32) {
         return malformed("its step is zero and its values are not");

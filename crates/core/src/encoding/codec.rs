@@ -3,6 +3,7 @@
 //! A codec cuts a vector into blocks of values that are coded together (a block of one value where each stands for
 //! itself). A run is up to [`RUN`] values that begin at a block; only the last block of a vector may be shorter.
 
+use super::bits::unpack;
 use super::domain::Domain;
 use super::rounding::Rounder;
 use super::{Encoding, block, fixed_point, plain};
@@ -125,6 +126,19 @@ impl Undecodable {
             Self::Block { offset, what } => Self::Block { offset: offset + by, what },
         }
     }
+}
+
+/// The codes of a block of `len` values, of which none is 0.
+pub(super) fn read_codes(bits: u8, bytes: &[u8], codes: &mut Codes, len: usize) -> Result<(), Undecodable> {
+    let malformed = |what| Err(Undecodable::Block { offset: 0, what });
+    codes.resize(len, 0);
+    if !unpack(bits, bytes, codes) {
+        return malformed("there are bits after its last value");
+    }
+    if codes.iter().fold(false, |any, &code| any | (code == 0)) {
+        return malformed("a value has the code that none has");
+    }
+    Ok(())
 }
 
 /// Rounds reals to items, all or nothing; the loop has no early end, so that it is vectorised.

@@ -12,8 +12,8 @@
 //! of the grid has below its step: for updates the expectation is x exactly, for f32 values within 2^-28 steps. The
 //! error is below one step, its variance at most a quarter of the step squared.
 
-use super::bits::{pack, packed_len, unpack};
-use super::codec::{Codes, Undecodable, Unencodable, largest, place_of, round_all};
+use super::bits::{pack, packed_len};
+use super::codec::{Codes, Undecodable, Unencodable, largest, place_of, read_codes, round_all};
 use super::domain::Domain;
 use super::rounding::Rounder;
 
@@ -79,18 +79,11 @@ pub(super) fn decode_block<D: Domain>(
     bytes: &[u8],
     items: &mut [D::Item],
 ) -> Result<(), Undecodable> {
-    let malformed = |what| Err(Undecodable::Block { offset: 0, what });
     let exponent = i16::from_le_bytes([bytes[0], bytes[1]]);
     if !EXPONENTS.contains(&exponent) {
-        return malformed("its exponent is not that of a number");
+        return Err(Undecodable::Block { offset: 0, what: "its exponent is not that of a number" });
     }
-    codes.resize(items.len(), 0);
-    if !unpack(bits, &bytes[HEAD..], codes) {
-        return malformed("there are bits after its last value");
-    }
-    if codes.iter().fold(false, |any, &code| any | (code == 0)) {
-        return malformed("a value has the code that none has");
-    }
+    read_codes(bits, &bytes[HEAD..], codes, items.len())?;
     let (step, zero) = (power_of_two(exponent.into()), 1i32 << (bits - 1));
     round_all(domain, codes.iter().map(|&code| f64::from(code as i32 - zero) * step), items)
 }

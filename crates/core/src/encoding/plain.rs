@@ -50,11 +50,7 @@ pub(super) fn encode_f32<D: Domain>(
     items: &[D::Item],
     out: &mut Vec<u8>,
 ) -> Result<(), Unencodable> {
-    let at = out.len();
-    out.resize(at + 4 * items.len(), 0);
-    for (bytes, &item) in out[at..].as_chunks_mut().0.iter_mut().zip(items) {
-        *bytes = domain.to_f32(item, toward_zero).to_le_bytes();
-    }
+    append(items, out, |item| domain.to_f32(item, toward_zero).to_le_bytes());
     Ok(())
 }
 
@@ -72,12 +68,18 @@ pub(super) fn encode_bf16<D: Domain>(
     items: &[D::Item],
     out: &mut Vec<u8>,
 ) -> Result<(), Unencodable> {
-    let at = out.len();
-    out.resize(at + 2 * items.len(), 0);
-    for (bytes, &item) in out[at..].as_chunks_mut().0.iter_mut().zip(items) {
-        *bytes = domain.to_bf16(item, toward_zero).to_le_bytes();
-    }
+    append(items, out, |item| domain.to_bf16(item, toward_zero).to_le_bytes());
     Ok(())
+}
+
+/// N bytes for each item, where all of them can be said.
+#[inline]
+fn append<T: Copy, const N: usize>(items: &[T], out: &mut Vec<u8>, bytes_of: impl Fn(T) -> [u8; N]) {
+    let at = out.len();
+    out.resize(at + N * items.len(), 0);
+    for (bytes, &item) in out[at..].as_chunks_mut().0.iter_mut().zip(items) {
+        *bytes = bytes_of(item);
+    }
 }
 
 pub(super) fn decode_bf16<D: Domain>(
