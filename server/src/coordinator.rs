@@ -5,6 +5,7 @@ use crate::config::ServerConfig;
 use crate::driver::{self, Handle, LAST_PAUSE, LoadedJob, record};
 use crate::identity::Authority;
 use crate::ledger::PopulationLedger;
+use crate::release;
 use crate::sessions::Sessions;
 use crate::sweep::sweep;
 use std::collections::{BTreeMap, HashSet};
@@ -15,7 +16,7 @@ use undertone::{ApiError, Fault};
 use undertone_core::digest::Digest;
 use undertone_core::id::{ClientId, ClientRole, JobId, OperatorId};
 use undertone_privacy::ledger::Ledger;
-use undertone_round::coordinator::{JobState, ModelRef};
+use undertone_round::coordinator::JobState;
 use undertone_round::event::JobEvent;
 use undertone_round::job::Job;
 use undertone_store::{Blobs, JobRecord, NewEvent, Store};
@@ -208,13 +209,9 @@ impl Coordinator {
             tracing::error!(error = %e, "cannot accept a job");
             ApiError::new(Fault::Internal, format!("the coordinator cannot save the job: {e}"))
         };
-        // Resolving a contract and drawing initial values is work for a core, not for an async thread.
-        let parsed = tokio::task::spawn_blocking(move || {
-            let job = Job::from_document(&document)?;
-            let file = job.layout().to_safetensors(&job.initial_values(), BTreeMap::new());
-            Ok::<_, undertone_round::job::JobError>((job, file))
-        });
-        let (job, file) = parsed
+        // Resolving a contract is work for a core, not for an async thread.
+        let parsed = tokio::task::spawn_blocking(move || Job::from_document(&document).map(Arc::new));
+        let job = parsed
             .await
             .map_err(|e| internal(&e))?
             .map_err(|e| ApiError::new(Fault::BadRequest, e.to_string()))?;
@@ -238,12 +235,12 @@ impl Coordinator {
                 format!("{open} jobs are open, the limit of this coordinator"),
             ));
         }
-        let (digest, bytes) = self.shared.blobs.put(&file).await.map_err(|e| internal(&e))?;
+        let model = release::initial_model(&job, &self.shared.blobs).await.map_err(|e| internal(&e))?;
         let mut suffix = [0u8; 4];
         getrandom::fill(&mut suffix).map_err(|e| internal(&e))?;
         let suffix = u32::from_le_bytes(suffix) & 0xff_ffff;
         let id = JobId::new(format!("{}-{suffix:06x}", job.spec().name)).map_err(|e| internal(&e))?;
-        let state = JobState::new(ModelRef { digest, bytes }, unix_ms());
+        let state = JobState::new(model, unix_ms());
         let record = JobRecord {
             id: id.clone(),
             document: String::from_utf8(job.spec().to_document()).expect("JSON is UTF-8"),
@@ -261,7 +258,7 @@ impl Coordinator {
         self.shared.store.insert_job(record, first).await.map_err(|e| internal(&e))?;
         tracing::info!(job = %id, %by, digest = %job.digest().short(), "job accepted");
         let digest = job.digest();
-        let (job, version, ledger) = (Arc::new(job), JobRecord::FIRST_VERSION, Ledger::default());
+        let (version, ledger) = (JobRecord::FIRST_VERSION, Ledger::default());
         self.start(LoadedJob { id: id.clone(), job, state, version, ledger, created_unix_s }, false);
         Ok((id, digest))
     }

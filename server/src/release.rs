@@ -1,29 +1,47 @@
 //! Releasing: spooled updates -> exact sum -> what the contract allows out -> new model, durable.
 //!
-//! A disk that fails for a while costs time, not privacy: reading is tried again before noise is drawn, and the noised
-//! bytes, drawn once, are kept in memory until they can be written.
+//! ```text
+//! readers: spooled updates ─decode, fold─▶ sum of a block ┐
+//! current model ──────────────────────▶ values of a block ┴─noise, optimiser─▶ new model, a block further
+//! ```
+//!
+//! All of it is a stream over the blocks of the model: memory is some blocks, whatever the model's size and however many
+//! updates there are (a rule, a server optimiser with moments and correlated noise keep vectors of the model's size).
+//! Nothing that was made is kept before every input was held against its digest.
+//!
+//! A disk that fails for a while costs time, not privacy: the release is made again from its beginning with the same noise,
+//! and comes to the same bytes.
 
 mod gather;
+mod model;
 
 use crate::coordinator::Shared;
 use crate::driver::FIRST_PAUSE;
 use crate::spool::Spooled;
-use gather::{Gathered, gather};
+pub(crate) use model::initial_model;
+use model::{ModelReader, ModelWriter};
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 use undertone_core::encoding::Encoding;
-use undertone_core::id::JobId;
-use undertone_core::optimizer::{OptimizerState, StateError};
+use undertone_core::optimizer::{OptimizerState, ServerRound, StateError};
+use undertone_core::rules::Aggregate;
 use undertone_privacy::adaptive_clip::ClipState;
 use undertone_privacy::ledger::LedgerEntry;
-use undertone_privacy::noise::NoiseRng;
-use undertone_privacy::release::{self, Counted};
+use undertone_privacy::noise::AttemptNoise;
+use undertone_privacy::release::{self, Counted, Release, ReleaseError, release_robust};
 use undertone_round::coordinator::{Carried, ModelRef, Update};
 use undertone_round::job::Job;
-use undertone_store::{BlobError, Blobs};
+use undertone_store::{BlobError, Blobs, LocalBlob};
 
-/// Largest model file that is read into memory.
-const MAX_MODEL_BYTES: u64 = 12 << 30;
+/// Values of a block: half a megabyte of an update, which with its sum stays in a core's cache. A multiple of 4096, so that
+/// every encoding can be cut here.
+const BLOCK: usize = 1 << 17;
+
+/// The blocks of a model of `len` values.
+fn blocks(len: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..len).step_by(BLOCK).map(move |start| start..len.min(start + BLOCK))
+}
 
 /// What a release is made from.
 #[derive(Debug)]
@@ -44,9 +62,35 @@ pub(crate) struct Impossible {
     pub(crate) is_final: bool,
 }
 
-impl From<String> for Impossible {
-    fn from(reason: String) -> Self {
-        Self { reason, is_final: false }
+/// Why a release did not come to its end.
+#[derive(Debug)]
+pub(crate) enum Trouble {
+    /// It cannot be made.
+    Failed(Impossible),
+    /// The disk fails; it may be mended.
+    Now(String),
+}
+
+impl Trouble {
+    /// What no waiting mends, but perhaps another attempt.
+    pub(crate) fn failed(reason: String) -> Self {
+        Self::Failed(Impossible { reason, is_final: false })
+    }
+
+    /// What must go on from the release before is gone or damaged: no other attempt can do better.
+    fn lost(reason: String) -> Self {
+        Self::Failed(Impossible { reason, is_final: true })
+    }
+
+    pub(crate) fn blob(what: &str, e: &BlobError) -> Self {
+        let text = format!("{what} cannot be read: {e}");
+        if e.may_pass() { Self::Now(text) } else { Self::failed(text) }
+    }
+}
+
+impl From<ReleaseError> for Trouble {
+    fn from(e: ReleaseError) -> Self {
+        Self::Failed(Impossible { reason: e.to_string(), is_final: e.is_final() })
     }
 }
 
@@ -59,158 +103,246 @@ pub(crate) async fn release(
     shared: &Arc<Shared>,
     wanted: &(dyn Fn() -> bool + Send + Sync),
 ) -> Result<Option<(ModelRef, Carried)>, Impossible> {
-    let id = entry.key.job.clone();
+    let noise = AttemptNoise::from_os();
+    let noise = Arc::new(noise.map_err(|e| Impossible { reason: e.to_string(), is_final: false })?);
     let mut pause = FIRST_PAUSE;
-    let clip = inputs.carried.clip;
-    let read = loop {
-        match read(&job, &entry, &inputs, shared).await {
-            Ok(read) => break read,
-            Err(Unreadable::ForGood(reason)) => return Err(reason.into()),
-            Err(Unreadable::Lost(reason)) => return Err(Impossible { reason, is_final: true }),
-            Err(Unreadable::Now(reason)) => {
+    let mut made = Made::default();
+    loop {
+        match attempt(&job, &entry, &inputs, &noise, &shared.blobs, &mut made).await {
+            Ok(model) => {
+                if pause != FIRST_PAUSE {
+                    shared.note_fault(&entry.key.job, None);
+                }
+                let Made { clip, kept: [noise, optimizer, centre] } = made;
+                return Ok(Some((model, Carried { clip, noise, optimizer, centre })));
+            }
+            Err(Trouble::Failed(impossible)) => {
+                made.forget(shared).await;
+                return Err(impossible);
+            }
+            Err(Trouble::Now(reason)) => {
                 tracing::error!(reason, "cannot release yet; trying again");
-                shared.note_fault(&id, Some(reason));
+                shared.note_fault(&entry.key.job, Some(reason));
                 if shared.wait_or_stop(&mut pause).await.is_err() || !wanted() {
+                    made.forget(shared).await;
                     return Ok(None);
                 }
             }
         }
-    };
-    if pause != FIRST_PAUSE {
-        shared.note_fault(&id, None);
-    }
-    let drawn = tokio::task::spawn_blocking(move || draw(&job, &entry, read, clip))
-        .await
-        .map_err(|e| format!("the release broke: {e}"))??;
-    let mut kept: [Option<ModelRef>; 3] = [None; 3];
-    let carried = [
-        ("noise that goes on", &drawn.noise),
-        ("state of the server optimiser", &drawn.optimizer),
-        ("centre of the aggregation rule", &drawn.centre),
-    ];
-    for (place, (what, bytes)) in kept.iter_mut().zip(carried) {
-        let Some(bytes) = bytes else { continue };
-        *place = keep(what, bytes, &id, shared, wanted).await;
-        if place.is_none() {
-            forget(&kept, shared).await;
-            return Ok(None);
-        }
-    }
-    let Some(model) = keep("new model", &drawn.model, &id, shared, wanted).await else {
-        forget(&kept, shared).await;
-        return Ok(None);
-    };
-    let [noise, optimizer, centre] = kept;
-    Ok(Some((model, Carried { clip: drawn.clip, noise, optimizer, centre })))
-}
-
-/// Deletes what no state will name.
-async fn forget(kept: &[Option<ModelRef>], shared: &Arc<Shared>) {
-    for blob in kept.iter().flatten() {
-        if let Err(e) = shared.blobs.delete(&blob.digest).await {
-            tracing::warn!(error = %e, "cannot delete the state of a release that nobody waits for; the next start will");
-        }
     }
 }
 
-/// Writes bytes until they are written: another draw over the same updates would be another release. `None`:
-/// nobody waits for them any more.
-async fn keep(
-    what: &str,
-    bytes: &[u8],
-    id: &JobId,
-    shared: &Arc<Shared>,
-    wanted: &(dyn Fn() -> bool + Send + Sync),
-) -> Option<ModelRef> {
-    let mut pause = FIRST_PAUSE;
-    loop {
-        match shared.blobs.put(bytes).await {
-            Ok((digest, bytes)) => {
-                if pause != FIRST_PAUSE {
-                    shared.note_fault(id, None);
-                }
-                return Some(ModelRef { digest, bytes });
-            }
-            Err(e) => {
-                tracing::error!(error = %e, what, "cannot be stored yet; trying again");
-                shared.note_fault(id, Some(format!("the {what} cannot be stored: {e}")));
-                if shared.wait_or_stop(&mut pause).await.is_err() || !wanted() {
-                    return None;
-                }
+/// What goes on from a release, as far as it is durable. The same bytes however often it is made.
+#[derive(Default)]
+struct Made {
+    clip: Option<ClipState>,
+    /// Noise, server optimiser, centre.
+    kept: [Option<ModelRef>; 3],
+}
+
+impl Made {
+    /// Deletes what no state will name.
+    async fn forget(&self, shared: &Shared) {
+        for blob in self.kept.iter().flatten() {
+            if let Err(e) = shared.blobs.delete(&blob.digest).await {
+                tracing::warn!(error = %e, "cannot delete the state of a release that nobody waits for; the next start will");
             }
         }
     }
 }
 
-/// Why the updates or the model cannot be read.
-pub(crate) enum Unreadable {
-    /// Gone, damaged or not what it should be.
-    ForGood(String),
-    /// What must go on from the release before is gone or damaged: no other attempt can do better.
-    Lost(String),
-    /// The disk fails; it may be mended.
-    Now(String),
-}
-
-impl Unreadable {
-    pub(crate) fn blob(what: &str, e: &BlobError) -> Self {
-        let text = format!("{what} cannot be read: {e}");
-        if e.may_pass() { Self::Now(text) } else { Self::ForGood(text) }
-    }
-}
-
-/// What a release is made from, in memory.
-struct Read {
-    gathered: Gathered,
-    file: Vec<u8>,
-    noise: Option<Vec<u8>>,
-    optimizer: Option<Vec<u8>>,
-}
-
-async fn read(
+/// One try: from its beginning, with the noise of the tries before.
+async fn attempt(
     job: &Arc<Job>,
     entry: &LedgerEntry,
     inputs: &Inputs,
-    shared: &Arc<Shared>,
-) -> Result<Read, Unreadable> {
-    let blobs = &shared.blobs;
-    let mut updates = Vec::with_capacity(inputs.updates.len());
-    for update in &inputs.updates {
-        let what = format!("the spooled update of {}", update.client);
-        let found = Spooled::find(&entry.key, update.clone(), blobs).await;
-        updates.push(found.map_err(|e| Unreadable::blob(&what, &e))?);
-    }
-    let carried = &inputs.carried;
-    // A rule reads updates again and again, at any place: they must lie plainly.
-    let rule_reads = job.spec().aggregation.rule.needs_all_rows();
-    let decoded = rule_reads && job.spec().transport.updates != Encoding::Fixed32;
-    if decoded {
-        for update in &mut updates {
-            *update = update.plain(job, blobs).await?;
-        }
-    }
-    let plain: Vec<_> = updates.iter().filter(|_| decoded).map(|u| u.update.blob).collect();
-    let centre = state("the centre of the aggregation rule", carried.centre, blobs).await?;
-    let noise = state("the noise of the rounds before", carried.noise, blobs).await?;
-    let optimizer = state("the state of the server optimiser", carried.optimizer, blobs).await?;
-    let (of_job, skip) = (Arc::clone(job), name(entry).len());
+    noise: &Arc<AttemptNoise>,
+    blobs: &Arc<dyn Blobs>,
+    made: &mut Made,
+) -> Result<ModelRef, Trouble> {
+    let ready = Ready::find(job, entry, inputs, blobs).await?;
+    let mut file = ModelWriter::begin(blobs).await.map_err(|e| unwritten("new model", &e))?;
+    let (of_job, entry, noise) = (Arc::clone(job), entry.clone(), Arc::clone(noise));
+    let plain = ready.plain.clone();
     // Off the async threads: it is work for all cores.
-    let gathered = tokio::task::spawn_blocking(move || {
-        let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        let centre = centre.as_deref().map(|bytes| values(bytes.get(skip..).unwrap_or_default()));
-        gather(&of_job, &updates, threads, centre.as_deref())
+    let poured = tokio::task::spawn_blocking(move || {
+        let left = ready.pour(&of_job, &entry, &noise, &mut file)?;
+        Ok((left, file))
     });
-    let gathered = gathered.await;
+    let poured = poured.await.unwrap_or_else(|e| Err(Trouble::failed(format!("the release broke: {e}"))));
     for blob in plain {
         if let Err(e) = blobs.delete(&blob).await {
             tracing::warn!(error = %e, "cannot delete a decoded update; the next start will");
         }
     }
-    let gathered = gathered.unwrap_or_else(|e| Err(Unreadable::ForGood(format!("summing broke: {e}"))))?;
-    // Last, so that the model and an update are not in memory at once.
-    let file = blobs.get(&inputs.model.digest, MAX_MODEL_BYTES).await;
-    let file = file.map_err(|e| Unreadable::blob("the current model", &e))?;
-    Ok(Read { gathered, file, noise, optimizer })
+    let (left, file) = poured?;
+    made.clip = left.clip;
+    let states = [
+        ("noise that goes on", left.noise),
+        ("state of the server optimiser", left.optimizer),
+        ("centre of the aggregation rule", left.centre),
+    ];
+    for (place, (what, bytes)) in made.kept.iter_mut().zip(states) {
+        let Some(bytes) = bytes else { continue };
+        let (digest, bytes) = blobs.put(&bytes).await.map_err(|e| unwritten(what, &e))?;
+        *place = Some(ModelRef { digest, bytes });
+    }
+    file.commit().await.map_err(|e| unwritten("new model", &e))
+}
+
+fn unwritten(what: &str, e: &BlobError) -> Trouble {
+    Trouble::Now(format!("the {what} cannot be stored: {e}"))
+}
+
+/// What a release is made from, found.
+struct Ready {
+    updates: Vec<Spooled>,
+    /// Files that were only made to be read now.
+    plain: Vec<undertone_core::digest::Digest>,
+    model: ModelRef,
+    file: LocalBlob,
+    clip: Option<ClipState>,
+    noise: Option<Vec<u8>>,
+    optimizer: Option<Vec<u8>>,
+    centre: Option<Vec<u8>>,
+}
+
+/// What goes on from a release, in memory.
+#[derive(Default)]
+struct Left {
+    clip: Option<ClipState>,
+    noise: Option<Vec<u8>>,
+    optimizer: Option<Vec<u8>>,
+    centre: Option<Vec<u8>>,
+}
+
+impl Ready {
+    async fn find(
+        job: &Arc<Job>,
+        entry: &LedgerEntry,
+        inputs: &Inputs,
+        blobs: &Arc<dyn Blobs>,
+    ) -> Result<Self, Trouble> {
+        let mut updates = Vec::with_capacity(inputs.updates.len());
+        for update in &inputs.updates {
+            let what = format!("the spooled update of {}", update.client);
+            let found = Spooled::find(&entry.key, update.clone(), blobs).await;
+            updates.push(found.map_err(|e| Trouble::blob(&what, &e))?);
+        }
+        // A rule reads updates again and again, at any place: they must lie plainly.
+        let rule_reads = job.spec().aggregation.rule.needs_all_rows();
+        let mut plain = vec![];
+        if rule_reads && job.spec().transport.updates != Encoding::Fixed32 {
+            for update in &mut updates {
+                *update = update.plain(job, blobs).await?;
+                plain.push(update.update.blob);
+            }
+        }
+        let carried = &inputs.carried;
+        let centre = state("the centre of the aggregation rule", carried.centre, blobs).await?;
+        let noise = state("the noise of the rounds before", carried.noise, blobs).await?;
+        let optimizer = state("the state of the server optimiser", carried.optimizer, blobs).await?;
+        let (model, clip) = (inputs.model, carried.clip);
+        let file = blobs.local(&model.digest).await.map_err(|e| Trouble::blob("the current model", &e))?;
+        Ok(Self { updates, plain, model, file, clip, noise, optimizer, centre })
+    }
+
+    /// Sum or rule, noise, server optimiser: the new model, block by block into `out`.
+    fn pour(
+        self,
+        job: &Job,
+        entry: &LedgerEntry,
+        noise: &AttemptNoise,
+        out: &mut ModelWriter,
+    ) -> Result<Left, Trouble> {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let own = |bytes: &[u8]| bytes.get(name(entry).len()..).unwrap_or_default().to_vec();
+        // The state of another optimiser or model, or a damaged one, cannot be begun again half-way.
+        let lost = |e: StateError| Trouble::lost(format!("the server optimiser: {e}"));
+        let server = &job.spec().aggregation.server;
+        let len = job.layout().len();
+        let mut state = match &self.optimizer {
+            Some(bytes) => OptimizerState::from_bytes(server, len, &own(bytes)).map_err(lost)?,
+            None => server.start(len),
+        };
+        let mut moving = Moving {
+            model: ModelReader::open(self.file, self.model, job.layout())?,
+            server: server.round(&mut state),
+            out,
+            weights: vec![0.0; BLOCK.min(len)],
+            // Correlated noise pays for one draw a round.
+            is_final: job.contract().is_correlated(),
+        };
+        let mut left = Left::default();
+        if job.spec().aggregation.rule.needs_all_rows() {
+            let centre = self.centre.as_deref().map(|bytes| values(&own(bytes)));
+            let aggregate = gather::robust(job, &self.updates, threads, centre.as_deref())?;
+            if job.spec().aggregation.rule.needs_centre() {
+                left.centre = Some(centre_bytes(entry, &aggregate, job));
+            }
+            let released = release_robust(aggregate, job.grid(), job.contract(), entry)?;
+            moving.begin(job, entry, None)?;
+            for block in blocks(len) {
+                moving.block(released.mean_in(block))?;
+            }
+            moving.model.finish()?;
+        } else {
+            let whole = gather::whole(job, &self.updates);
+            let carried = release::Carried { clip: self.clip, noise: self.noise };
+            let mut rng = noise.begin();
+            let next = gather::sum(job, &self.updates, threads, |mut summed| {
+                let cohort = job.spec().cohort;
+                let cohort = Counted { most: cohort.size(), denominator: cohort.denominator() };
+                let within = summed.within;
+                let mut release =
+                    Release::begin(whole, within, job.contract(), entry, cohort, carried, &mut rng)?;
+                moving.begin(job, entry, release.next_clip())?;
+                for block in blocks(len) {
+                    moving.block(release.part(summed.block(block.len())?, &mut rng)?.mean())?;
+                }
+                moving.model.finish()?;
+                summed.finish()?;
+                Ok(release.finish()?)
+            })?;
+            (left.clip, left.noise) = (next.clip, next.noise);
+        }
+        left.optimizer = server.keeps_state().then(|| [name(entry), state.to_bytes()].concat());
+        Ok(left)
+    }
+}
+
+/// The model on its way from the file of the round before to the one of this round.
+struct Moving<'a> {
+    model: ModelReader,
+    server: ServerRound<'a>,
+    out: &'a mut ModelWriter,
+    weights: Vec<f32>,
+    is_final: bool,
+}
+
+impl Moving<'_> {
+    /// Writes what stands before the values.
+    fn begin(&mut self, job: &Job, entry: &LedgerEntry, next: Option<ClipState>) -> Result<(), Trouble> {
+        let facts = serde_json::json!({
+            "job": entry.key.job, "job_digest": job.digest(), "round": entry.key.round, "unit": job.contract().unit().as_str(),
+            // What the ledger commits to is this file: the clip norm that goes on from it, too.
+            "next_clip_norm": next.map(|c| c.clip_norm()),
+        });
+        let metadata = BTreeMap::from([("undertone".into(), facts.to_string())]);
+        self.out.header(job.layout(), &metadata).map_err(|e| unwritten("new model", &e))
+    }
+
+    /// Moves the next values by their mean.
+    fn block(&mut self, mean: impl ExactSizeIterator<Item = f64>) -> Result<(), Trouble> {
+        let weights = &mut self.weights[..mean.len()];
+        self.model.values(weights)?;
+        self.server.part(weights, mean);
+        if !weights.iter().fold(true, |all, w| all & w.is_finite()) {
+            let reason = "the new model is not finite: lower the learning rates".into();
+            return Err(Trouble::Failed(Impossible { reason, is_final: self.is_final }));
+        }
+        self.out.values(weights).map_err(|e| unwritten("new model", &e))
+    }
 }
 
 /// What the release before left.
@@ -218,12 +350,12 @@ async fn state(
     what: &str,
     blob: Option<ModelRef>,
     blobs: &Arc<dyn Blobs>,
-) -> Result<Option<Vec<u8>>, Unreadable> {
+) -> Result<Option<Vec<u8>>, Trouble> {
     let Some(blob) = blob else { return Ok(None) };
     let read = blobs.get(&blob.digest, blob.bytes).await;
-    read.map(Some).map_err(|e| match Unreadable::blob(what, &e) {
-        Unreadable::ForGood(reason) => Unreadable::Lost(reason),
-        other => other,
+    read.map(Some).map_err(|e| match Trouble::blob(what, &e) {
+        Trouble::Failed(Impossible { reason, .. }) => Trouble::lost(reason),
+        now => now,
     })
 }
 
@@ -232,74 +364,14 @@ fn name(entry: &LedgerEntry) -> Vec<u8> {
     format!("{}\n", entry.key.job).into_bytes()
 }
 
+fn centre_bytes(entry: &LedgerEntry, aggregate: &Aggregate, job: &Job) -> Vec<u8> {
+    let centre = aggregate.mean(job.grid());
+    name(entry).into_iter().chain(centre.iter().flat_map(|v| v.to_le_bytes())).collect()
+}
+
 fn values(bytes: &[u8]) -> Vec<f64> {
-    bytes.chunks_exact(8).map(|b| f64::from_le_bytes(b.try_into().expect("eight bytes"))).collect()
+    bytes.as_chunks::<8>().0.iter().map(|b| f64::from_le_bytes(*b)).collect()
 }
 
-/// What a release comes to, in memory.
-struct Drawn {
-    model: Vec<u8>,
-    clip: Option<ClipState>,
-    noise: Option<Vec<u8>>,
-    optimizer: Option<Vec<u8>>,
-    centre: Option<Vec<u8>>,
-}
-
-/// Noise, server optimiser, file. Runs once for an attempt.
-fn draw(job: &Job, entry: &LedgerEntry, read: Read, clip: Option<ClipState>) -> Result<Drawn, Impossible> {
-    let Read { gathered, file, noise, optimizer } = read;
-    let mut weights = job.layout().from_safetensors(&file).map_err(|e| e.to_string())?;
-    drop(file);
-    let aggregation = &job.spec().aggregation;
-    let (released, next, centre) = match gathered {
-        Gathered::Sum(collected) => {
-            let mut rng = NoiseRng::from_os().map_err(|e| e.to_string())?;
-            let cohort = job.spec().cohort;
-            let cohort = Counted { most: cohort.size(), denominator: cohort.denominator() };
-            let carried = release::Carried { clip, noise };
-            let (released, next) =
-                release::release(collected, job.contract(), entry, cohort, carried, &mut rng)
-                    .map_err(|e| Impossible { reason: e.to_string(), is_final: e.is_final() })?;
-            (released, next, None)
-        }
-        Gathered::Robust(aggregate) => {
-            let centre = aggregation.rule.needs_centre().then(|| {
-                let centre = aggregate.mean(job.grid());
-                name(entry)
-                    .into_iter()
-                    .chain(centre.iter().flat_map(|v| v.to_le_bytes()))
-                    .collect::<Vec<u8>>()
-            });
-            let released = release::release_robust(aggregate, job.grid(), job.contract(), entry);
-            (released.map_err(|e| e.to_string())?, release::Carried::default(), centre)
-        }
-    };
-    // The state of another optimiser or model, or a damaged one, cannot be begun again half-way.
-    let lost = |e: StateError| Impossible { reason: format!("the server optimiser: {e}"), is_final: true };
-    let server = &aggregation.server;
-    let mut state = match optimizer {
-        Some(bytes) => {
-            let own = bytes.get(name(entry).len()..).unwrap_or_default();
-            OptimizerState::from_bytes(server, weights.len(), own).map_err(lost)?
-        }
-        None => server.start(weights.len()),
-    };
-    server.apply(&mut state, &mut weights, released.mean()).map_err(lost)?;
-    drop(released);
-    if weights.iter().any(|w| !w.is_finite()) {
-        return Err(Impossible {
-            reason: "the new model is not finite: lower the learning rates".into(),
-            // Correlated noise pays for one draw a round.
-            is_final: job.contract().is_correlated(),
-        });
-    }
-    let facts = serde_json::json!({
-        "job": entry.key.job, "job_digest": job.digest(), "round": entry.key.round, "unit": job.contract().unit().as_str(),
-        // What the ledger commits to is this file: the clip norm that goes on from it, too.
-        "next_clip_norm": next.clip.map(|c| c.clip_norm()),
-    });
-    let model =
-        job.layout().to_safetensors(&weights, BTreeMap::from([("undertone".into(), facts.to_string())]));
-    let optimizer = server.keeps_state().then(|| [name(entry), state.to_bytes()].concat());
-    Ok(Drawn { model, clip: next.clip, noise: next.noise, optimizer, centre })
-}
+#[cfg(test)]
+mod tests;

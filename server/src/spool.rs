@@ -1,6 +1,9 @@
 //! Taking uploads in: spooled durably, validated while they stream by, and only then offered to the round.
 
-use crate::release::Unreadable;
+mod reading;
+
+pub(crate) use reading::{Reading, Spooled};
+
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_stream::{Stream, StreamExt as _};
@@ -11,10 +14,9 @@ use undertone::{ApiError, Fault};
 use undertone_core::digest::{Digest, Digester};
 use undertone_core::encoding::{DecodeError, Decoder, Units};
 use undertone_core::id::{AttemptKey, ClientId};
-use undertone_privacy::adaptive_clip::WithinBit;
 use undertone_round::coordinator::Update;
 use undertone_round::job::Job;
-use undertone_store::{BlobError, Blobs, LocalBlob};
+use undertone_store::{BlobError, Blobs};
 
 /// What an upload claims to be.
 pub(crate) struct Claim {
@@ -191,131 +193,6 @@ fn storage(e: BlobError) -> Rejected {
         Fault::Unavailable,
         "the coordinator cannot store the update now; its operator finds the cause in its log",
     ))
-}
-
-/// A spooled update that can be read back, in blocks and by several threads.
-#[derive(Clone)]
-pub(crate) struct Spooled {
-    pub(crate) update: Update,
-    blob: LocalBlob,
-    /// The bytes after the last value, but for the answer in the last one.
-    tail: Vec<u8>,
-}
-
-impl Spooled {
-    /// Finds it.
-    pub(crate) async fn find(
-        key: &AttemptKey,
-        update: Update,
-        blobs: &Arc<dyn Blobs>,
-    ) -> Result<Self, BlobError> {
-        let blob = blobs.local(&update.blob).await?;
-        let tail = trailer(key, &update.client, update.weight, None);
-        Ok(Self { update, blob, tail })
-    }
-
-    /// Gives all values to `sink`, in order and in runs, the first one's place with each (what lies between is zero); then,
-    /// if they are what was received, the client's answer about the clip norm where there is one.
-    pub(crate) fn check(
-        &self,
-        job: &Job,
-        mut sink: impl FnMut(usize, &[i32]),
-    ) -> Result<Option<WithinBit>, Unreadable> {
-        let what = || format!("the spooled update of {}", self.update.client);
-        let unreadable = |e: &dyn std::fmt::Display| format!("{} cannot be read: {e}", what());
-        let mut decoder = decoder(job).map_err(|e| Unreadable::ForGood(unreadable(&e)))?;
-        let bytes = self.blob.bytes().map_err(|e| Unreadable::Now(unreadable(&e)))?;
-        let body = bytes.saturating_sub(self.tail.len() as u64);
-        let (mut at, mut tail, mut decoded) = (0, Vec::with_capacity(self.tail.len()), Ok(()));
-        self.verify(&what(), |block| {
-            let (now, rest) = block.split_at((body - at).min(block.len() as u64) as usize);
-            at += now.len() as u64;
-            tail.extend_from_slice(rest);
-            if decoded.is_ok() && !now.is_empty() {
-                decoded = decoder.push(now, &mut sink);
-            }
-        })?;
-        // The last byte is the answer.
-        let Some((answer, _)) = tail.split_last().filter(|(_, whose)| self.tail.starts_with(whose)) else {
-            return Err(Unreadable::ForGood(unreadable(&"it is of another version, or somebody else's")));
-        };
-        decoded.and_then(|()| decoder.finish()).map_err(|e| Unreadable::ForGood(unreadable(&e)))?;
-        Ok(match *answer {
-            1 => Some(WithinBit::from_wire(false)),
-            2 => Some(WithinBit::from_wire(true)),
-            _ => None,
-        })
-    }
-
-    /// The update as values on the grid, where it travelled in another encoding: a file that a rule can read anywhere. The
-    /// caller deletes it.
-    pub(crate) async fn plain(&self, job: &Arc<Job>, blobs: &Arc<dyn Blobs>) -> Result<Self, Unreadable> {
-        let storage = |e: BlobError| Unreadable::blob("the decoded update", &e);
-        let mut writer = blobs.writer().await.map_err(storage)?;
-        let (runs, mut decoded) = tokio::sync::mpsc::channel::<Vec<u8>>(4);
-        let (source, job, len) = (self.clone(), Arc::clone(job), job.layout().len());
-        let reading = tokio::task::spawn_blocking(move || {
-            let mut at = 0;
-            let zeros = |from: &mut usize, to: usize| {
-                while *from < to {
-                    let now = (to - *from).min(1 << 16);
-                    let _ = runs.blocking_send(vec![0; 4 * now]);
-                    *from += now;
-                }
-            };
-            source.check(&job, |start, units| {
-                zeros(&mut at, start);
-                let bytes = units.iter().flat_map(|u| u.to_le_bytes()).collect();
-                // A writer that failed says so itself.
-                let _ = runs.blocking_send(bytes);
-                at += units.len();
-            })?;
-            zeros(&mut at, len);
-            Ok(())
-        });
-        while let Some(bytes) = decoded.recv().await {
-            writer.write(&bytes).await.map_err(storage)?;
-        }
-        reading.await.unwrap_or_else(|e| Err(Unreadable::ForGood(format!("decoding broke: {e}"))))?;
-        let (blob, bytes) = writer.commit(None).await.map_err(storage)?;
-        let update = Update { blob, bytes, ..self.update.clone() };
-        Ok(Self { update, blob: blobs.local(&blob).await.map_err(storage)?, tail: vec![] })
-    }
-
-    /// Reads it through: whether it is what was received, or what was decoded.
-    pub(crate) fn check_plain(&self) -> Result<(), Unreadable> {
-        self.verify(&format!("the update of {}", self.update.client), |_| {})
-    }
-
-    /// Reads it through, and holds it against its digest.
-    fn verify(&self, what: &str, sink: impl FnMut(&[u8])) -> Result<(), Unreadable> {
-        match self.blob.verified(sink) {
-            Ok(found) if found == self.update.blob => Ok(()),
-            Ok(found) => Err(Unreadable::ForGood(format!(
-                "{what} cannot be read: it is damaged, its digest is {found} and was {}",
-                self.update.blob
-            ))),
-            Err(e) => Err(Unreadable::Now(format!("{what} cannot be read: {e}"))),
-        }
-    }
-
-    /// Values from `from` on, of an update that lies as [`Encoding::Fixed32`](undertone_core::encoding::Encoding::Fixed32).
-    pub(crate) fn read_at(&self, from: usize, out: &mut [i32]) -> std::io::Result<()> {
-        const BLOCK: usize = 4096;
-        let mut bytes = [0; 4 * BLOCK];
-        let mut at = 4 * from as u64;
-        for piece in out.chunks_mut(BLOCK) {
-            let bytes = &mut bytes[..4 * piece.len()];
-            self.blob.read_at(bytes, at)?;
-            piece.iter_mut().zip(bytes.chunks_exact(4)).for_each(|(value, b)| *value = unit(b));
-            at += bytes.len() as u64;
-        }
-        Ok(())
-    }
-}
-
-fn unit(bytes: &[u8]) -> i32 {
-    i32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
 }
 
 /// Looks at the values of an update as they stream by, wherever chunks are cut.

@@ -2,9 +2,12 @@
 
 use crate::digest::{Digest, Digester};
 use crate::limits::{MAX_PARAMETERS, MAX_RANK, MAX_TENSOR_NAME_BYTES, MAX_TENSORS};
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use safetensors::tensor::{Dtype, Metadata, SafeTensors};
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
+
+/// Longest header of a safetensors file, as the format has it.
+const MAX_HEADER_BYTES: usize = 100_000_000;
 
 /// One named tensor of f32 values.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -130,23 +133,85 @@ impl ModelLayout {
         d.finish()
     }
 
-    /// The values as a safetensors file that PyTorch opens under the same names.
+    /// The values as a safetensors file that PyTorch opens under the same names: [`header`](Self::header), then the values.
     ///
     /// # Panics
     /// If `values` does not have [`ModelLayout::len`] values.
     pub fn to_safetensors(&self, values: &[f32], metadata: BTreeMap<String, String>) -> Vec<u8> {
         assert_eq!(values.len(), self.len, "values do not fit the layout");
-        let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-        let views: Vec<(&str, TensorView<'_>)> = self
-            .ranges()
-            .map(|(t, r)| {
-                let view = TensorView::new(Dtype::F32, t.shape.clone(), &bytes[r.start * 4..r.end * 4]);
-                (t.name.as_str(), view.expect("a range is as long as its shape says"))
-            })
-            .collect();
-        let metadata: Option<HashMap<String, String>> =
-            (!metadata.is_empty()).then(|| metadata.into_iter().collect());
-        safetensors::serialize(views, metadata).expect("a layout has valid names and shapes")
+        let mut file = self.header(&metadata);
+        file.reserve_exact(4 * values.len());
+        file.extend(values.iter().flat_map(|v| v.to_le_bytes()));
+        file
+    }
+
+    /// What stands before the values in a safetensors file of this layout: its length, then JSON that gives each tensor's
+    /// place, padded to a multiple of eight bytes. The values follow as little-endian f32 in the layout's own order, so
+    /// that such a file can be written and read as a stream.
+    pub fn header(&self, metadata: &BTreeMap<String, String>) -> Vec<u8> {
+        let mut header = serde_json::Map::new();
+        if !metadata.is_empty() {
+            header.insert("__metadata__".into(), serde_json::json!(metadata));
+        }
+        for (t, r) in self.ranges() {
+            let about = serde_json::json!({
+                "dtype": "F32", "shape": t.shape, "data_offsets": [4 * r.start, 4 * r.end],
+            });
+            header.insert(t.name.clone(), about);
+        }
+        let mut json = serde_json::to_vec(&header).expect("names and numbers");
+        json.resize(json.len().next_multiple_of(8), b' ');
+        let mut bytes = (json.len() as u64).to_le_bytes().to_vec();
+        bytes.extend(json);
+        bytes
+    }
+
+    /// Where the values begin in a file of `bytes` bytes that begins with `start`: right behind a header that
+    /// [`header`](Self::header) wrote, whatever its metadata. `start` must hold the whole header;
+    /// [`header_len`](Self::header_len) says how long it is.
+    ///
+    /// # Errors
+    /// [`LayoutError`] if it is no safetensors file, or its tensors are others, or lie in another order.
+    pub fn check_header(&self, start: &[u8], bytes: u64) -> Result<u64, LayoutError> {
+        let no = |e: &dyn std::fmt::Display| LayoutError::NotSafetensors(e.to_string());
+        let (first, json) = start.split_first_chunk().ok_or_else(|| no(&"it is cut off"))?;
+        let len = Self::header_len(*first)?;
+        let json = json.get(..len - 8).ok_or_else(|| no(&"its header is cut off"))?;
+        let metadata: Metadata = serde_json::from_slice(json).map_err(|e| no(&e))?;
+        for (t, r) in self.ranges() {
+            let found = metadata.info(&t.name).ok_or_else(|| LayoutError::Missing(t.name.clone()))?;
+            if found.dtype != Dtype::F32
+                || found.shape != t.shape
+                || found.data_offsets != (4 * r.start, 4 * r.end)
+            {
+                let (from, to) = found.data_offsets;
+                return Err(LayoutError::Misshaped {
+                    name: t.name.clone(),
+                    found: format!("{:?} {:?} at bytes {from} to {to}", found.dtype, found.shape),
+                    wanted: format!("F32 {:?} at bytes {} to {}", t.shape, 4 * r.start, 4 * r.end),
+                });
+            }
+        }
+        let tensors = metadata.tensors();
+        if let Some(extra) = tensors.keys().find(|n| !self.tensors.iter().any(|t| t.name == **n)) {
+            return Err(LayoutError::Extra(extra.clone()));
+        }
+        let data = len as u64;
+        if bytes != data + 4 * self.len as u64 {
+            return Err(no(&format!("{bytes} bytes, {} were expected", data + 4 * self.len as u64)));
+        }
+        Ok(data)
+    }
+
+    /// The length of the header of a safetensors file, from its first eight bytes.
+    ///
+    /// # Errors
+    /// [`LayoutError::NotSafetensors`] if it is beyond what any layout needs.
+    pub fn header_len(first: [u8; 8]) -> Result<usize, LayoutError> {
+        let len = u64::from_le_bytes(first);
+        usize::try_from(len).ok().filter(|len| *len <= MAX_HEADER_BYTES).map(|len| 8 + len).ok_or_else(|| {
+            LayoutError::NotSafetensors(format!("a header of {len} bytes, at most {MAX_HEADER_BYTES}"))
+        })
     }
 
     /// Reads a safetensors file that holds exactly this layout's tensors.
@@ -213,6 +278,31 @@ mod tests {
         assert!(matches!(layout().from_safetensors(&of(&fewer)), Err(LayoutError::Missing(_))));
         assert!(matches!(fewer.from_safetensors(&of(&layout())), Err(LayoutError::Extra(_))));
         assert!(matches!(layout().from_safetensors(b"junk"), Err(LayoutError::NotSafetensors(_))));
+    }
+
+    /// Also where the names are not in the order of the alphabet.
+    #[test]
+    fn a_file_is_a_header_and_the_values_in_order() {
+        let values: Vec<f32> = (0..8).map(|i| i as f32).collect();
+        for metadata in [BTreeMap::new(), BTreeMap::from([("undertone".into(), "{\"round\": 3}".into())])] {
+            let file = layout().to_safetensors(&values, metadata);
+            let len = ModelLayout::header_len(file[..8].try_into().unwrap()).unwrap();
+            assert_eq!(len % 8, 0);
+            let data = layout().check_header(&file[..len], file.len() as u64).unwrap();
+            assert_eq!(data, len as u64);
+            let read: Vec<f32> =
+                file[len..].chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
+            assert_eq!(read, values);
+            assert!(layout().check_header(&file[..len], file.len() as u64 - 1).is_err());
+            assert!(layout().check_header(&file[..len - 1], file.len() as u64).is_err());
+        }
+        let t = |name: &str, shape: &[usize]| TensorSpec { name: name.into(), shape: shape.into() };
+        let turned = ModelLayout::new(vec![t("0.bias", &[2]), t("0.weight", &[2, 3])]).unwrap();
+        let file = turned.to_safetensors(&values, BTreeMap::new());
+        let e = layout().check_header(&file, file.len() as u64).unwrap_err();
+        assert!(matches!(e, LayoutError::Misshaped { .. }), "{e}");
+        assert_eq!(turned.from_safetensors(&file).unwrap(), values);
+        assert!(ModelLayout::header_len([255; 8]).is_err());
     }
 
     #[test]

@@ -111,17 +111,21 @@ impl ModelSpec {
     /// An `mlp` draws each layer's weights and biases uniformly from ±1/√inputs, which is what PyTorch's
     /// `Linear` does by default (He et al. 2015 with a = √5).
     pub fn initial_values(&self, inputs: usize, outputs: usize) -> Vec<f32> {
+        self.initial_stream(inputs, outputs).collect()
+    }
+
+    /// [`initial_values`](Self::initial_values) one by one, for a model that memory does not hold.
+    pub fn initial_stream(&self, inputs: usize, outputs: usize) -> Box<dyn Iterator<Item = f32> + Send> {
         match self {
-            Self::Logistic {} => vec![0.0; outputs * inputs + outputs],
+            Self::Logistic {} => Box::new(std::iter::repeat_n(0.0, outputs * inputs + outputs)),
             Self::Mlp { seed, .. } => {
                 let mut rng = ChaCha20Rng::seed_from_u64(*seed);
-                let mut values = Vec::new();
-                for l in self.layers(inputs, outputs) {
+                let layers = self.layers(inputs, outputs).into_iter();
+                let bounds = layers.flat_map(|l| {
                     let bound = 1.0 / (l.inputs as f32).sqrt();
-                    let n = l.outputs * l.inputs + l.outputs;
-                    values.extend((0..n).map(|_| rng.random_range(-bound..=bound)));
-                }
-                values
+                    std::iter::repeat_n(bound, l.outputs * l.inputs + l.outputs)
+                });
+                Box::new(bounds.map(move |bound| rng.random_range(-bound..=bound)))
             }
         }
     }

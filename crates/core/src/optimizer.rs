@@ -149,29 +149,60 @@ impl ServerOptimizer {
         weights: &mut [f32],
         mean: impl ExactSizeIterator<Item = f64>,
     ) -> Result<(), StateError> {
-        assert_eq!(weights.len(), mean.len(), "mean and weights differ in length");
         state.check(self, weights.len())?;
+        self.round(state).part(weights, mean);
+        Ok(())
+    }
+
+    /// Begins a round whose weights come in parts, for a model of the state's length.
+    pub fn round<'a>(&'a self, state: &'a mut OptimizerState) -> ServerRound<'a> {
         state.rounds += 1;
-        let (first, second) = (&mut state.first, &mut state.second);
-        match *self {
-            Self::Sgd { learning_rate } => {
+        ServerRound { optimizer: self, state, done: 0 }
+    }
+}
+
+/// A server optimiser's round under way: weights come in parts, one behind the other. How they are cut changes nothing.
+#[derive(Debug)]
+pub struct ServerRound<'a> {
+    optimizer: &'a ServerOptimizer,
+    state: &'a mut OptimizerState,
+    /// Weights done.
+    done: usize,
+}
+
+impl ServerRound<'_> {
+    /// Moves the next weights by their mean.
+    ///
+    /// # Panics
+    /// If the lengths of weights and mean differ, or the state is of a shorter model.
+    pub fn part(&mut self, weights: &mut [f32], mean: impl ExactSizeIterator<Item = f64>) {
+        assert_eq!(weights.len(), mean.len(), "mean and weights differ in length");
+        let range = self.done..self.done + weights.len();
+        self.done = range.end;
+        // Moments that are not kept are empty.
+        let of = |moments: &'_ mut Vec<f32>| if moments.is_empty() { 0..0 } else { range.clone() };
+        let (first, second) = (&mut self.state.first, &mut self.state.second);
+        let (of_first, of_second) = (of(first), of(second));
+        let (first, second) = (&mut first[of_first], &mut second[of_second]);
+        match *self.optimizer {
+            ServerOptimizer::Sgd { learning_rate } => {
                 for (w, delta) in weights.iter_mut().zip(mean) {
                     *w = (f64::from(*w) + learning_rate * delta) as f32;
                 }
             }
-            Self::Momentum { learning_rate, momentum } => {
+            ServerOptimizer::Momentum { learning_rate, momentum } => {
                 for ((w, m), delta) in weights.iter_mut().zip(first).zip(mean) {
                     let moved = momentum * f64::from(*m) + delta;
                     *m = moved as f32;
                     *w = (f64::from(*w) + learning_rate * moved) as f32;
                 }
             }
-            Self::Adam { learning_rate, beta1, beta2, tau } => {
+            ServerOptimizer::Adam { learning_rate, beta1, beta2, tau } => {
                 adapt(weights, mean, (first, second), (learning_rate, beta1, tau), |v, square| {
                     beta2 * v + (1.0 - beta2) * square
                 });
             }
-            Self::Yogi { learning_rate, beta1, beta2, tau } => {
+            ServerOptimizer::Yogi { learning_rate, beta1, beta2, tau } => {
                 adapt(weights, mean, (first, second), (learning_rate, beta1, tau), |v, square| {
                     let step = (1.0 - beta2) * square;
                     if v > square {
@@ -183,11 +214,10 @@ impl ServerOptimizer {
                     }
                 });
             }
-            Self::Adagrad { learning_rate, beta1, tau } => {
+            ServerOptimizer::Adagrad { learning_rate, beta1, tau } => {
                 adapt(weights, mean, (first, second), (learning_rate, beta1, tau), |v, square| v + square);
             }
         }
-        Ok(())
     }
 }
 

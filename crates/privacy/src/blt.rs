@@ -24,7 +24,7 @@ mod stream;
 
 pub use mechanism::BltMechanism;
 pub use optimise::optimise;
-pub use stream::BltNoise;
+pub use stream::{BltNoise, BltRound};
 
 use crate::clip::BoundError;
 use crate::discrete_gaussian::NoiseError;

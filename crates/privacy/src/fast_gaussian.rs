@@ -32,7 +32,7 @@ pub struct FastGaussian {
 
 impl FastGaussian {
     /// The noise for a sum of updates clipped to `clip_norm` under a central contract: σ as in
-    /// [`crate::release::noise_sum`].
+    /// [`crate::release::Release`].
     ///
     /// # Errors
     /// [`NoiseError`] if the clip norm does not suit the grid, or σ is out of the range that

@@ -59,9 +59,7 @@ impl NoiseRng {
     /// # Errors
     /// [`NoRandomness`]; never falls back on anything weaker.
     pub fn from_os() -> Result<Self, NoRandomness> {
-        let mut key = [0; 32];
-        getrandom::fill(&mut key).map_err(|e| NoRandomness(e.to_string()))?;
-        Ok(Self::new(ChaCha20Rng::from_seed(key)))
+        Ok(AttemptNoise::from_os()?.begin())
     }
 
     fn new(generator: ChaCha20Rng) -> Self {
@@ -117,6 +115,38 @@ impl NoiseRng {
     }
 }
 
+/// The noise of one attempt at a release, which is the same noise however often the disk makes the attempt begin again: what
+/// is published at last is what the first try would have given, and no second draw over the same inputs exists anywhere.
+///
+/// It lives in memory for as long as its attempt and cannot be copied or stored. Whoever draws from it again must throw
+/// away what came of the time before, unseen: the same noise over other inputs would cancel.
+pub struct AttemptNoise {
+    key: [u8; 32],
+}
+
+impl AttemptNoise {
+    /// A fresh 256-bit key.
+    ///
+    /// # Errors
+    /// [`NoRandomness`].
+    pub fn from_os() -> Result<Self, NoRandomness> {
+        let mut key = [0; 32];
+        getrandom::fill(&mut key).map_err(|e| NoRandomness(e.to_string()))?;
+        Ok(Self { key })
+    }
+
+    /// The noise, from its beginning.
+    pub fn begin(&self) -> NoiseRng {
+        NoiseRng::new(ChaCha20Rng::from_seed(self.key))
+    }
+}
+
+impl fmt::Debug for AttemptNoise {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("AttemptNoise")
+    }
+}
+
 impl fmt::Debug for NoiseRng {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("NoiseRng")
@@ -132,6 +162,18 @@ mod tests {
         let (mut a, mut b) = (NoiseRng::from_os().unwrap(), NoiseRng::from_os().unwrap());
         assert_ne!([a.bits(), a.bits()], [b.bits(), b.bits()]);
         assert_eq!(format!("{a:?}"), "NoiseRng");
+    }
+
+    #[test]
+    fn an_attempts_noise_is_its_own_and_the_same_each_time() {
+        let (one, other) = (AttemptNoise::from_os().unwrap(), AttemptNoise::from_os().unwrap());
+        let words = |noise: &AttemptNoise| -> Vec<u64> {
+            let mut rng = noise.begin();
+            (0..300).map(|_| rng.bits()).collect()
+        };
+        assert_eq!(words(&one), words(&one));
+        assert_ne!(words(&one), words(&other));
+        assert_eq!(format!("{one:?}"), "AttemptNoise");
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! budget and cohort before noise, and no second draw once a result is committed.
 
 use crate::adaptive_clip::{ClipState, CountSum};
-use crate::blt::{BltError, BltNoise};
+use crate::blt::{BltError, BltNoise, BltRound};
 use crate::contract::CentralMechanism;
 use crate::discrete_gaussian::{DiscreteGaussian, NoiseError};
 use crate::fast_gaussian::FastGaussian;
@@ -13,6 +13,7 @@ use crate::ledger::{EntryState, LedgerEntry};
 use crate::noise::NoiseRng;
 use crate::resolve::{ClientCentral, ClientLocal, NoPromise, RecordLocal, ResolvedContract, Terms};
 use std::fmt;
+use std::ops::Range;
 use undertone_core::aggregate::IntegerSum;
 use undertone_core::fixed::Grid;
 use undertone_core::id::AttemptKey;
@@ -53,6 +54,22 @@ pub enum ReleaseError {
         updates: u32,
         /// The cohort's size.
         cohort_size: u32,
+    },
+    /// A part of another sum.
+    #[error("a part of the sum ({found:?}) does not belong to the sum that is released ({whole:?})")]
+    OtherPart {
+        /// What the part says.
+        found: Whole,
+        /// What was begun with.
+        whole: Whole,
+    },
+    /// The parts are not all of the sum.
+    #[error("the sum broke off after {found} of {wanted} values: nothing of it is released")]
+    NotWhole {
+        /// Values given.
+        found: usize,
+        /// Values of the sum.
+        wanted: usize,
     },
     /// Nothing to average.
     #[error("no update was received")]
@@ -155,6 +172,27 @@ impl Values {
     }
 }
 
+/// What is known of a sum before its values: every part of it says the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Whole {
+    /// The grid.
+    pub grid: Grid,
+    /// Values, in all parts together.
+    pub values: usize,
+    /// Updates that went in.
+    pub updates: u32,
+    /// Their weights together.
+    pub total_weight: u64,
+}
+
+impl Whole {
+    /// Of a sum that is there in one piece.
+    pub fn of(sum: &IntegerSum) -> Self {
+        let (updates, total_weight) = (sum.updates(), sum.total_weight());
+        Self { grid: sum.grid(), values: sum.units().len(), updates, total_weight }
+    }
+}
+
 /// Takes the way that the contract prescribes. `cohort` is what the round counts on, however many reported; `carried` is
 /// what the release before gave.
 ///
@@ -168,70 +206,199 @@ pub fn release(
     carried: Carried,
     rng: &mut NoiseRng,
 ) -> Result<(Releasable, Carried), ReleaseError> {
-    let collected = collected.into();
-    let alone = |mean| (mean, Carried::default());
-    match contract.terms() {
-        Terms::ClientCentral(terms) => noise_sum(collected, terms, entry, cohort, carried, rng),
-        Terms::ClientLocal(terms) => locally_private(collected.sum, terms, entry).map(alone),
-        Terms::RecordLocal(terms) => already_private(collected.sum, terms, entry).map(alone),
-        Terms::NoPromise(terms) => no_promise(collected.sum, terms, entry).map(alone),
-    }
+    let Collected { sum, within } = collected.into();
+    let mut release = Release::begin(Whole::of(&sum), within, contract, entry, cohort, carried, rng)?;
+    let released = release.part(sum, rng)?;
+    Ok((released, release.finish()?))
 }
 
-/// Client level: adds Gaussian noise with σ = noise multiplier · sensitivity to each value, where the sensitivity
-/// is ⌊clip_norm·2^f⌋ units, or twice as much where neighbours replace one client, times the largest weight, and
-/// divides by the fixed denominator of `cohort`, times the largest weight, also when fewer reported (a divisor that follows the private number of
-/// reporters has no bounded sensitivity). The noise is the contract's [`CentralMechanism`]; where the clip norm moves, it is
-/// somewhat more, and the noised count of updates within the clip norm moves it on.
-///
-/// That each update in the sum is within the bound, and of a weight of at most the largest, is the receiver's check,
-/// [`check_norm`](crate::clip::check_norm) against [`clip_norm_of`].
-///
-/// # Errors
-/// [`ReleaseError`].
-pub fn noise_sum(
-    collected: impl Into<Collected>,
-    terms: ClientCentral<'_>,
-    entry: &LedgerEntry,
-    cohort: impl Into<Counted>,
-    carried: Carried,
-    rng: &mut NoiseRng,
-) -> Result<(Releasable, Carried), ReleaseError> {
-    let Collected { sum, within } = collected.into();
-    let Counted { most, denominator } = cohort.into();
-    check_entry(entry, terms.contract)?;
-    let (grid, updates, total_weight) = (sum.grid(), sum.updates(), sum.total_weight());
-    let max_weight = terms.contract.contract().max_weight();
-    if total_weight > u64::from(updates) * u64::from(max_weight) {
-        return Err(ReleaseError::TooHeavy { updates, total_weight, max_weight });
-    }
-    if !(denominator.is_finite() && denominator > 0.0) || updates > most {
-        return Err(ReleaseError::Cohort { updates, cohort_size: most });
-    }
-    let clip_norm = terms.clip_norm(carried.clip.as_ref());
-    let mut units = sum.into_units();
-    let mut next = Carried::default();
-    match terms.mechanism() {
-        CentralMechanism::DiscreteGaussian => {
-            let sensitivity = terms.sensitivity(clip_norm, grid).map_err(NoiseError::from)?;
-            DiscreteGaussian::for_sensitivity(terms.update_noise(), sensitivity)?.add_to(&mut units, rng);
+/// A release under way: the sum comes in parts, one behind the other, so that neither it nor the model need be in memory as a
+/// whole. Parts are independent in all but the correlated noise's buffers, which are model-sized; how a sum is cut changes
+/// nothing. Until [`finish`](Self::finish) has said that it is whole, no part may leave.
+#[derive(Debug)]
+pub struct Release {
+    whole: Whole,
+    /// Values done.
+    done: usize,
+    denominator: f64,
+    noised: Option<Box<Noised>>,
+}
+
+/// What a release under a central contract needs.
+#[derive(Debug)]
+struct Noised {
+    noise: Noise,
+    next_clip: Option<ClipState>,
+}
+
+#[derive(Debug)]
+enum Noise {
+    Discrete(DiscreteGaussian),
+    Fast(FastGaussian),
+    Correlated(BltRound),
+}
+
+impl Release {
+    /// Takes the way that the contract prescribes. `within` is how many of the updates were within the clip norm, where it
+    /// moves: no value of the sum is drawn yet, but the noise on that number is.
+    ///
+    /// # Errors
+    /// [`ReleaseError`].
+    pub fn begin(
+        whole: Whole,
+        within: CountSum,
+        contract: &ResolvedContract,
+        entry: &LedgerEntry,
+        cohort: impl Into<Counted>,
+        carried: Carried,
+        rng: &mut NoiseRng,
+    ) -> Result<Self, ReleaseError> {
+        match contract.terms() {
+            Terms::ClientCentral(terms) => {
+                Self::noised((whole, within), terms, entry, cohort.into(), carried, rng)
+            }
+            Terms::ClientLocal(terms) => Self::locally_private(whole, terms, entry),
+            Terms::RecordLocal(terms) => Self::already_private(whole, terms, entry),
+            Terms::NoPromise(terms) => Self::no_promise(whole, terms, entry),
         }
-        CentralMechanism::FastGaussian => {
-            FastGaussian::for_clipped_sum(terms, clip_norm, grid)?.add_to(&mut units, rng);
-        }
-        CentralMechanism::Blt => {
-            let noise = correlated(terms, entry, carried.noise.as_deref(), grid, units.len())?;
-            next.noise = Some(noise.add_to(&mut units, rng)?.to_bytes());
-        }
     }
-    if let Some(rule) = terms.contract.contract().adaptive_clip() {
-        let state = carried.clip.unwrap_or_else(|| rule.start());
-        let share = within.noised(&rule, terms.promise.adjacency, denominator, rng)?;
-        // Never frozen: correlated noise, which needs a clip norm that stays, goes with none that moves.
-        next.clip = Some(state.after(&rule, share).unwrap_or(state));
+
+    /// Client level: adds Gaussian noise with σ = noise multiplier · sensitivity to each value, where the sensitivity
+    /// is ⌊clip_norm·2^f⌋ units, or twice as much where neighbours replace one client, times the largest weight, and
+    /// divides by the fixed denominator of `cohort`, times the largest weight, also when fewer reported (a divisor that
+    /// follows the private number of reporters has no bounded sensitivity). The noise is the contract's
+    /// [`CentralMechanism`]; where the clip norm moves, it is somewhat more, and the noised count of updates within the clip
+    /// norm moves it on.
+    ///
+    /// That each update in the sum is within the bound, and of a weight of at most the largest, is the receiver's check,
+    /// [`check_norm`](crate::clip::check_norm) against [`clip_norm_of`].
+    fn noised(
+        (whole, within): (Whole, CountSum),
+        terms: ClientCentral<'_>,
+        entry: &LedgerEntry,
+        cohort: Counted,
+        carried: Carried,
+        rng: &mut NoiseRng,
+    ) -> Result<Self, ReleaseError> {
+        let Counted { most, denominator } = cohort;
+        check_entry(entry, terms.contract)?;
+        let Whole { grid, values, updates, total_weight } = whole;
+        let max_weight = terms.contract.contract().max_weight();
+        if total_weight > u64::from(updates) * u64::from(max_weight) {
+            return Err(ReleaseError::TooHeavy { updates, total_weight, max_weight });
+        }
+        if !(denominator.is_finite() && denominator > 0.0) || updates > most {
+            return Err(ReleaseError::Cohort { updates, cohort_size: most });
+        }
+        let clip_norm = terms.clip_norm(carried.clip.as_ref());
+        let noise = match terms.mechanism() {
+            CentralMechanism::DiscreteGaussian => {
+                let sensitivity = terms.sensitivity(clip_norm, grid).map_err(NoiseError::from)?;
+                Noise::Discrete(DiscreteGaussian::for_sensitivity(terms.update_noise(), sensitivity)?)
+            }
+            CentralMechanism::FastGaussian => {
+                Noise::Fast(FastGaussian::for_clipped_sum(terms, clip_norm, grid)?)
+            }
+            CentralMechanism::Blt => {
+                let saved = correlated(terms, entry, carried.noise.as_deref(), grid, values)?;
+                Noise::Correlated(saved.next_round()?)
+            }
+        };
+        let next_clip = match terms.contract.contract().adaptive_clip() {
+            None => None,
+            Some(rule) => {
+                let state = carried.clip.unwrap_or_else(|| rule.start());
+                let share = within.noised(&rule, terms.promise.adjacency, denominator, rng)?;
+                // Never frozen: correlated noise, which needs a clip norm that stays, goes with none that moves.
+                Some(state.after(&rule, share).unwrap_or(state))
+            }
+        };
+        let noised = Noised { noise, next_clip };
+        let denominator = denominator * f64::from(max_weight);
+        Ok(Self { whole, done: 0, denominator, noised: Some(Box::new(noised)) })
     }
-    let denominator = denominator * f64::from(max_weight);
-    Ok((Releasable { grid, values: Values::Exact(units), denominator }, next))
+
+    /// Record level: updates were private before they left the clients, and whatever is computed from them stays so
+    /// (post-processing). Divides by the weight that was received.
+    fn already_private(
+        whole: Whole,
+        terms: RecordLocal<'_>,
+        entry: &LedgerEntry,
+    ) -> Result<Self, ReleaseError> {
+        check_entry(entry, terms.contract)?;
+        Self::by_weight(whole)
+    }
+
+    /// Client level, local trust: each update was private before it left its client, and whatever is computed from them
+    /// stays so (post-processing). Divides by the number of updates received.
+    fn locally_private(
+        whole: Whole,
+        terms: ClientLocal<'_>,
+        entry: &LedgerEntry,
+    ) -> Result<Self, ReleaseError> {
+        check_entry(entry, terms.contract)?;
+        let Whole { updates, total_weight, .. } = whole;
+        // A weight would travel beside the message, without noise.
+        if total_weight != u64::from(updates) {
+            return Err(ReleaseError::TooHeavy { updates, total_weight, max_weight: 1 });
+        }
+        Self::by_weight(whole)
+    }
+
+    /// No promise: the plain mean over the weight that was received.
+    fn no_promise(whole: Whole, terms: NoPromise<'_>, entry: &LedgerEntry) -> Result<Self, ReleaseError> {
+        check_entry(entry, terms.contract)?;
+        Self::by_weight(whole)
+    }
+
+    fn by_weight(whole: Whole) -> Result<Self, ReleaseError> {
+        if whole.total_weight == 0 {
+            return Err(ReleaseError::NothingReceived);
+        }
+        Ok(Self { whole, done: 0, denominator: whole.total_weight as f64, noised: None })
+    }
+
+    /// The next values.
+    ///
+    /// # Errors
+    /// [`ReleaseError::OtherPart`] if it is no part of the sum that was begun with; [`ReleaseError::Correlated`].
+    pub fn part(&mut self, sum: IntegerSum, rng: &mut NoiseRng) -> Result<Releasable, ReleaseError> {
+        let (whole, found) = (self.whole, Whole::of(&sum));
+        let end = self.done + found.values;
+        if (Whole { values: whole.values, ..found }) != whole || end > whole.values {
+            return Err(ReleaseError::OtherPart { found, whole });
+        }
+        self.done = end;
+        let mut units = sum.into_units();
+        match self.noised.as_deref_mut().map(|n| &mut n.noise) {
+            None => {}
+            Some(Noise::Discrete(noise)) => noise.add_to(&mut units, rng),
+            Some(Noise::Fast(noise)) => noise.add_to(&mut units, rng),
+            Some(Noise::Correlated(noise)) => noise.add_to(&mut units, rng)?,
+        }
+        Ok(Releasable { grid: whole.grid, values: Values::Exact(units), denominator: self.denominator })
+    }
+
+    /// The clip norm of the round to come, where it moves.
+    pub fn next_clip(&self) -> Option<ClipState> {
+        self.noised.as_ref()?.next_clip
+    }
+
+    /// Ends it: what goes on to the next release.
+    ///
+    /// # Errors
+    /// [`ReleaseError::NotWhole`] if values are missing; then no part may leave.
+    pub fn finish(self) -> Result<Carried, ReleaseError> {
+        if self.done != self.whole.values {
+            return Err(ReleaseError::NotWhole { found: self.done, wanted: self.whole.values });
+        }
+        let Some(noised) = self.noised else { return Ok(Carried::default()) };
+        let noise = match noised.noise {
+            Noise::Correlated(round) => Some(round.finish()?.to_bytes()),
+            Noise::Discrete(_) | Noise::Fast(_) => None,
+        };
+        Ok(Carried { clip: noised.next_clip, noise })
+    }
 }
 
 /// What a robust rule made of updates that were private before they left their clients, or that nothing is promised for:
@@ -287,57 +454,20 @@ fn correlated(
     Ok(noise)
 }
 
-/// Record level: updates were private before they left the clients, and whatever is computed from them stays so
-/// (post-processing). Divides by the weight that was received.
-///
-/// # Errors
-/// [`ReleaseError`].
-pub fn already_private(
-    sum: IntegerSum,
-    terms: RecordLocal<'_>,
-    entry: &LedgerEntry,
-) -> Result<Releasable, ReleaseError> {
-    check_entry(entry, terms.contract)?;
-    weighted_mean(sum)
-}
-
-/// Client level, local trust: each update was private before it left its client, and whatever is computed from them
-/// stays so (post-processing). Divides by the number of updates received.
-///
-/// # Errors
-/// [`ReleaseError`].
-pub fn locally_private(
-    sum: IntegerSum,
-    terms: ClientLocal<'_>,
-    entry: &LedgerEntry,
-) -> Result<Releasable, ReleaseError> {
-    check_entry(entry, terms.contract)?;
-    let (updates, total_weight) = (sum.updates(), sum.total_weight());
-    // A weight would travel beside the message, without noise.
-    if total_weight != u64::from(updates) {
-        return Err(ReleaseError::TooHeavy { updates, total_weight, max_weight: 1 });
-    }
-    weighted_mean(sum)
-}
-
-/// No promise: releases the plain mean over the weight that was received.
-///
-/// # Errors
-/// [`ReleaseError`].
-pub fn no_promise(
-    sum: IntegerSum,
-    terms: NoPromise<'_>,
-    entry: &LedgerEntry,
-) -> Result<Releasable, ReleaseError> {
-    check_entry(entry, terms.contract)?;
-    weighted_mean(sum)
-}
-
 impl Releasable {
     /// The mean of each value, in the model's own unit.
     pub fn mean(&self) -> impl ExactSizeIterator<Item = f64> + '_ {
+        self.mean_in(0..self.values.len())
+    }
+
+    /// The mean of each value of a range.
+    ///
+    /// # Panics
+    /// If the range reaches beyond the last value.
+    pub fn mean_in(&self, range: Range<usize>) -> impl ExactSizeIterator<Item = f64> + '_ {
+        assert!(range.end <= self.values.len(), "the release has {} values", self.values.len());
         let divisor = self.grid.units_per_one() * self.denominator;
-        (0..self.values.len()).map(move |i| {
+        range.map(move |i| {
             let units = match &self.values {
                 Values::Exact(units) => units[i] as f64,
                 Values::Real(units) => units[i],
@@ -361,14 +491,6 @@ fn check_entry(entry: &LedgerEntry, contract: &ResolvedContract) -> Result<(), R
         EntryState::Sampled { .. } => Ok(()),
         _ => Err(ReleaseError::NotReserved { key: entry.key.clone(), state: entry.state.word() }),
     }
-}
-
-fn weighted_mean(sum: IntegerSum) -> Result<Releasable, ReleaseError> {
-    let (grid, denominator) = (sum.grid(), sum.total_weight());
-    if denominator == 0 {
-        return Err(ReleaseError::NothingReceived);
-    }
-    Ok(Releasable { grid, values: Values::Exact(sum.into_units()), denominator: denominator as f64 })
 }
 
 #[cfg(test)]

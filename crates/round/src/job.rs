@@ -482,6 +482,11 @@ impl Job {
         self.spec.model.initial_values(self.spec.data.inputs(), self.spec.data.outputs())
     }
 
+    /// The model's initial values, one by one.
+    pub fn initial_stream(&self) -> Box<dyn Iterator<Item = f32> + Send> {
+        self.spec.model.initial_stream(self.spec.data.inputs(), self.spec.data.outputs())
+    }
+
     /// The largest L2 norm of an update on the wire: the contract's clip norm where the coordinator's noise rests on it,
     /// what a clipped update with its noise reaches where clients add it, else the job's sanity bound. In round 1, where
     /// the clip norm moves.

@@ -1,73 +1,42 @@
-//! From spooled updates to one: folded into the exact sum, or combined by a rule that reads them where they lie.
+//! From spooled updates to one: the exact sum, block by block of the model as it is needed, or what a rule makes of updates
+//! that it reads where they lie.
 //!
-//! Every update is read once from end to end and held against its digest before anything is made of it: a rotten file must
-//! not enter a sum. Memory: the sum and one update for each thread, or what the rule says; never all updates.
+//! Every update is held against its digest before anything that was made of it is kept: a rotten file must not enter a
+//! model. Memory of a sum: some blocks for each thread, whatever the model's size and however many updates; of a rule: what
+//! it says. Never all updates.
 
-use super::Unreadable;
-use crate::spool::Spooled;
+use super::{BLOCK, Trouble, blocks};
+use crate::spool::{Reading, Spooled};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use undertone_core::aggregate::IntegerSum;
 use undertone_core::rules::{Aggregate, Rows, RowsError, Tiling};
 use undertone_privacy::adaptive_clip::CountSum;
-use undertone_privacy::release::Collected;
+use undertone_privacy::release::Whole;
 use undertone_round::job::Job;
 
-/// What the updates of an attempt come to.
-pub(super) enum Gathered {
-    /// Their sum.
-    Sum(Collected),
-    /// What the job's rule made of them.
-    Robust(Aggregate),
-}
-
-/// Most updates that are read at once: each takes four bytes a value.
-const MOST_READERS: usize = 2;
-
-/// Reads, checks and combines. Work for several cores: not for an async thread.
-pub(super) fn gather(
+/// What a job's rule makes of the updates. Work for several cores: not for an async thread.
+pub(super) fn robust(
     job: &Job,
     updates: &[Spooled],
     threads: usize,
     centre: Option<&[f64]>,
-) -> Result<Gathered, Unreadable> {
-    let rule = job.spec().aggregation.rule;
-    if !rule.needs_all_rows() {
-        return sum(job, updates, threads).map(Gathered::Sum);
-    }
+) -> Result<Aggregate, Trouble> {
     // Read twice or more: first to know that the files are whole.
-    each(updates, threads, |update| update.check_plain())?;
+    each(updates, threads, |update| update.verify())?;
     let rows = SpoolRows { updates, values: job.layout().len() };
     let tiling = Tiling::new(threads, updates.len());
-    let aggregate = rule.aggregate(&rows, job.grid(), tiling, centre);
-    aggregate.map(Gathered::Robust).map_err(|e| Unreadable::ForGood(format!("the aggregation rule: {e}")))
-}
-
-fn sum(job: &Job, updates: &[Spooled], threads: usize) -> Result<Collected, Unreadable> {
-    let zero = IntegerSum::zero(job.grid(), job.layout().len());
-    let sum = Mutex::new(Collected { sum: zero, within: CountSum::default() });
-    let readers = threads.min(MOST_READERS);
-    each(updates, readers, |update| {
-        // What an encoding left out is zero.
-        let mut units = vec![0; job.layout().len()];
-        let within = update.check(job, |start, run| units[start..start + run.len()].copy_from_slice(run))?;
-        // In any order: the sum is the same bits.
-        let mut sum = sum.lock().expect("no panic while locked");
-        sum.sum
-            .fold_parallel(&units, update.update.weight, threads)
-            .map_err(|e| Unreadable::ForGood(format!("the update of {}: {e}", update.update.client)))?;
-        within.into_iter().for_each(|bit| sum.within.fold(bit));
-        Ok(())
-    })?;
-    Ok(sum.into_inner().expect("no panic while locked"))
+    let aggregate = job.spec().aggregation.rule.aggregate(&rows, job.grid(), tiling, centre);
+    aggregate.map_err(|e| Trouble::failed(format!("the aggregation rule: {e}")))
 }
 
 /// Does something with each update, several at once. The first trouble ends it.
 fn each(
     updates: &[Spooled],
     threads: usize,
-    work: impl Fn(&Spooled) -> Result<(), Unreadable> + Sync,
-) -> Result<(), Unreadable> {
+    work: impl Fn(&Spooled) -> Result<(), Trouble> + Sync,
+) -> Result<(), Trouble> {
     let (next, trouble) = (AtomicUsize::new(0), Mutex::new(None));
     let worker = || {
         while let Some(update) = updates.get(next.fetch_add(1, Ordering::Relaxed)) {
@@ -85,6 +54,120 @@ fn each(
         worker();
     });
     trouble.into_inner().expect("no panic while locked").map_or(Ok(()), Err)
+}
+
+/// The sum of a job's updates as it is known before a value was read.
+pub(super) fn whole(job: &Job, updates: &[Spooled]) -> Whole {
+    Whole {
+        grid: job.grid(),
+        values: job.layout().len(),
+        updates: updates.len() as u32,
+        total_weight: updates.iter().map(|u| u64::from(u.update.weight)).sum(),
+    }
+}
+
+/// Sums that are waited for, of each reader.
+const AHEAD: usize = 2;
+
+/// Sums the updates while `take` takes the sum from it block by block. The readers are ahead of it by some blocks, each with
+/// its share of the updates.
+pub(super) fn sum<T>(
+    job: &Job,
+    updates: &[Spooled],
+    threads: usize,
+    take: impl FnOnce(Summed<'_>) -> Result<T, Trouble>,
+) -> Result<T, Trouble> {
+    let readers = threads.min(updates.len());
+    let mut shares: Vec<Vec<Reading<'_>>> = (0..readers).map(|_| vec![]).collect();
+    let mut within = CountSum::default();
+    for (i, update) in updates.iter().enumerate() {
+        let reading = Reading::new(update, job)?;
+        reading.answer().into_iter().for_each(|bit| within.fold(bit));
+        shares[i % readers].push(reading);
+    }
+    std::thread::scope(|scope| {
+        let parts = shares.into_iter().map(|share| {
+            let (sender, receiver) = sync_channel(AHEAD);
+            scope.spawn(move || {
+                if let Err(e) = read(job, share, &sender) {
+                    // Whoever took what came before has ended already.
+                    let _ = sender.send(Part::Trouble(e));
+                }
+            });
+            receiver
+        });
+        take(Summed { job, within, parts: parts.collect() })
+    })
+}
+
+/// What a reader has to say.
+enum Part {
+    Sum(IntegerSum),
+    /// Every update of the reader was what it should be.
+    Whole,
+    Trouble(Trouble),
+}
+
+fn read(job: &Job, mut updates: Vec<Reading<'_>>, out: &SyncSender<Part>) -> Result<(), Trouble> {
+    let mut units = vec![0; BLOCK.min(job.layout().len())];
+    for block in blocks(job.layout().len()) {
+        let units = &mut units[..block.len()];
+        let mut sum = IntegerSum::zero(job.grid(), block.len());
+        for reading in &mut updates {
+            let update = &reading.of().update;
+            reading.block(block.clone(), units)?;
+            sum.fold(units, update.weight)
+                .map_err(|e| Trouble::failed(format!("the update of {}: {e}", update.client)))?;
+        }
+        if out.send(Part::Sum(sum)).is_err() {
+            return Ok(());
+        }
+    }
+    updates.into_iter().try_for_each(Reading::finish)?;
+    let _ = out.send(Part::Whole);
+    Ok(())
+}
+
+/// The sum of the updates, on its way.
+pub(super) struct Summed<'a> {
+    job: &'a Job,
+    /// How many of them were within the clip norm, where clients say so.
+    pub(super) within: CountSum,
+    parts: Vec<Receiver<Part>>,
+}
+
+impl Summed<'_> {
+    /// The sum over the next block, of so many values. Not to be believed before [`finish`](Self::finish).
+    pub(super) fn block(&mut self, values: usize) -> Result<IntegerSum, Trouble> {
+        let mut all: Option<IntegerSum> = None;
+        for part in &self.parts {
+            match (next(part)?, &mut all) {
+                (Part::Sum(sum), None) => all = Some(sum),
+                (Part::Sum(sum), Some(all)) => {
+                    all.merge(&sum).map_err(|e| Trouble::failed(e.to_string()))?;
+                }
+                (Part::Whole, _) => return Err(Trouble::failed("a reader of updates ended too soon".into())),
+                (Part::Trouble(e), _) => return Err(e),
+            }
+        }
+        Ok(all.unwrap_or_else(|| IntegerSum::zero(self.job.grid(), values)))
+    }
+
+    /// Whether every update was what it should be.
+    pub(super) fn finish(self) -> Result<(), Trouble> {
+        for part in &self.parts {
+            match next(part)? {
+                Part::Whole => {}
+                Part::Sum(_) => return Err(Trouble::failed("a reader of updates did not end".into())),
+                Part::Trouble(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn next(part: &Receiver<Part>) -> Result<Part, Trouble> {
+    part.recv().map_err(|_| Trouble::failed("a reader of updates broke".into()))
 }
 
 /// The spooled updates as a rule reads them.

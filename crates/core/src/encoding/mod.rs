@@ -45,8 +45,10 @@ pub use encoder::Encoder;
 pub use error::{DecodeError, EncodeError};
 
 use crate::fixed::MAX_FIXED;
+use codec::RUN;
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::ops::Range;
 
 /// How vectors of a job travel; in a job's file a table with `kind` and the numbers that the kind has.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
@@ -160,6 +162,24 @@ impl Encoding {
                 EncodedLen::AtMost(sparse::largest_len(top_k::kept(fraction, values), kind, values))
             }
         }
+    }
+
+    /// Where in a message of `len` values the values of `range` lie, to be decoded alone as a message of `range.len()` values;
+    /// `None` if such a message has no places (top-k).
+    ///
+    /// # Panics
+    /// If the range does not begin at a multiple of 4096, or ends at neither one nor the end.
+    pub fn part(&self, range: Range<usize>, len: usize) -> Option<Range<u64>> {
+        let whole = |at: usize| at.is_multiple_of(RUN);
+        assert!(
+            whole(range.start) && (whole(range.end) || range.end == len) && range.end <= len,
+            "values {range:?} of {len} are no part of a message"
+        );
+        let bytes = |values| match self.encoded_len(values) {
+            EncodedLen::Exact(bytes) => Some(bytes),
+            EncodedLen::AtMost(_) => None,
+        };
+        Some(bytes(range.start)?..bytes(range.end)?)
     }
 
     /// Whether what arrives may differ from what was sent (apart from what an error is made of).

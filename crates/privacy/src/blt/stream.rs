@@ -45,25 +45,21 @@ impl BltNoise {
     ///
     /// # Errors
     /// [`BltError`]; `units` must then be thrown away, and the state is gone: go on from the saved one, or not at all.
-    pub fn add_to(mut self, units: &mut [i64], rng: &mut NoiseRng) -> Result<Self, BltError> {
-        let values = self.mechanism.values();
-        if units.len() != values {
-            return Err(BltError::Length { found: units.len(), wanted: values });
-        }
+    pub fn add_to(self, units: &mut [i64], rng: &mut NoiseRng) -> Result<Self, BltError> {
+        let mut round = self.next_round()?;
+        round.add_to(units, rng)?;
+        round.finish()
+    }
+
+    /// Begins the next round, whose values come in parts.
+    ///
+    /// # Errors
+    /// [`BltError::Finished`] if there is none.
+    pub fn next_round(self) -> Result<BltRound, BltError> {
         if self.round == self.mechanism.rounds() {
             return Err(BltError::Finished(self.round));
         }
-        let noise = *self.mechanism.noise();
-        let fine_bits = self.mechanism.fine_bits();
-        let half = (1i64 << fine_bits) >> 1;
-        for (i, unit) in units.iter_mut().enumerate() {
-            let mut states = self.buffers[i..].iter_mut().step_by(values);
-            let correlated =
-                step(self.mechanism.parameters(), &mut states, |taken| noise.sample(rng) - taken)?;
-            *unit += (correlated + half) >> fine_bits;
-        }
-        self.round += 1;
-        Ok(self)
+        Ok(BltRound { noise: self, done: 0 })
     }
 
     /// The state as bytes, to be read back by [`BltNoise::from_bytes`]: header, buffers, digest.
@@ -112,6 +108,51 @@ impl BltNoise {
 impl fmt::Debug for BltNoise {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "BltNoise(after round {} of {})", self.round, self.mechanism.rounds())
+    }
+}
+
+/// A round under way: its values come in parts, one behind the other.
+#[derive(Debug)]
+pub struct BltRound {
+    noise: BltNoise,
+    /// Values done.
+    done: usize,
+}
+
+impl BltRound {
+    /// Adds the round's noise to the next values. How they are cut changes nothing.
+    ///
+    /// # Errors
+    /// [`BltError`]; then the round and the state are gone: go on from the saved one, or not at all.
+    pub fn add_to(&mut self, units: &mut [i64], rng: &mut NoiseRng) -> Result<(), BltError> {
+        let BltNoise { mechanism, buffers, .. } = &mut self.noise;
+        let (values, start) = (mechanism.values(), self.done);
+        if start + units.len() > values {
+            return Err(BltError::Length { found: start + units.len(), wanted: values });
+        }
+        let noise = *mechanism.noise();
+        let fine_bits = mechanism.fine_bits();
+        let half = (1i64 << fine_bits) >> 1;
+        for (i, unit) in units.iter_mut().enumerate() {
+            let mut states = buffers[start + i..].iter_mut().step_by(values);
+            let correlated = step(mechanism.parameters(), &mut states, |taken| noise.sample(rng) - taken)?;
+            *unit += (correlated + half) >> fine_bits;
+        }
+        self.done += units.len();
+        Ok(())
+    }
+
+    /// The state after the round.
+    ///
+    /// # Errors
+    /// [`BltError::Length`] if values are missing.
+    pub fn finish(mut self) -> Result<BltNoise, BltError> {
+        let wanted = self.noise.mechanism.values();
+        if self.done != wanted {
+            return Err(BltError::Length { found: self.done, wanted });
+        }
+        self.noise.round += 1;
+        Ok(self.noise)
     }
 }
 

@@ -323,3 +323,54 @@ fn a_robust_rule_releases_what_was_private_and_nothing_that_waits_for_noise() {
     let e = release_robust(aggregate(), grid, &contract, &entry(&client())).unwrap_err();
     assert!(matches!(e, ReleaseError::OtherContract(_)), "{e}");
 }
+
+/// However a sum is cut, the same noise gives the same release, and what goes on from it.
+#[test]
+fn a_sum_in_parts_is_released_like_a_whole_one() {
+    const LEN: usize = 999;
+    let values: Vec<i32> = (0..LEN as i32).map(|i| i * 31 - 7000).collect();
+    let part = |range: std::ops::Range<usize>| {
+        let mut sum = IntegerSum::zero(Grid::new(16).unwrap(), range.len());
+        sum.fold(&values[range], 1).unwrap();
+        sum
+    };
+    let fast = PrivacyContract::client_central(1.0, Noise::Multiplier(1.0), 1e-5, 50.0).unwrap();
+    let fast = resolve(fast.with_mechanism(CentralMechanism::FastGaussian).unwrap());
+    for contract in [client(), fast, correlated(), adaptive(), record(), resolve(PrivacyContract::none())] {
+        let entry = entry(&contract);
+        let within = || {
+            let mut within = CountSum::default();
+            if contract.contract().adaptive_clip().is_some() {
+                within.fold(crate::adaptive_clip::WithinBit::from_wire(true));
+            }
+            within
+        };
+        let mut rng = NoiseRng::seeded_for_tests(23);
+        let collected = Collected { sum: part(0..LEN), within: within() };
+        let (at_once, next) = release(collected, &contract, &entry, 1, Carried::default(), &mut rng).unwrap();
+        for size in [1, 7, 500, LEN] {
+            let mut rng = NoiseRng::seeded_for_tests(23);
+            let whole = Whole::of(&part(0..LEN));
+            let mut release =
+                Release::begin(whole, within(), &contract, &entry, 1, Carried::default(), &mut rng).unwrap();
+            assert_eq!(release.next_clip(), next.clip);
+            let mut mean = vec![];
+            for start in (0..LEN).step_by(size) {
+                mean.extend(release.part(part(start..LEN.min(start + size)), &mut rng).unwrap().mean());
+            }
+            assert_eq!(mean, at_once.mean().collect::<Vec<_>>(), "{size}");
+            assert_eq!(release.finish().unwrap(), next);
+        }
+        // A part of another sum, one too many, or one too few.
+        let whole = Whole::of(&part(0..LEN));
+        let mut release =
+            Release::begin(whole, within(), &contract, &entry, 1, Carried::default(), &mut rng).unwrap();
+        let mut heavier = part(0..10);
+        heavier.fold(&[0; 10], 1).unwrap();
+        assert!(matches!(release.part(heavier, &mut rng), Err(ReleaseError::OtherPart { .. })));
+        release.part(part(0..LEN - 1), &mut rng).unwrap();
+        assert!(matches!(release.part(part(0..2), &mut rng), Err(ReleaseError::OtherPart { .. })));
+        let e = release.finish().unwrap_err();
+        assert_eq!(e, ReleaseError::NotWhole { found: LEN - 1, wanted: LEN });
+    }
+}

@@ -5,6 +5,7 @@ mod config;
 mod deltas;
 mod malformed;
 mod norms;
+mod parts;
 mod residuals;
 mod round_trips;
 

@@ -1,0 +1,124 @@
+//! Models read and written as a stream: what a release moves, what it makes, and what a job begins with.
+
+use super::{BLOCK, Impossible, Trouble};
+use std::collections::BTreeMap;
+use std::io::{self, ErrorKind};
+use std::sync::Arc;
+use tokio::runtime::Handle;
+use undertone_core::digest::Digester;
+use undertone_core::layout::ModelLayout;
+use undertone_round::coordinator::ModelRef;
+use undertone_round::job::Job;
+use undertone_store::{BlobError, BlobWriter, Blobs, LocalBlob};
+
+/// A model on its way through a release, in order. What it gives is not to be believed before [`ModelReader::finish`].
+pub(super) struct ModelReader {
+    blob: LocalBlob,
+    model: ModelRef,
+    digester: Digester,
+    at: u64,
+    bytes: Vec<u8>,
+}
+
+impl ModelReader {
+    /// Reads the header.
+    pub(super) fn open(blob: LocalBlob, model: ModelRef, layout: &ModelLayout) -> Result<Self, Trouble> {
+        let mut reader = Self { blob, model, digester: Digester::new(), at: 0, bytes: vec![] };
+        let layout_error = |e: &dyn std::fmt::Display| Trouble::failed(format!("the current model: {e}"));
+        let mut header = reader.read(8)?.to_vec();
+        let first = header[..].try_into().expect("eight bytes");
+        let len = ModelLayout::header_len(first).map_err(|e| layout_error(&e))?;
+        header.extend(reader.read(len - 8)?);
+        layout.check_header(&header, model.bytes).map_err(|e| layout_error(&e))?;
+        Ok(reader)
+    }
+
+    /// The next values.
+    pub(super) fn values(&mut self, out: &mut [f32]) -> Result<(), Trouble> {
+        let bytes = self.read(4 * out.len())?;
+        out.iter_mut().zip(bytes.as_chunks::<4>().0).for_each(|(value, b)| *value = f32::from_le_bytes(*b));
+        Ok(())
+    }
+
+    /// Whether all that was given is the model.
+    pub(super) fn finish(self) -> Result<(), Trouble> {
+        let found = self.digester.finish();
+        if found != self.model.digest {
+            let wanted = self.model.digest;
+            return Err(damaged(&format!("its digest is {found} and was {wanted}")));
+        }
+        Ok(())
+    }
+
+    fn read(&mut self, bytes: usize) -> Result<&[u8], Trouble> {
+        self.bytes.resize(bytes, 0);
+        self.blob.read_at(&mut self.bytes, self.at).map_err(|e| match e.kind() {
+            ErrorKind::UnexpectedEof => damaged("its end is missing"),
+            _ => Trouble::Now(format!("the current model cannot be read: {e}")),
+        })?;
+        self.digester.update(&self.bytes);
+        self.at += bytes as u64;
+        Ok(&self.bytes)
+    }
+}
+
+/// A model's file on its way, written from a thread that may wait.
+pub(super) struct ModelWriter {
+    writer: Box<dyn BlobWriter>,
+    handle: Handle,
+    bytes: Vec<u8>,
+}
+
+impl ModelWriter {
+    /// Begins a file. To be called from an async task; the rest is not.
+    pub(super) async fn begin(blobs: &Arc<dyn Blobs>) -> Result<Self, BlobError> {
+        Ok(Self { writer: blobs.writer().await?, handle: Handle::current(), bytes: vec![] })
+    }
+
+    /// What stands before the values.
+    pub(super) fn header(
+        &mut self,
+        layout: &ModelLayout,
+        metadata: &BTreeMap<String, String>,
+    ) -> Result<(), BlobError> {
+        self.handle.block_on(self.writer.write(&layout.header(metadata)))
+    }
+
+    /// The next values.
+    pub(super) fn values(&mut self, values: &[f32]) -> Result<(), BlobError> {
+        self.bytes.clear();
+        self.bytes.extend(values.iter().flat_map(|w| w.to_le_bytes()));
+        self.handle.block_on(self.writer.write(&self.bytes))
+    }
+
+    /// Makes it durable.
+    pub(super) async fn commit(self) -> Result<ModelRef, BlobError> {
+        let (digest, bytes) = self.writer.commit(None).await?;
+        Ok(ModelRef { digest, bytes })
+    }
+}
+
+/// Writes what a job begins with.
+pub(crate) async fn initial_model(job: &Arc<Job>, blobs: &Arc<dyn Blobs>) -> Result<ModelRef, BlobError> {
+    let (job, mut file) = (Arc::clone(job), ModelWriter::begin(blobs).await?);
+    // Drawing values is work for a core, not for an async thread.
+    let written = tokio::task::spawn_blocking(move || {
+        file.header(job.layout(), &BTreeMap::new())?;
+        let mut values = job.initial_stream();
+        loop {
+            let block: Vec<f32> = values.by_ref().take(BLOCK).collect();
+            if block.is_empty() {
+                return Ok(file);
+            }
+            file.values(&block)?;
+        }
+    });
+    written.await.unwrap_or_else(|e| Err(BlobError::from(io::Error::other(e))))?.commit().await
+}
+
+fn damaged(how: &str) -> Trouble {
+    Trouble::Failed(Impossible {
+        reason: format!("the current model is damaged ({how}): check the disk, restore the file"),
+        is_final: false,
+    })
+}

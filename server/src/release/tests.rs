@@ -1,0 +1,176 @@
+//! The stream of a release against straightforward arithmetic, over several blocks.
+
+use super::*;
+use crate::spool::{self, Claim};
+use rand_chacha::rand_core::SeedableRng as _;
+use std::path::Path;
+use std::time::Duration;
+use undertone::v1::{Chunk, UploadMessage, upload_message};
+use undertone_core::digest::Digest;
+use undertone_core::encoding::{Units, decoder::decode_all};
+use undertone_core::fixed::FixedVector;
+use undertone_core::id::{Attempt, AttemptKey, ClientId, JobId, Round};
+use undertone_privacy::ledger::Ledger;
+use undertone_privacy::ledger::population::{Budgets, Totals};
+use undertone_round::job::JobSpec;
+use undertone_round::participant::Parcel;
+use undertone_store::{Durability, FolderBlobs};
+
+/// A model of some blocks; the last one is not full.
+const HIDDEN: &str = "[500, 600]";
+const NONE: &str = "unit = \"none\"";
+const CENTRAL: &str = "unit = \"client\"\ntrust = \"central\"\nclip_norm = 50.0\nnoise_multiplier = 1.0\ndelta = 1e-5\nbudget_epsilon = 50.0";
+
+fn job(privacy: &str, more: &str) -> Arc<Job> {
+    let sample = undertone_harness::SAMPLE_JOB;
+    let (before, rest) = sample.split_once("[privacy]").expect("a sample with [privacy]");
+    let (_, after) = rest.split_once("\n[").expect("a table after it");
+    let text = format!("{before}[privacy]\n{privacy}\n\n{more}\n\n[{after}");
+    let text = text.replace("kind = \"logistic\"", &format!("kind = \"mlp\"\nhidden = {HIDDEN}"));
+    Arc::new(JobSpec::from_toml(&text, "job.toml").unwrap().resolve().unwrap())
+}
+
+fn key() -> AttemptKey {
+    AttemptKey { job: JobId::new("j").unwrap(), round: Round(1), attempt: Attempt(1) }
+}
+
+fn entry(job: &Job) -> LedgerEntry {
+    let reserved =
+        Ledger::default().reserve(key(), job.contract(), &Totals::new(Budgets::default())).unwrap();
+    reserved.sampled(Digest::of(b"the cohort")).unwrap()
+}
+
+struct Round1 {
+    job: Arc<Job>,
+    blobs: Arc<dyn Blobs>,
+    inputs: Inputs,
+    /// What each client's update came to.
+    decoded: Vec<Vec<i32>>,
+}
+
+impl Round1 {
+    async fn new(job: Arc<Job>, folder: &Path, clients: usize) -> Self {
+        let blobs: Arc<dyn Blobs> = Arc::new(FolderBlobs::open(folder, Durability::Process).await.unwrap());
+        let model = initial_model(&job, &blobs).await.unwrap();
+        let (len, encoding) = (job.layout().len(), job.spec().transport.updates);
+        assert!(len > 2 * BLOCK && !len.is_multiple_of(BLOCK));
+        let (mut updates, mut decoded) = (vec![], vec![]);
+        for i in 0..clients {
+            let units = (0..len).map(|at| ((at * 31 + i * 7919) % 8191) as i32 - 4095).collect();
+            let parcel = Parcel::of(&job, FixedVector::from_units(job.grid(), units).unwrap());
+            let bytes =
+                parcel.encoded(&job, &mut None, &mut rand_chacha::ChaCha20Rng::from_seed([7; 32])).unwrap();
+            decoded.push(decode_all(&encoding, Units::new(job.grid()), len, &bytes).unwrap());
+            let client = ClientId::new(format!("client-{i}")).unwrap();
+            updates.push(upload(&job, client, bytes, &blobs).await);
+        }
+        let inputs = Inputs { model, updates, carried: Carried::default() };
+        Self { job, blobs, inputs, decoded }
+    }
+
+    async fn release(&self, noise: &Arc<AttemptNoise>) -> Result<ModelRef, Trouble> {
+        let entry = entry(&self.job);
+        attempt(&self.job, &entry, &self.inputs, noise, &self.blobs, &mut Made::default()).await
+    }
+
+    async fn values(&self, model: ModelRef) -> Vec<f32> {
+        let file = self.blobs.get(&model.digest, model.bytes).await.unwrap();
+        self.job.layout().from_safetensors(&file).unwrap()
+    }
+
+    fn file(folder: &Path, digest: Digest) -> std::path::PathBuf {
+        let hex = digest.to_string();
+        folder.join(&hex[..2]).join(&hex[2..])
+    }
+}
+
+async fn upload(job: &Job, client: ClientId, bytes: Vec<u8>, blobs: &Arc<dyn Blobs>) -> Update {
+    let digest = Digest::of(&bytes);
+    let (key, length) = (key(), bytes.len() as u64);
+    let claim = Claim { key, client, digest, bytes: length, offset: 0, weight: 1, within: None };
+    let chunks = bytes.chunks(256 << 10).enumerate().map(|(i, data)| {
+        let chunk = Chunk { offset: (i * (256 << 10)) as u64, data: data.to_vec().into() };
+        Ok(UploadMessage { kind: Some(upload_message::Kind::Chunk(chunk)) })
+    });
+    let messages = tokio_stream::iter(chunks.collect::<Vec<_>>());
+    let bound = job.norm_bound(None);
+    match spool::receive(messages, &claim, job, bound, blobs, Duration::from_secs(30)).await {
+        Ok(update) => update,
+        Err(spool::Rejected::Invalid(reason)) => panic!("{reason}"),
+        Err(spool::Rejected::Transfer(e)) => panic!("{e}"),
+    }
+}
+
+fn noise() -> Arc<AttemptNoise> {
+    Arc::new(AttemptNoise::from_os().unwrap())
+}
+
+#[tokio::test]
+async fn every_encoding_is_summed_across_blocks() {
+    for updates in [
+        "{ kind = \"fixed32\" }",
+        "{ kind = \"f32\" }",
+        "{ kind = \"bf16\" }",
+        "{ kind = \"fixed\", bits = 7 }",
+        "{ kind = \"block\", bits = 4, block = 64 }",
+        "{ kind = \"top-k\", fraction = 0.01, values = \"f32\" }",
+        "{ kind = \"top-k\", fraction = 0.4, values = \"bf16\" }",
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let round =
+            Round1::new(job(NONE, &format!("[transport]\nupdates = {updates}")), folder.path(), 3).await;
+        let model = round.release(&noise()).await.unwrap();
+        let before = round.values(round.inputs.model).await;
+        assert_eq!(before, round.job.initial_values());
+        let divisor = round.job.grid().units_per_one() * 3.0;
+        for (i, now) in round.values(model).await.into_iter().enumerate() {
+            let sum: i64 = round.decoded.iter().map(|units| i64::from(units[i])).sum();
+            let wanted = (f64::from(before[i]) + sum as f64 / divisor) as f32;
+            assert_eq!(now, wanted, "{updates}: value {i}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_release_that_is_made_again_has_the_same_noise() {
+    let folder = tempfile::tempdir().unwrap();
+    let round = Round1::new(job(CENTRAL, ""), folder.path(), 2).await;
+    let (one, other) = (noise(), noise());
+    let first = round.release(&one).await.unwrap();
+    assert_eq!(round.release(&one).await.unwrap(), first);
+    assert_ne!(round.release(&other).await.unwrap(), first);
+    assert_ne!(round.values(first).await, round.values(round.inputs.model).await);
+}
+
+#[tokio::test]
+async fn what_is_damaged_on_the_disk_enters_no_model() {
+    for privacy in [NONE, CENTRAL] {
+        let folder = tempfile::tempdir().unwrap();
+        let round = Round1::new(job(privacy, ""), folder.path(), 2).await;
+        let before = round.blobs.list().await.unwrap().len();
+        let about = [
+            (round.inputs.updates[1].blob, "the spooled update of client-1"),
+            (round.inputs.model.digest, "the current model"),
+        ];
+        for (digest, what) in about {
+            let path = Round1::file(folder.path(), digest);
+            let whole = std::fs::read(&path).unwrap();
+            // A value's last bit (in the last block), and the end cut off.
+            let mut flipped = whole.clone();
+            let at = flipped.len() - 1000;
+            flipped[at] ^= 1;
+            for damaged in [&flipped[..], &whole[..whole.len() - 1], &whole[..whole.len() / 2]] {
+                std::fs::write(&path, damaged).unwrap();
+                match round.release(&noise()).await {
+                    Err(Trouble::Failed(Impossible { reason, is_final: false })) => {
+                        assert!(reason.contains(what) && reason.contains("damaged"), "{reason}");
+                    }
+                    other => panic!("{what}: {other:?}"),
+                }
+            }
+            std::fs::write(&path, whole).unwrap();
+        }
+        assert_eq!(round.blobs.list().await.unwrap().len(), before, "nothing of it is kept");
+        round.release(&noise()).await.unwrap();
+    }
+}
