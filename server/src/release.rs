@@ -7,7 +7,7 @@
 //!
 //! All of it is a stream over the blocks of the model: memory is some blocks, whatever the model's size and however many
 //! updates there are (a rule, a server optimiser with moments and correlated noise keep vectors of the model's size).
-//! Nothing that was made is kept before every input was held against its digest.
+//! Nothing that was made is kept before every input was held against its checksum (the model and states: their digests).
 //!
 //! A disk that fails for a while costs time, not privacy: the release is made again from its beginning with the same noise,
 //! and comes to the same bytes.
@@ -19,7 +19,7 @@ use crate::coordinator::Shared;
 use crate::driver::FIRST_PAUSE;
 use crate::spool::Spooled;
 pub(crate) use model::initial_model;
-use model::{ModelReader, ModelWriter};
+use model::{ModelReader, ModelWriter, Stopped};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
@@ -165,17 +165,17 @@ async fn attempt(
     let (of_job, entry, noise) = (Arc::clone(job), entry.clone(), Arc::clone(noise));
     let plain = ready.plain.clone();
     // Off the async threads: it is work for all cores.
-    let poured = tokio::task::spawn_blocking(move || {
-        let left = ready.pour(&of_job, &entry, &noise, &mut file)?;
-        Ok((left, file))
-    });
-    let poured = poured.await.unwrap_or_else(|e| Err(Trouble::failed(format!("the release broke: {e}"))));
+    let poured = tokio::task::spawn_blocking(move || (ready.pour(&of_job, &entry, &noise, &mut file), file));
+    let poured = poured.await.map_err(|e| Trouble::failed(format!("the release broke: {e}")));
     for blob in plain {
         if let Err(e) = blobs.delete(&blob).await {
             tracing::warn!(error = %e, "cannot delete a decoded update; the next start will");
         }
     }
     let (left, file) = poured?;
+    let file = file.written().await.map_err(|e| unwritten("new model", &e));
+    // A file that cannot be written is the cause of all that follows.
+    let (file, left) = (file?, left?);
     made.clip = left.clip;
     let states = [
         ("noise that goes on", left.noise),
@@ -184,10 +184,14 @@ async fn attempt(
     ];
     for (place, (what, bytes)) in made.kept.iter_mut().zip(states) {
         let Some(bytes) = bytes else { continue };
-        let (digest, bytes) = blobs.put(&bytes).await.map_err(|e| unwritten(what, &e))?;
+        let (digest, bytes) = blobs.put(bytes.into()).await.map_err(|e| unwritten(what, &e))?;
         *place = Some(ModelRef { digest, bytes });
     }
-    file.commit().await.map_err(|e| unwritten("new model", &e))
+    model::commit(file).await.map_err(|e| unwritten("new model", &e))
+}
+
+fn stopped() -> Trouble {
+    Trouble::Now("the new model cannot be stored".into())
 }
 
 fn unwritten(what: &str, e: &BlobError) -> Trouble {
@@ -329,7 +333,7 @@ impl Moving<'_> {
             "next_clip_norm": next.map(|c| c.clip_norm()),
         });
         let metadata = BTreeMap::from([("undertone".into(), facts.to_string())]);
-        self.out.header(job.layout(), &metadata).map_err(|e| unwritten("new model", &e))
+        self.out.header(job.layout(), &metadata).map_err(|Stopped| stopped())
     }
 
     /// Moves the next values by their mean.
@@ -341,7 +345,7 @@ impl Moving<'_> {
             let reason = "the new model is not finite: lower the learning rates".into();
             return Err(Trouble::Failed(Impossible { reason, is_final: self.is_final }));
         }
-        self.out.values(weights).map_err(|e| unwritten("new model", &e))
+        self.out.values(weights).map_err(|Stopped| stopped())
     }
 }
 

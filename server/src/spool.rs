@@ -16,7 +16,7 @@ use undertone_core::encoding::{DecodeError, Decoder, Units};
 use undertone_core::id::{AttemptKey, ClientId};
 use undertone_round::coordinator::Update;
 use undertone_round::job::Job;
-use undertone_store::{BlobError, Blobs};
+use undertone_store::{BlobError, BlobWriter, Blobs};
 
 /// What an upload claims to be.
 pub(crate) struct Claim {
@@ -47,15 +47,27 @@ pub(crate) enum Rejected {
 /// Each spooled update ends with whose it is and how much it counts, so that two updates are never one blob. (At the end, so
 /// that one pass gives the digest of what travelled and that of the blob.) The answer about the clip norm, a byte, lies
 /// here and not in the job's state, which operators see.
-fn trailer(key: &AttemptKey, client: &ClientId, weight: u32, within: Option<bool>) -> Vec<u8> {
-    let text = format!("undertone update v3\n{key}\n{client}\n{weight}\n");
+///
+/// Before the answer stands the CRC-32 of the update and the answer, so that the release, which reads all updates at once, need not spend a
+/// second SHA-256 on a disk's rot.
+fn trailer(
+    key: &AttemptKey,
+    client: &ClientId,
+    weight: u32,
+    mut crc: crc32fast::Hasher,
+    within: Option<bool>,
+) -> Vec<u8> {
+    let text = format!("undertone update v4\n{key}\n{client}\n{weight}\n");
     let mut bytes = (text.len() as u32).to_le_bytes().to_vec();
     bytes.extend(text.as_bytes());
-    bytes.push(match within {
+    let answer = match within {
         None => 0,
         Some(false) => 1,
         Some(true) => 2,
-    });
+    };
+    crc.update(&[answer]);
+    bytes.extend(crc.finalize().to_le_bytes());
+    bytes.push(answer);
     bytes
 }
 
@@ -70,10 +82,9 @@ pub(crate) async fn receive(
 ) -> Result<Update, Rejected> {
     let transfer = |fault, text: String| Rejected::Transfer(ApiError::new(fault, text));
     let mut check = StreamCheck::new(job).map_err(Rejected::Invalid)?;
-    let expected = claim.bytes;
     let name = claim.name();
     let mut writer = blobs.resume(&name, &mut |block| check.take(block)).await.map_err(storage)?;
-    if check.bytes > expected {
+    if check.bytes > claim.bytes {
         drop(writer);
         return Err(begin_again(blobs, &name, "the coordinator had kept is damaged").await);
     }
@@ -88,6 +99,45 @@ pub(crate) async fn receive(
         check = StreamCheck::new(job).map_err(Rejected::Invalid)?;
         writer = blobs.resume(&name, &mut |_| {}).await.map_err(storage)?;
     }
+    if let Err(e) = take_chunks(&mut messages, &mut check, &mut *writer, claim.bytes, idle).await {
+        match e {
+            Rejected::Invalid(_) => {
+                drop(writer);
+                blobs.abandon(&name).await.map_err(storage)?;
+            }
+            // Whoever goes on finds all that came.
+            Rejected::Transfer(_) => drop(writer.settle().await),
+        }
+        return Err(e);
+    }
+    let bytes = check.bytes;
+    let found = writer.settle().await.map_err(storage)?;
+    let summary = check.finish();
+    if found != claim.digest {
+        drop(writer);
+        let what = format!("arrived is damaged: digest {found}, announced {}", claim.digest);
+        return Err(begin_again(blobs, &name, &what).await);
+    }
+    if let Err(reason) = summary.validate(job, bound) {
+        drop(writer);
+        blobs.abandon(&name).await.map_err(storage)?;
+        return Err(Rejected::Invalid(reason));
+    }
+    writer.write(claim.trailer(summary.crc.clone()).into()).await.map_err(storage)?;
+    // Durable from here on.
+    let (blob, _) = writer.commit(None).await.map_err(storage)?;
+    Ok(Update { client: claim.client.clone(), blob, bytes, weight: claim.weight })
+}
+
+/// Takes the chunks of an upload until `expected` bytes are there.
+async fn take_chunks(
+    messages: &mut (impl Stream<Item = Result<UploadMessage, Status>> + Unpin),
+    check: &mut StreamCheck,
+    writer: &mut dyn BlobWriter,
+    expected: u64,
+    idle: Duration,
+) -> Result<(), Rejected> {
+    let transfer = |fault, text: String| Rejected::Transfer(ApiError::new(fault, text));
     loop {
         let next = tokio::time::timeout(idle, messages.next()).await.map_err(|_| {
             transfer(Fault::Unavailable, format!("the upload stood still for {} s", idle.as_secs()))
@@ -108,15 +158,14 @@ pub(crate) async fn receive(
                 ),
             ));
         }
-        check.take(&chunk.data);
-        if check.bytes > expected {
-            drop(writer);
-            blobs.abandon(&name).await.map_err(storage)?;
+        if check.bytes + chunk.data.len() as u64 > expected {
             return Err(Rejected::Invalid(format!(
                 "the update is longer than it was announced: more than {expected} bytes"
             )));
         }
-        writer.write(&chunk.data).await.map_err(storage)?;
+        // Written while it is looked at.
+        writer.write(chunk.data.clone()).await.map_err(storage)?;
+        check.take(&chunk.data);
     }
     if check.bytes != expected {
         return Err(transfer(
@@ -124,23 +173,7 @@ pub(crate) async fn receive(
             format!("the upload broke off after {} of {expected} bytes", check.bytes),
         ));
     }
-    let bytes = check.bytes;
-    let found = writer.digest();
-    let summary = check.finish();
-    if found != claim.digest {
-        drop(writer);
-        let what = format!("arrived is damaged: digest {found}, announced {}", claim.digest);
-        return Err(begin_again(blobs, &name, &what).await);
-    }
-    if let Err(reason) = summary.validate(job, bound) {
-        drop(writer);
-        blobs.abandon(&name).await.map_err(storage)?;
-        return Err(Rejected::Invalid(reason));
-    }
-    writer.write(&claim.trailer()).await.map_err(storage)?;
-    // Durable from here on.
-    let (blob, _) = writer.commit(None).await.map_err(storage)?;
-    Ok(Update { client: claim.client.clone(), blob, bytes, weight: claim.weight })
+    Ok(())
 }
 
 /// How much of this upload is here.
@@ -166,14 +199,14 @@ fn attempt_name(key: &AttemptKey) -> String {
 }
 
 impl Claim {
-    fn trailer(&self) -> Vec<u8> {
-        trailer(&self.key, &self.client, self.weight, self.within)
+    fn trailer(&self, crc: crc32fast::Hasher) -> Vec<u8> {
+        trailer(&self.key, &self.client, self.weight, crc, self.within)
     }
 
     /// Another update, or the same with another weight, is another upload.
     fn name(&self) -> String {
         let mut rest = Digester::new();
-        rest.field(&self.trailer());
+        rest.field(&self.trailer(crc32fast::Hasher::new()));
         rest.field(self.digest.as_bytes());
         rest.field(&self.bytes.to_le_bytes());
         format!("{}-{}", attempt_name(&self.key), &rest.finish().to_string()[..32])
@@ -198,12 +231,19 @@ fn storage(e: BlobError) -> Rejected {
 /// Looks at the values of an update as they stream by, wherever chunks are cut.
 struct StreamCheck {
     bytes: u64,
+    crc: crc32fast::Hasher,
     decoder: Decoder<Units>,
     squared_norm: u128,
     problem: Option<String>,
 }
 
+fn square(unit: i32) -> u64 {
+    let unit = i64::from(unit);
+    (unit * unit) as u64
+}
+
 struct Summary {
+    crc: crc32fast::Hasher,
     squared_norm: u128,
     problem: Option<String>,
 }
@@ -212,6 +252,7 @@ impl StreamCheck {
     fn new(job: &Job) -> Result<Self, String> {
         Ok(Self {
             bytes: 0,
+            crc: crc32fast::Hasher::new(),
             decoder: decoder(job).map_err(|e| e.to_string())?,
             squared_norm: 0,
             problem: None,
@@ -220,13 +261,16 @@ impl StreamCheck {
 
     fn take(&mut self, data: &[u8]) {
         self.bytes += data.len() as u64;
+        self.crc.update(data);
         if self.problem.is_some() {
             return;
         }
         let norm = &mut self.squared_norm;
         let taken = self.decoder.push(data, &mut |_, units| {
             // A run's squares fit: 2^60 each, and runs are of some thousand values.
-            *norm += units.iter().map(|&u| i128::from(u) * i128::from(u)).sum::<i128>() as u128;
+            // So do those of eight in 64 bits.
+            let of_eight = |eight: &[i32]| -> u64 { eight.iter().map(|&u| square(u)).sum() };
+            *norm += units.chunks(8).map(|eight| u128::from(of_eight(eight))).sum::<u128>();
         });
         // The rest is still received: whoever sends it should get the whole answer.
         self.problem = taken.err().map(|e| e.to_string());
@@ -234,7 +278,7 @@ impl StreamCheck {
 
     fn finish(self) -> Summary {
         let problem = self.problem.or_else(|| self.decoder.finish().err().map(|e| e.to_string()));
-        Summary { squared_norm: self.squared_norm, problem }
+        Summary { crc: self.crc, squared_norm: self.squared_norm, problem }
     }
 }
 

@@ -1,6 +1,7 @@
 //! A disk that fails, and a coordinator that ends, in the middle of things: nothing is lost, nothing is spent twice.
 
 use crate::job;
+use bytes::Bytes;
 use std::time::Duration;
 use undertone::v1;
 use undertone_core::id::JobId;
@@ -197,7 +198,7 @@ async fn a_job_that_makes_no_sense_stands_still_and_keeps_no_other_from_going_on
     let nonsense = Transition::new(id, record.version, record.status, "{\"from\":\"the future\"}");
     storage.store().commit(nonsense).await.unwrap();
     storage.fail_steps(false);
-    let orphan = storage.blobs().put(b"what a crash left").await.unwrap().0;
+    let orphan = storage.blobs().put(Bytes::from_static(b"what a crash left")).await.unwrap().0;
     d.restart_on(&storage).await;
     let mut operator = d.operator().await;
     assert_eq!(*operator.watch_to_end(&sound).await.outcome(), Outcome::Completed);
@@ -224,7 +225,7 @@ async fn what_a_crash_left_in_the_blobs_is_swept_at_the_next_start() {
     let id = operator.submit(&job("rounds = 2", "rounds = 2")).await.unwrap();
     operator.watch_to_end(&id).await;
     let released = storage.store().released_models().await.unwrap();
-    let orphan = storage.blobs().put(b"an update that no step took in").await.unwrap().0;
+    let orphan = storage.blobs().put(Bytes::from_static(b"an update that no step took in")).await.unwrap().0;
     drop(operator);
     d.restart_on(&storage).await;
     assert!(storage.blobs().len(&orphan).await.is_err());

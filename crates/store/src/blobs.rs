@@ -7,6 +7,7 @@ mod memory;
 mod verify;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use std::fmt::Debug;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use undertone_core::digest::Digest;
@@ -78,7 +79,7 @@ pub trait Blobs: Send + Sync + Debug {
     async fn list(&self) -> Result<Vec<Digest>, BlobError>;
 
     /// Keeps `bytes`; returns their digest and length.
-    async fn put(&self, bytes: &[u8]) -> Result<(Digest, u64), BlobError> {
+    async fn put(&self, bytes: Bytes) -> Result<(Digest, u64), BlobError> {
         let mut writer = self.writer().await?;
         writer.write(bytes).await?;
         writer.commit(None).await
@@ -107,11 +108,13 @@ pub trait Blobs: Send + Sync + Debug {
 /// A blob being written.
 #[async_trait]
 pub trait BlobWriter: Send + Debug {
-    /// Adds bytes at the end. A writer whose `write` failed, or was dropped before it returned, is spoilt.
-    async fn write(&mut self, bytes: &[u8]) -> Result<(), BlobError>;
+    /// Adds bytes at the end. They may be on their way still when it returns, so that whoever writes can make the next ones
+    /// meanwhile: what goes wrong is told at the latest by [`settle`](Self::settle) or [`commit`](Self::commit). A writer
+    /// that failed, or whose `write` was dropped before it returned, is spoilt.
+    async fn write(&mut self, bytes: Bytes) -> Result<(), BlobError>;
 
-    /// The digest of all bytes so far.
-    fn digest(&self) -> Digest;
+    /// Waits until all bytes so far are where they belong, and gives their digest.
+    async fn settle(&mut self) -> Result<Digest, BlobError>;
 
     /// Makes the blob durable (see [`Durability`](crate::Durability)) and seen; returns its digest and length.
     /// Equal bytes are one blob, however often they are written.

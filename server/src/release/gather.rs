@@ -1,7 +1,7 @@
 //! From spooled updates to one: the exact sum, block by block of the model as it is needed, or what a rule makes of updates
 //! that it reads where they lie.
 //!
-//! Every update is held against its digest before anything that was made of it is kept: a rotten file must not enter a
+//! Every update is held against its checksum or digest before anything that was made of it is kept: a rotten file must not enter a
 //! model. Memory of a sum: some blocks for each thread, whatever the model's size and however many updates; of a rule: what
 //! it says. Never all updates.
 

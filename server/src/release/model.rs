@@ -1,10 +1,12 @@
 //! Models read and written as a stream: what a release moves, what it makes, and what a job begins with.
 
 use super::{BLOCK, Impossible, Trouble};
+use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
 use std::sync::Arc;
-use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 use undertone_core::digest::Digester;
 use undertone_core::layout::ModelLayout;
 use undertone_round::coordinator::ModelRef;
@@ -62,40 +64,58 @@ impl ModelReader {
     }
 }
 
-/// A model's file on its way, written from a thread that may wait.
+/// A model's file on its way: made on a thread that may wait, digested and written beside it.
 pub(super) struct ModelWriter {
-    writer: Box<dyn BlobWriter>,
-    handle: Handle,
-    bytes: Vec<u8>,
+    pieces: mpsc::Sender<Bytes>,
+    writing: JoinHandle<Result<Box<dyn BlobWriter>, BlobError>>,
 }
 
+/// The file cannot be written on; [`ModelWriter::written`] says why.
+pub(super) struct Stopped;
+
+/// Pieces that wait to be written.
+const AHEAD: usize = 2;
+
 impl ModelWriter {
-    /// Begins a file. To be called from an async task; the rest is not.
+    /// Begins a file.
     pub(super) async fn begin(blobs: &Arc<dyn Blobs>) -> Result<Self, BlobError> {
-        Ok(Self { writer: blobs.writer().await?, handle: Handle::current(), bytes: vec![] })
+        let mut writer = blobs.writer().await?;
+        let (pieces, mut made) = mpsc::channel(AHEAD);
+        let writing = tokio::spawn(async move {
+            while let Some(bytes) = made.recv().await {
+                writer.write(bytes).await?;
+            }
+            Ok(writer)
+        });
+        Ok(Self { pieces, writing })
     }
 
-    /// What stands before the values.
+    /// What stands before the values. For a thread that may wait.
     pub(super) fn header(
         &mut self,
         layout: &ModelLayout,
         metadata: &BTreeMap<String, String>,
-    ) -> Result<(), BlobError> {
-        self.handle.block_on(self.writer.write(&layout.header(metadata)))
+    ) -> Result<(), Stopped> {
+        self.pieces.blocking_send(layout.header(metadata).into()).map_err(|_| Stopped)
     }
 
-    /// The next values.
-    pub(super) fn values(&mut self, values: &[f32]) -> Result<(), BlobError> {
-        self.bytes.clear();
-        self.bytes.extend(values.iter().flat_map(|w| w.to_le_bytes()));
-        self.handle.block_on(self.writer.write(&self.bytes))
+    /// The next values. For a thread that may wait.
+    pub(super) fn values(&mut self, values: &[f32]) -> Result<(), Stopped> {
+        let bytes: Vec<u8> = values.iter().flat_map(|w| w.to_le_bytes()).collect();
+        self.pieces.blocking_send(bytes.into()).map_err(|_| Stopped)
     }
 
-    /// Makes it durable.
-    pub(super) async fn commit(self) -> Result<ModelRef, BlobError> {
-        let (digest, bytes) = self.writer.commit(None).await?;
-        Ok(ModelRef { digest, bytes })
+    /// Waits until all is written; it is not durable yet.
+    pub(super) async fn written(self) -> Result<Box<dyn BlobWriter>, BlobError> {
+        drop(self.pieces);
+        self.writing.await.unwrap_or_else(|e| Err(BlobError::from(io::Error::other(e))))
     }
+}
+
+/// Makes a model durable.
+pub(super) async fn commit(written: Box<dyn BlobWriter>) -> Result<ModelRef, BlobError> {
+    let (digest, bytes) = written.commit(None).await?;
+    Ok(ModelRef { digest, bytes })
 }
 
 /// Writes what a job begins with.
@@ -103,17 +123,23 @@ pub(crate) async fn initial_model(job: &Arc<Job>, blobs: &Arc<dyn Blobs>) -> Res
     let (job, mut file) = (Arc::clone(job), ModelWriter::begin(blobs).await?);
     // Drawing values is work for a core, not for an async thread.
     let written = tokio::task::spawn_blocking(move || {
-        file.header(job.layout(), &BTreeMap::new())?;
         let mut values = job.initial_stream();
-        loop {
-            let block: Vec<f32> = values.by_ref().take(BLOCK).collect();
-            if block.is_empty() {
-                return Ok(file);
+        let mut all = || -> Result<(), Stopped> {
+            file.header(job.layout(), &BTreeMap::new())?;
+            loop {
+                let block: Vec<f32> = values.by_ref().take(BLOCK).collect();
+                if block.is_empty() {
+                    return Ok(());
+                }
+                file.values(&block)?;
             }
-            file.values(&block)?;
-        }
+        };
+        // Why it stopped is told below.
+        let _ = all();
+        file
     });
-    written.await.unwrap_or_else(|e| Err(BlobError::from(io::Error::other(e))))?.commit().await
+    let file = written.await.map_err(|e| BlobError::from(io::Error::other(e)))?;
+    commit(file.written().await?).await
 }
 
 fn damaged(how: &str) -> Trouble {

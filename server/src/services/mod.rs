@@ -47,8 +47,8 @@ pub(crate) async fn send_blob<M: Send + 'static>(
             // Some chunks at once: each read is a hop to another thread. Not digested here: whoever receives it does.
             let (from, blob) = (at, blob.clone());
             let read = tokio::task::spawn_blocking(move || {
-                let mut data = vec![0; (CHUNKS_READ * CHUNK_BYTES as u64).min(bytes - from) as usize];
-                blob.read_at(&mut data, from).map(|()| Bytes::from(data))
+                let len = (CHUNKS_READ * CHUNK_BYTES as u64).min(bytes - from) as usize;
+                blob.read_vec(len, from).map(Bytes::from)
             });
             let mut data = match read.await.unwrap_or_else(|e| Err(std::io::Error::other(e))) {
                 Ok(data) => data,

@@ -6,13 +6,16 @@ use std::fmt::Display;
 use std::io::ErrorKind;
 use std::ops::Range;
 use std::sync::Arc;
-use undertone_core::digest::Digester;
 use undertone_core::encoding::{DecodeError, Decoder, Encoding, Units};
 use undertone_core::id::AttemptKey;
 use undertone_privacy::adaptive_clip::WithinBit;
 use undertone_round::coordinator::Update;
 use undertone_round::job::Job;
 use undertone_store::{BlobError, Blobs, LocalBlob};
+
+/// Bytes at the end of a spooled update that are not known before it was received: its checksum and the answer about the clip
+/// norm.
+const OWN: usize = 5;
 
 /// Bytes of an update without places that are read at once.
 const PIECE: u64 = 16 << 10;
@@ -22,7 +25,7 @@ const PIECE: u64 = 16 << 10;
 pub(crate) struct Spooled {
     pub(crate) update: Update,
     blob: LocalBlob,
-    /// The bytes after the last value, but for the answer in the last one.
+    /// The bytes after the last value, but for the last five, [`OWN`]: checksum and answer.
     tail: Vec<u8>,
 }
 
@@ -34,7 +37,7 @@ impl Spooled {
         blobs: &Arc<dyn Blobs>,
     ) -> Result<Self, BlobError> {
         let blob = blobs.local(&update.blob).await?;
-        let tail = trailer(key, &update.client, update.weight, None);
+        let tail = trailer(key, &update.client, update.weight, crc32fast::Hasher::new(), None);
         Ok(Self { update, blob, tail })
     }
 
@@ -60,7 +63,7 @@ impl Spooled {
             reading.finish()
         });
         while let Some(bytes) = decoded.recv().await {
-            writer.write(&bytes).await.map_err(storage)?;
+            writer.write(bytes.into()).await.map_err(storage)?;
         }
         reading.await.unwrap_or_else(|e| Err(Trouble::failed(format!("decoding broke: {e}"))))?;
         let (blob, bytes) = writer.commit(None).await.map_err(storage)?;
@@ -72,7 +75,8 @@ impl Spooled {
     pub(crate) fn verify(&self) -> Result<(), Trouble> {
         match self.blob.verified(|_| {}) {
             Ok(found) if found == self.update.blob => Ok(()),
-            Ok(found) => Err(self.unreadable(&damaged(&found, &self.update))),
+            Ok(found) => Err(self
+                .unreadable(&format!("it is damaged, its digest is {found} and was {}", self.update.blob))),
             Err(e) => Err(self.failing(&e)),
         }
     }
@@ -106,18 +110,14 @@ impl Spooled {
     }
 }
 
-fn damaged(found: &impl Display, update: &Update) -> String {
-    format!("it is damaged, its digest is {found} and was {}", update.blob)
-}
-
 /// A spooled update on its way through a release, block by block and in order. What it gives is not to be believed before
-/// [`Reading::finish`] has held all of it against its digest.
+/// [`Reading::finish`] has held all of it against its checksum.
 pub(crate) struct Reading<'a> {
     of: &'a Spooled,
     encoding: Encoding,
     domain: Units,
     values: usize,
-    digester: Digester,
+    crc: crc32fast::Hasher,
     /// Bytes read.
     at: u64,
     bytes: Vec<u8>,
@@ -142,8 +142,8 @@ impl<'a> Reading<'a> {
         }
         let mut tail = vec![0; of.tail.len()];
         of.blob.read_at(&mut tail, of.update.bytes).map_err(|e| of.failing(&e))?;
-        // The last byte is the answer.
-        if tail.split_last().map(|(_, whose)| whose) != of.tail.split_last().map(|(_, whose)| whose) {
+        let whose = tail.len() - OWN;
+        if tail[..whose] != of.tail[..whose] {
             return Err(of.unreadable(&"it is of another version, or somebody else's"));
         }
         let (encoding, values) = (job.spec().transport.updates, job.layout().len());
@@ -154,8 +154,8 @@ impl<'a> Reading<'a> {
         } else {
             None
         };
-        let digester = Digester::new();
-        Ok(Self { of, encoding, domain, values, digester, at: 0, bytes: vec![], ahead, tail })
+        let crc = crc32fast::Hasher::new();
+        Ok(Self { of, encoding, domain, values, crc, at: 0, bytes: vec![], ahead, tail })
     }
 
     pub(crate) fn of(&self) -> &'a Spooled {
@@ -220,7 +220,7 @@ impl<'a> Reading<'a> {
     fn read(&mut self, bytes: u64) -> Result<(), Trouble> {
         self.bytes.resize(bytes as usize, 0);
         self.of.blob.read_at(&mut self.bytes, self.at).map_err(|e| self.of.failing(&e))?;
-        self.digester.update(&self.bytes);
+        self.crc.update(&self.bytes);
         self.at += bytes;
         Ok(())
     }
@@ -230,10 +230,11 @@ impl<'a> Reading<'a> {
         if let Some(ahead) = self.ahead.take() {
             ahead.decoder.finish().map_err(|e| self.of.unreadable(&e))?;
         }
-        self.digester.update(&self.tail);
-        let found = self.digester.finish();
-        if found != self.of.update.blob {
-            return Err(self.of.unreadable(&damaged(&found, &self.of.update)));
+        let own = &self.tail[self.tail.len() - OWN..];
+        self.crc.update(&own[4..]);
+        let (found, wanted) = (self.crc.finalize(), own.first_chunk().map(|crc| u32::from_le_bytes(*crc)));
+        if Some(found) != wanted {
+            return Err(self.of.unreadable(&"it is damaged, its checksum is not that of its bytes"));
         }
         Ok(())
     }

@@ -1,5 +1,6 @@
 //! Storage that fails when a test says so, around a real one.
 
+use bytes::Bytes;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use tokio::io::AsyncRead;
@@ -265,12 +266,12 @@ struct FaultyWriter {
 
 #[async_trait::async_trait]
 impl BlobWriter for FaultyWriter {
-    fn digest(&self) -> Digest {
-        self.writer.digest()
+    async fn write(&mut self, bytes: Bytes) -> Result<(), BlobError> {
+        self.writer.write(bytes).await
     }
 
-    async fn write(&mut self, bytes: &[u8]) -> Result<(), BlobError> {
-        self.writer.write(bytes).await
+    async fn settle(&mut self) -> Result<Digest, BlobError> {
+        self.writer.settle().await
     }
 
     async fn commit(self: Box<Self>, expected: Option<Digest>) -> Result<(Digest, u64), BlobError> {

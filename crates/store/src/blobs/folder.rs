@@ -9,11 +9,14 @@ use super::verify::Verified;
 use super::{BlobError, BlobWriter, Blobs, LocalBlob, check_expected, check_name};
 use crate::durability::Durability;
 use async_trait::async_trait;
+use bytes::Bytes;
 use std::fs::{self, File, TryLockError};
-use std::io::{self, ErrorKind, SeekFrom};
+use std::io::{self, ErrorKind, Read, SeekFrom, Write};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncSeekExt, AsyncWriteExt};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use tokio::io::{AsyncRead, AsyncSeekExt};
+use tokio::task::JoinHandle;
 use undertone_core::digest::{Digest, Digester};
 
 /// [`Blobs`] in a folder of a local disk.
@@ -21,6 +24,8 @@ use undertone_core::digest::{Digest, Digester};
 pub struct FolderBlobs {
     root: PathBuf,
     durability: Durability,
+    /// Folders, by the digests' first byte, whose names are on the disk for sure.
+    named: Arc<[AtomicBool; 256]>,
 }
 
 /// Tells the files of this process in `tmp/` apart.
@@ -30,15 +35,38 @@ static NEXT_FILE: AtomicU64 = AtomicU64::new(0);
 struct FolderWriter {
     blobs: FolderBlobs,
     tmp: PathBuf,
-    file: tokio::fs::File,
-    digester: Digester,
+    file: Place,
     bytes: u64,
-    /// No write has begun that did not end well.
+    /// No write was given up half-way.
     whole: bool,
     /// The file has its name; `tmp` may be another's by now.
     kept: bool,
     /// Whoever comes later may go on.
     resumable: bool,
+}
+
+/// Where the next bytes go.
+enum Place {
+    Here(Open),
+    /// The bytes before them are being written.
+    Behind(JoinHandle<(Open, io::Result<()>)>),
+    /// Nowhere: a write failed.
+    Lost,
+}
+
+struct Open {
+    file: File,
+    digester: Digester,
+}
+
+impl std::fmt::Debug for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Here(_) => "settled",
+            Self::Behind(_) => "writing",
+            Self::Lost => "lost",
+        })
+    }
 }
 
 impl FolderBlobs {
@@ -49,7 +77,8 @@ impl FolderBlobs {
     pub async fn open(root: impl Into<PathBuf>, durability: Durability) -> Result<Self, BlobError> {
         let root = root.into();
         let root = std::path::absolute(&root).map_err(|e| BlobError::at(&root, e))?;
-        let blobs = Self { root, durability };
+        let named = Arc::new([const { AtomicBool::new(false) }; 256]);
+        let blobs = Self { root, durability, named };
         let opened = blobs.clone();
         blocking(&blobs.root, move || opened.prepare()).await?;
         Ok(blobs)
@@ -148,8 +177,13 @@ impl FolderBlobs {
         let path = self.path(digest);
         let folder = path.parent().unwrap_or(&self.root);
         self.sync(tmp, || file.sync_all())?;
-        make_folder(folder).map_err(|e| BlobError::at(folder, e))?;
-        self.sync(&self.root, || sync_folder(&self.root))?;
+        let named = &self.named[usize::from(digest.as_bytes()[0])];
+        if !named.load(Ordering::Relaxed) {
+            make_folder(folder).map_err(|e| BlobError::at(folder, e))?;
+            // Also if it was there: whoever made it may not have come to this.
+            self.sync(&self.root, || sync_folder(&self.root))?;
+            named.store(true, Ordering::Relaxed);
+        }
         // If the blob is there already, this puts the same bytes in its place, and mends it if it was damaged.
         fs::rename(tmp, &path).map_err(|e| BlobError::at(&path, e))?;
         self.sync(folder, || sync_folder(folder))
@@ -187,19 +221,9 @@ impl Blobs for FolderBlobs {
     async fn writer(&self) -> Result<Box<dyn BlobWriter>, BlobError> {
         let blobs = self.clone();
         let (tmp, file) = blocking(&self.root, move || blobs.begin()).await?;
-        let file = tokio::fs::File::from_std(file);
+        let file = Place::Here(Open { file, digester: Digester::new() });
         let blobs = self.clone();
-        let digester = Digester::new();
-        Ok(Box::new(FolderWriter {
-            blobs,
-            tmp,
-            file,
-            digester,
-            bytes: 0,
-            whole: true,
-            kept: false,
-            resumable: false,
-        }))
+        Ok(Box::new(FolderWriter { blobs, tmp, file, bytes: 0, whole: true, kept: false, resumable: false }))
     }
 
     async fn resume(
@@ -209,29 +233,26 @@ impl Blobs for FolderBlobs {
     ) -> Result<Box<dyn BlobWriter>, BlobError> {
         let (blobs, wanted) = (self.clone(), name.to_owned());
         let (tmp, file) = blocking(&self.root, move || blobs.reopen(&wanted)).await?;
-        let mut file = tokio::fs::File::from_std(file);
-        let (mut digester, mut bytes) = (Digester::new(), 0);
-        let mut block = vec![0; 1 << 20];
+        let mut open = Open { file, digester: Digester::new() };
+        let (mut bytes, mut block) = (0, vec![]);
         loop {
-            let n = file.read(&mut block).await.map_err(|e| BlobError::at(&tmp, e))?;
-            if n == 0 {
+            let path = tmp.clone();
+            let read = blocking(&tmp, move || {
+                block.resize(1 << 20, 0);
+                let n = open.file.read(&mut block).map_err(|e| BlobError::at(&path, e))?;
+                block.truncate(n);
+                open.digester.update(&block);
+                Ok((open, block))
+            });
+            (open, block) = read.await?;
+            if block.is_empty() {
                 break;
             }
-            digester.update(&block[..n]);
-            sink(&block[..n]);
-            bytes += n as u64;
+            sink(&block);
+            bytes += block.len() as u64;
         }
-        let blobs = self.clone();
-        Ok(Box::new(FolderWriter {
-            blobs,
-            tmp,
-            file,
-            digester,
-            bytes,
-            whole: true,
-            kept: false,
-            resumable: true,
-        }))
+        let (blobs, file) = (self.clone(), Place::Here(open));
+        Ok(Box::new(FolderWriter { blobs, tmp, file, bytes, whole: true, kept: false, resumable: true }))
     }
 
     async fn unfinished(&self) -> Result<Vec<(String, u64)>, BlobError> {
@@ -300,39 +321,61 @@ impl Blobs for FolderBlobs {
     }
 }
 
+impl FolderWriter {
+    /// Waits until nothing is on its way to the file.
+    async fn settled(&mut self) -> Result<(), BlobError> {
+        if let Place::Behind(writing) = &mut self.file {
+            // Given up here, the handle stays: whoever asks next waits for the same write.
+            let (open, written) = writing.await.map_err(|e| BlobError::at(&self.tmp, io::Error::other(e)))?;
+            self.file = match &written {
+                Ok(()) => Place::Here(open),
+                Err(_) => Place::Lost,
+            };
+            written.map_err(|e| BlobError::at(&self.tmp, e))?;
+        }
+        match &self.file {
+            Place::Here(_) => Ok(()),
+            _ => Err(BlobError::Spoilt),
+        }
+    }
+}
+
 #[async_trait]
 impl BlobWriter for FolderWriter {
-    fn digest(&self) -> Digest {
-        self.digester.clone().finish()
+    async fn write(&mut self, bytes: Bytes) -> Result<(), BlobError> {
+        let whole = std::mem::replace(&mut self.whole, false);
+        self.settled().await?;
+        let Place::Here(mut open) = std::mem::replace(&mut self.file, Place::Lost) else {
+            return Err(BlobError::Spoilt);
+        };
+        self.bytes += bytes.len() as u64;
+        self.file = Place::Behind(tokio::task::spawn_blocking(move || {
+            let written = open.file.write_all(&bytes);
+            open.digester.update(&bytes);
+            (open, written)
+        }));
+        self.whole = whole;
+        if whole { Ok(()) } else { Err(BlobError::Spoilt) }
     }
 
-    async fn write(&mut self, bytes: &[u8]) -> Result<(), BlobError> {
-        if !std::mem::replace(&mut self.whole, false) {
-            return Err(BlobError::Spoilt);
+    async fn settle(&mut self) -> Result<Digest, BlobError> {
+        self.settled().await?;
+        match &self.file {
+            Place::Here(open) if self.whole => Ok(open.digester.clone().finish()),
+            _ => Err(BlobError::Spoilt),
         }
-        self.file.write_all(bytes).await.map_err(|e| BlobError::at(&self.tmp, e))?;
-        if self.resumable {
-            // Who goes on finds all that was written, however soon.
-            self.file.flush().await.map_err(|e| BlobError::at(&self.tmp, e))?;
-        }
-        self.digester.update(bytes);
-        self.bytes += bytes.len() as u64;
-        self.whole = true;
-        Ok(())
     }
 
     async fn commit(mut self: Box<Self>, expected: Option<Digest>) -> Result<(Digest, u64), BlobError> {
-        if !self.whole {
-            return Err(BlobError::Spoilt);
-        }
-        self.file.flush().await.map_err(|e| BlobError::at(&self.tmp, e))?;
-        let digest = std::mem::take(&mut self.digester).finish();
+        let digest = self.settle().await?;
         if let Err(e) = check_expected(expected, digest) {
             // Nobody goes on with what is wrong.
             self.resumable = false;
             return Err(e);
         }
-        let file = self.file.try_clone().await.map_err(|e| BlobError::at(&self.tmp, e))?.into_std().await;
+        let Place::Here(Open { file, .. }) = std::mem::replace(&mut self.file, Place::Lost) else {
+            return Err(BlobError::Spoilt);
+        };
         let (blobs, tmp) = (self.blobs.clone(), self.tmp.clone());
         blocking(&self.tmp, move || blobs.keep(&tmp, file, &digest)).await?;
         self.kept = true;

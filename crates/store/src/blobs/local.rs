@@ -46,6 +46,33 @@ impl LocalBlob {
         }
     }
 
+    /// `len` bytes from `offset` on, in a vector of their own.
+    ///
+    /// # Errors
+    /// As [`read_at`](Self::read_at).
+    pub fn read_vec(&self, len: usize, offset: u64) -> io::Result<Vec<u8>> {
+        let mut out = Vec::with_capacity(len);
+        match self {
+            Self::File(file) => {
+                while out.len() < len {
+                    let at = offset + out.len() as u64;
+                    // Into bytes that nobody has set to zero.
+                    match rustix::io::pread(file, rustix::buffer::spare_capacity(&mut out), at) {
+                        Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                        Err(rustix::io::Errno::INTR) => {}
+                        read => drop(read?),
+                    }
+                }
+                out.truncate(len);
+            }
+            Self::Bytes(_) => {
+                out.resize(len, 0);
+                self.read_at(&mut out, offset)?;
+            }
+        }
+        Ok(out)
+    }
+
     /// Gives every byte to `sink`, in order and in blocks, and then the digest that they have: what was given is not to be
     /// believed before it is the right one.
     ///

@@ -2,6 +2,7 @@
 
 use super::{BlobError, BlobWriter, Blobs, LocalBlob, check_expected, check_name};
 use async_trait::async_trait;
+use bytes::Bytes;
 use std::collections::HashMap;
 use std::io::Cursor;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -153,13 +154,13 @@ impl Blobs for MemoryBlobs {
 
 #[async_trait]
 impl BlobWriter for MemoryWriter {
-    fn digest(&self) -> Digest {
-        Digest::of(&self.bytes)
+    async fn write(&mut self, bytes: Bytes) -> Result<(), BlobError> {
+        self.bytes.extend_from_slice(&bytes);
+        Ok(())
     }
 
-    async fn write(&mut self, bytes: &[u8]) -> Result<(), BlobError> {
-        self.bytes.extend_from_slice(bytes);
-        Ok(())
+    async fn settle(&mut self) -> Result<Digest, BlobError> {
+        Ok(Digest::of(&self.bytes))
     }
 
     async fn commit(mut self: Box<Self>, expected: Option<Digest>) -> Result<(Digest, u64), BlobError> {

@@ -1,6 +1,7 @@
 //! Blobs.
 
 use crate::{BlobError, Blobs};
+use bytes::Bytes;
 use std::sync::Arc;
 use tokio::io::AsyncReadExt;
 use undertone_core::digest::Digest;
@@ -14,7 +15,7 @@ pub(super) async fn what_is_put_comes_back(blobs: &dyn Blobs) {
     for len in [0, 1, 4096, 3 << 20] {
         let content = bytes(len);
         let digest = Digest::of(&content);
-        assert_eq!(blobs.put(&content).await.unwrap(), (digest, len as u64));
+        assert_eq!(blobs.put(content.clone().into()).await.unwrap(), (digest, len as u64));
         assert_eq!(blobs.len(&digest).await.unwrap(), len as u64);
         assert!(blobs.get(&digest, len as u64).await.unwrap() == content, "{len} bytes came back changed");
     }
@@ -28,8 +29,8 @@ pub(super) async fn what_is_put_comes_back(blobs: &dyn Blobs) {
     let (mut rest, mut piece) = (content.as_slice(), 0);
     while !rest.is_empty() {
         let (now, later) = rest.split_at(piece.min(rest.len()));
-        writer.write(now).await.unwrap();
-        assert_eq!(writer.digest(), Digest::of(&content[..content.len() - later.len()]));
+        writer.write(Bytes::copy_from_slice(now)).await.unwrap();
+        assert_eq!(writer.settle().await.unwrap(), Digest::of(&content[..content.len() - later.len()]));
         (rest, piece) = (later, piece * 3 + 1);
     }
     let digest = Digest::of(&content);
@@ -39,7 +40,7 @@ pub(super) async fn what_is_put_comes_back(blobs: &dyn Blobs) {
 
 pub(super) async fn reads_begin_anywhere(blobs: &dyn Blobs) {
     let content = bytes(10_000);
-    let (digest, _) = blobs.put(&content).await.unwrap();
+    let (digest, _) = blobs.put(content.clone().into()).await.unwrap();
     for offset in [0, 1, 9_999, 10_000] {
         let mut read = Vec::new();
         blobs.open(&digest, offset).await.unwrap().read_to_end(&mut read).await.unwrap();
@@ -54,7 +55,7 @@ pub(super) async fn reads_begin_anywhere(blobs: &dyn Blobs) {
 
 pub(super) async fn a_local_blob_is_read_anywhere_and_by_many(blobs: &dyn Blobs) {
     let content = bytes((2 << 20) + 17);
-    let (digest, _) = blobs.put(&content).await.unwrap();
+    let (digest, _) = blobs.put(content.clone().into()).await.unwrap();
     let local = blobs.local(&digest).await.unwrap();
     // Whoever has it open may read on.
     blobs.delete(&digest).await.unwrap();
@@ -80,7 +81,7 @@ pub(super) async fn a_local_blob_is_read_anywhere_and_by_many(blobs: &dyn Blobs)
 pub(super) async fn only_what_was_announced_is_kept(blobs: &dyn Blobs) {
     let (right, wrong) = (Digest::of(b"right"), Digest::of(b"wrong"));
     let mut writer = blobs.writer().await.unwrap();
-    writer.write(b"wrong").await.unwrap();
+    writer.write(Bytes::from_static(b"wrong")).await.unwrap();
     let refused = writer.commit(Some(right)).await;
     assert!(
         matches!(refused, Err(BlobError::Mismatch { expected, found }) if (expected, found) == (right, wrong)),
@@ -95,23 +96,23 @@ pub(super) async fn only_what_was_announced_is_kept(blobs: &dyn Blobs) {
 pub(super) async fn unfinished_blobs_are_not_seen(blobs: &dyn Blobs) {
     let digest = Digest::of(b"half");
     let mut writer = blobs.writer().await.unwrap();
-    writer.write(b"half").await.unwrap();
+    writer.write(Bytes::from_static(b"half")).await.unwrap();
     assert!(matches!(blobs.len(&digest).await, Err(BlobError::NotFound { .. })));
     drop(writer);
     assert!(matches!(blobs.get(&digest, 9).await, Err(BlobError::NotFound { .. })));
-    assert_eq!(blobs.put(b"half").await.unwrap(), (digest, 4));
+    assert_eq!(blobs.put(Bytes::from_static(b"half")).await.unwrap(), (digest, 4));
 }
 
 pub(super) async fn deleting_is_for_good_and_for_once(blobs: &dyn Blobs) {
-    let (digest, _) = blobs.put(b"gone").await.unwrap();
-    let (kept, _) = blobs.put(b"kept").await.unwrap();
+    let (digest, _) = blobs.put(Bytes::from_static(b"gone")).await.unwrap();
+    let (kept, _) = blobs.put(Bytes::from_static(b"kept")).await.unwrap();
     for _ in 0..2 {
         blobs.delete(&digest).await.unwrap();
         let found = blobs.get(&digest, 9).await;
         assert!(matches!(found, Err(BlobError::NotFound { .. })), "{found:?}");
     }
     assert_eq!(blobs.get(&kept, 9).await.unwrap(), b"kept");
-    blobs.put(b"gone").await.unwrap();
+    blobs.put(Bytes::from_static(b"gone")).await.unwrap();
     assert_eq!(blobs.get(&digest, 9).await.unwrap(), b"gone");
 }
 
@@ -119,10 +120,10 @@ pub(super) async fn a_list_names_what_is_there(blobs: &dyn Blobs) {
     assert_eq!(blobs.list().await.unwrap(), []);
     let mut kept = vec![];
     for content in [&b"one"[..], b"two", b"three"] {
-        kept.push(blobs.put(content).await.unwrap().0);
+        kept.push(blobs.put(Bytes::copy_from_slice(content)).await.unwrap().0);
     }
     let mut unfinished = blobs.writer().await.unwrap();
-    unfinished.write(b"four").await.unwrap();
+    unfinished.write(Bytes::from_static(b"four")).await.unwrap();
     blobs.delete(&kept.swap_remove(1)).await.unwrap();
     kept.sort();
     let mut listed = blobs.list().await.unwrap();
@@ -137,7 +138,7 @@ pub(super) async fn equal_bytes_at_once_are_one_blob(blobs: Arc<dyn Blobs>) {
         .map(|_| {
             let (blobs, content) = (blobs.clone(), content.clone());
             tokio::spawn(async move {
-                let kept = blobs.put(&content).await.unwrap();
+                let kept = blobs.put(content.clone().into()).await.unwrap();
                 // Whoever was told that it is there finds it.
                 assert!(blobs.get(&kept.0, u64::MAX).await.unwrap() == content);
                 kept
@@ -161,9 +162,11 @@ pub(super) async fn what_is_unfinished_can_be_gone_on_with(blobs: &dyn Blobs) {
         assert!(seen == content[..piece[0]], "{} bytes came back changed", piece[0]);
         let other = blobs.resume("an-upload-1", &mut |_| {}).await.err();
         assert!(matches!(other, Some(BlobError::InUse { .. })), "{other:?}");
-        writer.write(&content[piece[0]..piece[1]]).await.unwrap();
+        writer.write(Bytes::copy_from_slice(&content[piece[0]..piece[1]])).await.unwrap();
         if piece[1] == content.len() {
             assert_eq!(writer.commit(Some(digest)).await.unwrap(), (digest, content.len() as u64));
+        } else {
+            assert_eq!(writer.settle().await.unwrap(), Digest::of(&content[..piece[1]]));
         }
     }
     assert!(blobs.get(&digest, u64::MAX).await.unwrap() == content);
@@ -172,7 +175,8 @@ pub(super) async fn what_is_unfinished_can_be_gone_on_with(blobs: &dyn Blobs) {
 
     // What is unfinished is no blob, is listed apart, and can be given up.
     let mut writer = blobs.resume("other", &mut |_| {}).await.unwrap();
-    writer.write(b"half").await.unwrap();
+    writer.write(Bytes::from_static(b"half")).await.unwrap();
+    writer.settle().await.unwrap();
     drop(writer);
     assert_eq!(blobs.list().await.unwrap(), [digest]);
     assert_eq!(
@@ -184,7 +188,7 @@ pub(super) async fn what_is_unfinished_can_be_gone_on_with(blobs: &dyn Blobs) {
     assert_eq!(blobs.unfinished().await.unwrap(), []);
     // What turns out to be something else is not gone on with.
     let mut writer = blobs.resume("wrong", &mut |_| {}).await.unwrap();
-    writer.write(b"wrong").await.unwrap();
+    writer.write(Bytes::from_static(b"wrong")).await.unwrap();
     assert!(matches!(writer.commit(Some(digest)).await, Err(BlobError::Mismatch { .. })));
     assert_eq!(blobs.written("wrong").await.unwrap(), 0);
     for name in ["", "../up", "UPPER", &"x".repeat(129)] {
