@@ -50,7 +50,7 @@ impl Narrator {
     pub(crate) fn tell(&mut self, event: &JobEvent, now: Instant) -> Vec<String> {
         let mut lines = Vec::new();
         match event {
-            JobEvent::Submitted { .. } | JobEvent::Received { .. } => {}
+            JobEvent::Submitted { .. } | JobEvent::Asked { .. } | JobEvent::Received { .. } => {}
             JobEvent::Waiting { round, present, needed } => {
                 // The same again is no news.
                 if self.waiting.replace((*round, *present)) != Some((*round, *present)) {

@@ -46,7 +46,7 @@ fn a_round_is_one_line() {
         &[
             JobEvent::Submitted { by: "ada".into(), job: Digest::of(b"") },
             offered(1, 1),
-            JobEvent::Received { round: Round(1), client: client("a"), bytes: 124 },
+            JobEvent::Received { round: Round(1), client: client("a"), bytes: 124, staleness: None },
             released(1, 4, Some(0.6123)),
             offered(2, 1),
             evaluated(1, "judge"),

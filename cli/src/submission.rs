@@ -104,6 +104,13 @@ impl Submission {
             CohortRule::Poisson { rate, population, cap, .. } => {
                 format!("each of {population} clients with probability {rate}, at most {cap}")
             }
+            CohortRule::Buffered(b) => format!(
+                "the next {} updates of {} clients at work, at most {} models old (weights {})",
+                b.buffer,
+                b.concurrency,
+                b.max_staleness,
+                b.decay.as_str()
+            ),
         };
         let often = spec.cohort.participation().map_or(String::new(), |rule| {
             format!("; a client joins at most {} times, {} rounds apart", rule.limit(), rule.separation())

@@ -121,6 +121,17 @@ impl Page {
                 ),
             );
         }
+        if let Some(b) = spec.cohort.buffered() {
+            self.row(
+                "rounds",
+                format_args!(
+                    "asynchronous: your update counts in a later model if others are faster, less the older it is ({}), at most {} \
+                     models later",
+                    b.decay.as_str(),
+                    b.max_staleness
+                ),
+            );
+        }
         self.promise(&terms, job);
         match terms.check(job, None, &config.policy) {
             Ok(()) => self.row("policy", "this client's limits allow it"),
@@ -402,6 +413,13 @@ columns = [{{ name = "age", kind = "number", range = [0, 120] }}]
         let text = page_of(&job_with(r#"unit = "none""#, ", participations = 2, separation = 5"), fit());
         assert!(text.contains("in at most 2 rounds, at least 5 rounds apart"), "{text}");
         assert!(!page(ClientRole::Trainer, r#"unit = "none""#, fit()).contains("how often"));
+    }
+
+    #[test]
+    fn asynchronous_rounds_are_told() {
+        let buffered = r#"rule = "buffered", concurrency = 8, buffer = 4, max_staleness = 3"#;
+        let text = page_of(&spec(r#"unit = "none""#, buffered).resolve().unwrap(), fit());
+        assert!(text.contains("less the older it is (inverse-sqrt), at most 3 models later"), "{text}");
     }
 
     #[test]

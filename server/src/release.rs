@@ -296,7 +296,12 @@ impl Ready {
             let mut rng = noise.begin();
             let next = gather::sum(job, &self.updates, threads, |mut summed| {
                 let cohort = job.spec().cohort;
-                let cohort = Counted { most: cohort.size(), denominator: cohort.denominator() };
+                let sent = self.updates.iter().map(|u| u.update.sent_weight());
+                let cohort = Counted {
+                    most: cohort.size(),
+                    denominator: cohort.denominator(),
+                    fresh_weight: job.fresh_weight(sent),
+                };
                 let within = summed.within;
                 let mut release =
                     Release::begin(whole, within, job.contract(), entry, cohort, carried, &mut rng)?;

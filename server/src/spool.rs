@@ -126,7 +126,7 @@ pub(crate) async fn receive(
     writer.write(claim.trailer(summary.crc.clone()).into()).await.map_err(storage)?;
     // Durable from here on.
     let (blob, _) = writer.commit(None).await.map_err(storage)?;
-    Ok(Update { client: claim.client.clone(), blob, bytes, weight: claim.weight })
+    Ok(Update { client: claim.client.clone(), blob, bytes, weight: claim.weight, origin: None })
 }
 
 /// Takes the chunks of an upload until `expected` bytes are there.

@@ -2,6 +2,7 @@
 
 mod aggregation;
 mod bad_updates;
+mod buffered;
 mod central_noise;
 mod enrolment;
 mod happy;

@@ -1,8 +1,9 @@
 //! Who is asked in a round.
 
 use crate::id::ClientId;
-use crate::limits::MAX_COHORT;
+use crate::limits::{MAX_COHORT, MAX_ROUNDS};
 use crate::participation::Participation;
+use crate::rules::staleness::{Decay, Staleness};
 use rand::seq::SliceRandom as _;
 use serde::{Deserialize, Serialize};
 
@@ -43,6 +44,47 @@ pub enum CohortRule {
         /// A round begins once as many are connected, before anybody is drawn.
         min_clients: u32,
     },
+    /// FedBuff (Nguyen et al. 2022, arXiv 2106.06639): clients train all the time, each from the newest model at the time it
+    /// was asked, and a round is released over the next `buffer` updates that come in.
+    Buffered(Buffered),
+}
+
+/// The numbers of asynchronous rounds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Buffered {
+    /// Most clients at work at once.
+    pub concurrency: u32,
+    /// Updates of a release, each of another client: the fixed denominator.
+    pub buffer: u32,
+    /// Most releases since the model that an update began from.
+    pub max_staleness: u32,
+    /// What an older update counts.
+    pub decay: Decay,
+}
+
+impl Buffered {
+    /// The weights in a job of this largest weight of a client.
+    ///
+    /// # Errors
+    /// A sentence, if `max_weight` leaves no room for fractions.
+    pub fn staleness(&self, max_weight: u32) -> Result<Staleness, String> {
+        Staleness::new(self.decay, self.max_staleness, max_weight)
+    }
+
+    /// Who gets a free place: `places` of the candidates by a fair draw, sorted by name.
+    pub fn refill(
+        &self,
+        mut candidates: Vec<ClientId>,
+        places: usize,
+        rng: &mut impl rand::CryptoRng,
+    ) -> Vec<ClientId> {
+        if candidates.len() > places {
+            candidates.shuffle(rng);
+            candidates.truncate(places);
+        }
+        candidates.sort();
+        candidates
+    }
 }
 
 impl Cohort {
@@ -61,6 +103,14 @@ impl Cohort {
         self.participation
     }
 
+    /// The numbers of asynchronous rounds, if these are.
+    pub fn buffered(&self) -> Option<Buffered> {
+        match self.rule {
+            CohortRule::Buffered(buffered) => Some(buffered),
+            _ => None,
+        }
+    }
+
     /// Checks the numbers.
     ///
     /// # Errors
@@ -69,11 +119,12 @@ impl Cohort {
         self.rule.validate()
     }
 
-    /// The most clients that a round may have.
+    /// The most updates that a release may have.
     pub fn size(&self) -> u32 {
         match self.rule {
             CohortRule::All { size, .. } | CohortRule::Uniform { size, .. } => size,
             CohortRule::Poisson { cap, .. } => cap,
+            CohortRule::Buffered(b) => b.buffer,
         }
     }
 
@@ -82,6 +133,7 @@ impl Cohort {
         match self.rule {
             CohortRule::All { size, .. } | CohortRule::Uniform { size, .. } => size,
             CohortRule::Poisson { population, .. } => population,
+            CohortRule::Buffered(b) => b.concurrency.max(b.buffer),
         }
     }
 
@@ -90,15 +142,18 @@ impl Cohort {
         match self.rule {
             CohortRule::All { size, .. } | CohortRule::Uniform { size, .. } => f64::from(size),
             CohortRule::Poisson { rate, population, .. } => rate * f64::from(population),
+            CohortRule::Buffered(b) => f64::from(b.buffer),
         }
     }
 
-    /// The fewest connected clients with which a round begins.
+    /// The fewest connected clients with which a round begins; of asynchronous rounds the first one: a buffer holds one update
+    /// of a client.
     pub fn min_clients(&self) -> u32 {
         match self.rule {
             CohortRule::All { min_clients, .. }
             | CohortRule::Uniform { min_clients, .. }
             | CohortRule::Poisson { min_clients, .. } => min_clients,
+            CohortRule::Buffered(b) => b.buffer,
         }
     }
 
@@ -107,6 +162,7 @@ impl Cohort {
         match self.rule {
             CohortRule::All { min_clients, .. } | CohortRule::Uniform { min_clients, .. } => min_clients,
             CohortRule::Poisson { .. } => 0,
+            CohortRule::Buffered(b) => b.buffer,
         }
     }
 
@@ -170,6 +226,14 @@ impl CohortRule {
                 in_bounds("cap", cap)?;
                 least(min_clients, population, "population")
             }
+            Self::Buffered(b) => {
+                in_bounds("concurrency", b.concurrency)?;
+                in_bounds("buffer", b.buffer)?;
+                if b.max_staleness > MAX_ROUNDS {
+                    return Err(format!("max_staleness must be 0 to {MAX_ROUNDS}, not {}", b.max_staleness));
+                }
+                Ok(())
+            }
         }
     }
 }
@@ -181,6 +245,7 @@ enum Rule {
     All,
     Uniform,
     Poisson,
+    Buffered,
 }
 
 /// The table as it is written.
@@ -197,6 +262,14 @@ struct RawCohort {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     cap: Option<u32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    concurrency: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    buffer: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    max_staleness: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    staleness: Option<Decay>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     min_clients: Option<u32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     participations: Option<u32>,
@@ -205,7 +278,8 @@ struct RawCohort {
 }
 
 const VALID: &str = "rule = \"all\" and rule = \"uniform\" take size and min_clients; rule = \"poisson\" takes rate, population, \
-     cap and min_clients; each may have participations and separation, together";
+     cap and min_clients; rule = \"buffered\" takes concurrency, buffer, max_staleness and staleness (\"inverse-sqrt\" or \
+     \"constant\"); each may have participations and separation, together";
 
 impl TryFrom<RawCohort> for Cohort {
     type Error = String;
@@ -213,30 +287,39 @@ impl TryFrom<RawCohort> for Cohort {
     fn try_from(raw: RawCohort) -> Result<Self, String> {
         let refuse = |problem: String| format!("cohort: {problem}; {VALID}");
         let needed = |key: &str, value: Option<u32>| value.ok_or_else(|| refuse(format!("{key} is missing")));
-        let stray = match raw.rule {
-            Rule::Poisson => raw.size.map(|_| "size"),
-            Rule::All | Rule::Uniform => {
-                let poisson = [
-                    ("rate", raw.rate.is_some()),
-                    ("population", raw.population.is_some()),
-                    ("cap", raw.cap.is_some()),
-                ];
-                poisson.into_iter().find(|(_, given)| *given).map(|(key, _)| key)
-            }
-        };
-        if let Some(key) = stray {
+        let given = [
+            ("size", raw.size.is_some(), [Rule::All, Rule::Uniform].as_slice()),
+            ("rate", raw.rate.is_some(), &[Rule::Poisson]),
+            ("population", raw.population.is_some(), &[Rule::Poisson]),
+            ("cap", raw.cap.is_some(), &[Rule::Poisson]),
+            ("min_clients", raw.min_clients.is_some(), &[Rule::All, Rule::Uniform, Rule::Poisson]),
+            ("concurrency", raw.concurrency.is_some(), &[Rule::Buffered]),
+            ("buffer", raw.buffer.is_some(), &[Rule::Buffered]),
+            ("max_staleness", raw.max_staleness.is_some(), &[Rule::Buffered]),
+            ("staleness", raw.staleness.is_some(), &[Rule::Buffered]),
+        ];
+        let stray = given.iter().find(|(_, given, rules)| *given && !rules.contains(&raw.rule));
+        if let Some((key, ..)) = stray {
             return Err(refuse(format!("{key} means nothing with this rule")));
         }
-        let min_clients = needed("min_clients", raw.min_clients)?;
+        let min_clients = || needed("min_clients", raw.min_clients);
         let rule = match raw.rule {
-            Rule::All => CohortRule::All { size: needed("size", raw.size)?, min_clients },
-            Rule::Uniform => CohortRule::Uniform { size: needed("size", raw.size)?, min_clients },
+            Rule::All => CohortRule::All { size: needed("size", raw.size)?, min_clients: min_clients()? },
+            Rule::Uniform => {
+                CohortRule::Uniform { size: needed("size", raw.size)?, min_clients: min_clients()? }
+            }
             Rule::Poisson => CohortRule::Poisson {
                 rate: raw.rate.ok_or_else(|| refuse("rate is missing".into()))?,
                 population: needed("population", raw.population)?,
                 cap: needed("cap", raw.cap)?,
-                min_clients,
+                min_clients: min_clients()?,
             },
+            Rule::Buffered => CohortRule::Buffered(Buffered {
+                concurrency: needed("concurrency", raw.concurrency)?,
+                buffer: needed("buffer", raw.buffer)?,
+                max_staleness: needed("max_staleness", raw.max_staleness)?,
+                decay: raw.staleness.unwrap_or_default(),
+            }),
         };
         let participation = match (raw.participations, raw.separation) {
             (None, None) => None,
@@ -257,6 +340,10 @@ impl From<Cohort> for RawCohort {
             rate: None,
             population: None,
             cap: None,
+            concurrency: None,
+            buffer: None,
+            max_staleness: None,
+            staleness: None,
             min_clients: Some(cohort.min_clients()),
             participations: cohort.participation.map(Participation::limit),
             separation: cohort.participation.map(Participation::separation),
@@ -269,6 +356,15 @@ impl From<Cohort> for RawCohort {
                 rate: Some(rate),
                 population: Some(population),
                 cap: Some(cap),
+                ..raw
+            },
+            CohortRule::Buffered(b) => Self {
+                rule: Rule::Buffered,
+                concurrency: Some(b.concurrency),
+                buffer: Some(b.buffer),
+                max_staleness: Some(b.max_staleness),
+                staleness: Some(b.decay),
+                min_clients: None,
                 ..raw
             },
         }
@@ -341,6 +437,8 @@ mod tests {
             "rule = \"all\"\nsize = 4\nmin_clients = 2\n",
             "rule = \"uniform\"\nsize = 4\nmin_clients = 2\nparticipations = 3\nseparation = 10\n",
             "rule = \"poisson\"\nrate = 0.1\npopulation = 1000\ncap = 200\nmin_clients = 500\n",
+            "rule = \"buffered\"\nconcurrency = 20\nbuffer = 10\nmax_staleness = 4\nstaleness = \"inverse-sqrt\"\n",
+            "rule = \"buffered\"\nconcurrency = 2\nbuffer = 10\nmax_staleness = 0\nstaleness = \"constant\"\n",
         ] {
             let cohort = parse(text).unwrap();
             assert!(cohort.validate().is_ok());
@@ -364,6 +462,12 @@ mod tests {
             ),
             ("rule = \"poisson\"\npopulation = 9\ncap = 2\nmin_clients = 2", "rate is missing"),
             ("rule = \"poisson\"\nrate = 0.1\npopulation = 9\nmin_clients = 2", "cap is missing"),
+            ("rule = \"buffered\"\nconcurrency = 2\nbuffer = 2", "max_staleness is missing"),
+            (
+                "rule = \"buffered\"\nconcurrency = 2\nbuffer = 2\nmax_staleness = 1\nmin_clients = 2",
+                "min_clients means",
+            ),
+            ("rule = \"uniform\"\nsize = 2\nmin_clients = 2\nbuffer = 2", "buffer means nothing"),
             ("rule = \"all\"\nsize = 2\nmin_clients = 2\nseparation = 2", "participations needs separation"),
             ("rule = \"all\"\nsize = 2\nmin_clients = 2\nparticipations = 0\nseparation = 2", "at least 1"),
         ] {
@@ -387,5 +491,28 @@ mod tests {
         assert!(poisson(f64::NAN, 10, 5, 2).is_err());
         assert!(poisson(0.1, 0, 5, 2).is_err() && poisson(0.1, 10, 0, 2).is_err());
         assert!(poisson(0.1, 10, 5, 11).is_err() && poisson(0.1, 10, 5, 0).is_err());
+        let buffered = |concurrency, buffer, max_staleness| {
+            let decay = Decay::InverseSqrt;
+            check(CohortRule::Buffered(Buffered { concurrency, buffer, max_staleness, decay }))
+        };
+        assert!(buffered(1, 10, 0).is_ok() && buffered(10, 1, MAX_ROUNDS).is_ok());
+        assert!(buffered(0, 10, 0).is_err() && buffered(1, 0, 0).is_err());
+        assert!(buffered(1, MAX_COHORT + 1, 0).is_err() && buffered(1, 1, MAX_ROUNDS + 1).is_err());
+    }
+
+    #[test]
+    fn free_places_are_drawn_fairly() {
+        let mut rng = rand_chacha::ChaCha20Rng::seed_from_u64(3);
+        let rule = Buffered { concurrency: 9, buffer: 2, max_staleness: 1, decay: Decay::InverseSqrt };
+        let mut hits = [0u32; 10];
+        for _ in 0..10_000 {
+            let asked = rule.refill(clients(10), 2, &mut rng);
+            assert!(asked.len() == 2 && asked.is_sorted());
+            asked.iter().for_each(|c| hits[number(c)] += 1);
+        }
+        // 2000 ± 6 standard deviations (40 each).
+        assert!(hits.iter().all(|&h| (1760..2240).contains(&h)), "{hits:?}");
+        assert_eq!(rule.refill(clients(3), 5, &mut rng), clients(3));
+        assert_eq!(rule.refill(clients(3), 0, &mut rng), []);
     }
 }

@@ -139,12 +139,15 @@ pub struct Counted {
     pub most: u32,
     /// What a sum is divided by.
     pub denominator: f64,
+    /// Where updates weigh less the staler they are: what they would weigh together if all were fresh. A mean that no noise of
+    /// the coordinator's rests on is over this (a stale update makes the step smaller) and not over the weight that went in.
+    pub fresh_weight: Option<u64>,
 }
 
 impl From<u32> for Counted {
     /// A cohort of a fixed size.
     fn from(size: u32) -> Self {
-        Self { most: size, denominator: f64::from(size) }
+        Self { most: size, denominator: f64::from(size), fresh_weight: None }
     }
 }
 
@@ -253,13 +256,13 @@ impl Release {
         carried: Carried,
         rng: &mut NoiseRng,
     ) -> Result<Self, ReleaseError> {
+        let cohort = cohort.into();
+        let fresh = |release: Self| release.over(cohort.fresh_weight);
         match contract.terms() {
-            Terms::ClientCentral(terms) => {
-                Self::noised((whole, within), terms, entry, cohort.into(), carried, rng)
-            }
-            Terms::ClientLocal(terms) => Self::locally_private(whole, terms, entry),
-            Terms::RecordLocal(terms) => Self::already_private(whole, terms, entry),
-            Terms::NoPromise(terms) => Self::no_promise(whole, terms, entry),
+            Terms::ClientCentral(terms) => Self::noised((whole, within), terms, entry, cohort, carried, rng),
+            Terms::ClientLocal(terms) => Self::locally_private(whole, terms, entry).map(fresh),
+            Terms::RecordLocal(terms) => Self::already_private(whole, terms, entry).map(fresh),
+            Terms::NoPromise(terms) => Self::no_promise(whole, terms, entry).map(fresh),
         }
     }
 
@@ -280,10 +283,10 @@ impl Release {
         carried: Carried,
         rng: &mut NoiseRng,
     ) -> Result<Self, ReleaseError> {
-        let Counted { most, denominator } = cohort;
+        let Counted { most, denominator, .. } = cohort;
         check_entry(entry, terms.contract)?;
         let Whole { grid, values, updates, total_weight } = whole;
-        let max_weight = terms.contract.contract().max_weight();
+        let max_weight = terms.contract.full_weight();
         if total_weight > u64::from(updates) * u64::from(max_weight) {
             return Err(ReleaseError::TooHeavy { updates, total_weight, max_weight });
         }
@@ -338,9 +341,10 @@ impl Release {
     ) -> Result<Self, ReleaseError> {
         check_entry(entry, terms.contract)?;
         let Whole { updates, total_weight, .. } = whole;
-        // A weight would travel beside the message, without noise.
-        if total_weight != u64::from(updates) {
-            return Err(ReleaseError::TooHeavy { updates, total_weight, max_weight: 1 });
+        // A weight would travel beside the message, without noise. (What staleness takes off is the coordinator's.)
+        let max_weight = terms.contract.full_weight();
+        if total_weight > u64::from(updates) * u64::from(max_weight) {
+            return Err(ReleaseError::TooHeavy { updates, total_weight, max_weight });
         }
         Self::by_weight(whole)
     }
@@ -356,6 +360,11 @@ impl Release {
             return Err(ReleaseError::NothingReceived);
         }
         Ok(Self { whole, done: 0, denominator: whole.total_weight as f64, noised: None })
+    }
+
+    /// Divided by another weight, if there is one.
+    fn over(self, weight: Option<u64>) -> Self {
+        Self { denominator: weight.map_or(self.denominator, |w| w as f64), ..self }
     }
 
     /// The next values.

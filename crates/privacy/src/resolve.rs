@@ -17,7 +17,7 @@ use crate::rdp::{MAX_NOISE_MULTIPLIER, MIN_NOISE_MULTIPLIER};
 use crate::sensitivity::Adjacency;
 use draw::CappedDraw;
 use serde::{Deserialize, Serialize};
-use undertone_core::cohort::Cohort;
+use undertone_core::cohort::{Buffered, Cohort};
 use undertone_core::digest::{Digest, Digester};
 use undertone_core::limits::{MAX_LOCAL_STEPS, MAX_ROUNDS};
 use undertone_core::trainer::RecordPrivacy;
@@ -66,6 +66,22 @@ pub enum ContractError {
          most, and how far apart"
     )]
     Participation,
+    /// Correlated noise over updates that count later than they were asked.
+    #[error(
+        "mechanism = \"blt\" does not go with rule = \"buffered\": its noise rests on how many rounds apart a client's updates \
+         count, and an update counts in whichever round it arrives in; take mechanism = \"discrete-gaussian\", or rule = \"all\" \
+         or \"uniform\" with participations and separation"
+    )]
+    CorrelatedBuffer,
+    /// A clip norm that moves while clients are at work.
+    #[error(
+        "adaptive_clip does not go with rule = \"buffered\": an update that was clipped to the norm of an older round may be longer \
+         than the norm that the noise of this round is scaled to; take a fixed clip_norm, or another rule"
+    )]
+    BufferedClip,
+    /// Weights by staleness that leave no room.
+    #[error("rule = \"buffered\": {0}")]
+    Staleness(String),
     /// Correlated noise for cohorts that are drawn in secret.
     #[error(
         "mechanism = \"blt\" does not go with rule = \"poisson\": it claims nothing of a draw; take rule = \"all\" or \
@@ -128,6 +144,9 @@ pub struct ResolvedContract {
     contract: PrivacyContract,
     schedule: Schedule,
     promise: Option<Promised>,
+    /// What a fresh update of weight 1 weighs in a sum: above 1 where stale ones weigh fractions of it.
+    weight_of_one: u32,
+    buffered: Option<Buffered>,
     digest: Digest,
 }
 
@@ -182,6 +201,7 @@ struct Setting {
     participation: Option<Participation>,
     /// 0: never.
     measured_every: u32,
+    buffered: Option<Buffered>,
 }
 
 impl PrivacyContract {
@@ -231,8 +251,8 @@ impl PrivacyContract {
         if draw.is_some() && cohort.participation().is_some() {
             return Err(ContractError::DrawnParticipation);
         }
-        let participation = cohort.participation();
-        self.resolve_over(schedule, Setting { draw, participation, measured_every })
+        let (participation, buffered) = (cohort.participation(), cohort.buffered());
+        self.resolve_over(schedule, Setting { draw, participation, measured_every, buffered })
     }
 
     fn resolve_over(&self, schedule: Schedule, setting: Setting) -> Result<ResolvedContract, ContractError> {
@@ -247,6 +267,12 @@ impl PrivacyContract {
             Unit::Record => return Err(ContractError::LocalSteps(schedule.local_steps)),
         };
         let correlated = self.correlated(schedule, setting)?;
+        if setting.buffered.is_some() && self.adaptive_clip().is_some() {
+            return Err(ContractError::BufferedClip);
+        }
+        let staleness = setting.buffered.map(|b| b.staleness(self.max_weight())).transpose();
+        let staleness = staleness.map_err(ContractError::Staleness)?;
+        let weight_of_one = staleness.map_or(1, |s| s.one());
         let every = setting.measured_every;
         let measured = self.metrics().filter(|_| every > 0).map(|m| Measured { epsilon: m.epsilon(), every });
         let promise = match self.promise() {
@@ -304,8 +330,10 @@ impl PrivacyContract {
                 })
             }
         };
-        let digest = digest(self, schedule.rounds, charge, promise.as_ref());
-        let resolved = ResolvedContract { contract: *self, schedule, promise, digest };
+        let digest = digest(self, schedule.rounds, charge, promise.as_ref(), setting.buffered);
+        let buffered = setting.buffered;
+        let resolved =
+            ResolvedContract { contract: *self, schedule, promise, weight_of_one, buffered, digest };
         resolved.check_budget()?;
         Ok(resolved)
     }
@@ -317,6 +345,9 @@ impl PrivacyContract {
         if setting.draw.is_some() {
             return Err(ContractError::CorrelatedDraw);
         }
+        if setting.buffered.is_some() {
+            return Err(ContractError::CorrelatedBuffer);
+        }
         let participation = setting.participation.ok_or(ContractError::Participation)?;
         let parameters = blt::optimise(BLT_BUFFERS, schedule.rounds, participation)?;
         Ok(Some(Correlated { participation, parameters }))
@@ -324,7 +355,13 @@ impl PrivacyContract {
 }
 
 /// Everything that the promise rests on: terms, schedule, price, final noise, accountant.
-fn digest(contract: &PrivacyContract, rounds: u32, charge: u32, promise: Option<&Promised>) -> Digest {
+fn digest(
+    contract: &PrivacyContract,
+    rounds: u32,
+    charge: u32,
+    promise: Option<&Promised>,
+    buffered: Option<Buffered>,
+) -> Digest {
     let mut d = Digester::new();
     d.field(b"undertone resolved privacy contract 3");
     d.field(contract.digest().as_bytes());
@@ -350,6 +387,12 @@ fn digest(contract: &PrivacyContract, rounds: u32, charge: u32, promise: Option<
             d.field(b"measured every");
             d.field(&measured.every.to_le_bytes());
         }
+        if let Some(b) = buffered {
+            d.field(b"buffered");
+            d.field(&b.buffer.to_le_bytes());
+            d.field(&b.max_staleness.to_le_bytes());
+            d.field(b.decay.as_str().as_bytes());
+        }
         d.field(ACCOUNTANT.as_bytes());
     }
     d.finish()
@@ -359,6 +402,17 @@ impl ResolvedContract {
     /// The contract that was resolved.
     pub fn contract(&self) -> &PrivacyContract {
         &self.contract
+    }
+
+    /// The most that one update weighs in a sum: what the sensitivity is scaled by.
+    pub fn full_weight(&self) -> u32 {
+        // Each factor has room for the other: [`ContractError::Staleness`].
+        self.contract.max_weight() * self.weight_of_one
+    }
+
+    /// What a fresh update of weight 1 weighs in a sum.
+    pub fn weight_of_one(&self) -> u32 {
+        self.weight_of_one
     }
 
     /// The schedule that it was resolved against.
@@ -519,7 +573,7 @@ impl ResolvedContract {
         let participation = self.participation();
         let measured_every = promise.and_then(|p| p.measured).map_or(0, |m| m.every);
         let draw = promise.and_then(|p| p.draw);
-        terms.resolve_over(schedule, Setting { draw, participation, measured_every })
+        terms.resolve_over(schedule, Setting { draw, participation, measured_every, buffered: self.buffered })
     }
 
     /// A plan that cannot be carried out is refused before anybody is asked. Retries may still spend a budget early.

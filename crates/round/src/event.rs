@@ -36,6 +36,15 @@ pub enum JobEvent {
         /// ε once this attempt is counted; absent where no privacy is promised.
         epsilon: Option<f64>,
     },
+    /// A client was put to work in a free place, after the offers of the attempt.
+    Asked {
+        /// The round.
+        round: Round,
+        /// The attempt.
+        attempt: Attempt,
+        /// The client.
+        client: ClientId,
+    },
     /// A client said no.
     Declined {
         /// The round.
@@ -71,6 +80,9 @@ pub enum JobEvent {
         client: ClientId,
         /// Size on the wire.
         bytes: u64,
+        /// Where rounds are asynchronous: models released between the one that it began from and the round that it counts in.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        staleness: Option<u32>,
     },
     /// The attempt ended without a release; its budget is burnt.
     Aborted {

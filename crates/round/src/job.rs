@@ -19,6 +19,7 @@ use undertone_core::model::ModelSpec;
 use undertone_core::optimizer::ServerOptimizer;
 use undertone_core::plan::{LocalWork, TrainPlan};
 use undertone_core::rules::Rule;
+use undertone_core::rules::staleness::Staleness;
 use undertone_core::schema::DataContract;
 use undertone_core::trainer::{RecordPrivacy, TrainTask};
 use undertone_privacy::adaptive_clip::ClipState;
@@ -289,6 +290,17 @@ impl JobSpec {
             (_, LocalWork::Steps(n)) => n,
             (_, LocalWork::Epochs(_)) => 1,
         };
+        if self.cohort.buffered().is_some()
+            && self.privacy.trust() == Some(Trust::Central)
+            && let LocalWork::Epochs(_) = self.training.work()
+        {
+            return Err(bad(
+                "training",
+                "rule = \"buffered\" with trust = \"central\" needs local_steps: with local_epochs the time that training takes, and \
+                 with it the release that an update is in, would follow the private number of rows"
+                    .into(),
+            ));
+        }
         // What the noise is scaled to is what an update may count.
         if self.privacy.unit() == Unit::Client && self.max_weight() != self.privacy.max_weight() {
             return Err(bad(
@@ -355,13 +367,26 @@ impl JobSpec {
                     .into(),
             );
         }
-        let heaviest = u64::from(self.cohort.size()) * u64::from(self.max_weight());
+        if a.rule.needs_all_rows() && self.cohort.buffered().is_some() {
+            return bad(
+                "rule = anything but \"mean\" does not go with [cohort] rule = \"buffered\": what a robust rule withstands is shown \
+                 for updates that were made from one model, and it has no place for weights by staleness; take rule = { kind = \
+                 \"mean\" }, or [cohort] rule = \"all\" or \"uniform\""
+                    .into(),
+            );
+        }
+        let one = match self.cohort.buffered().map(|b| b.staleness(self.max_weight())) {
+            None => 1,
+            Some(Ok(staleness)) => staleness.one(),
+            Some(Err(problem)) => return bad(problem),
+        };
+        let heaviest = u64::from(self.cohort.size()) * u64::from(self.max_weight()) * u64::from(one);
         if heaviest > IntegerSum::MAX_TOTAL_WEIGHT {
             return bad(format!(
                 "a cohort of {} with max_weight {} could overflow the exact sum: their product must be at most {}",
                 self.cohort.size(),
                 a.max_weight,
-                IntegerSum::MAX_TOTAL_WEIGHT
+                IntegerSum::MAX_TOTAL_WEIGHT / u64::from(one)
             ));
         }
         if !(a.max_update_norm.is_finite() && a.max_update_norm > 0.0) {
@@ -521,6 +546,18 @@ impl Job {
                 u32::try_from(declared_rows).unwrap_or(u32::MAX).clamp(1, self.spec.aggregation.max_weight)
             }
         }
+    }
+
+    /// What updates count by their staleness, where rounds are asynchronous.
+    pub fn staleness(&self) -> Option<Staleness> {
+        let buffered = self.spec.cohort.buffered()?;
+        Some(buffered.staleness(self.max_weight()).expect("checked when the job was resolved"))
+    }
+
+    /// What updates that were sent with these weights would weigh together if all were fresh, where stale ones weigh less.
+    pub fn fresh_weight(&self, sent: impl IntoIterator<Item = u32>) -> Option<u64> {
+        let one = u64::from(self.staleness()?.one());
+        Some(sent.into_iter().map(|weight| u64::from(weight) * one).sum())
     }
 
     /// The largest weight that the job accepts.

@@ -37,7 +37,8 @@ impl Spooled {
         blobs: &Arc<dyn Blobs>,
     ) -> Result<Self, BlobError> {
         let blob = blobs.local(&update.blob).await?;
-        let tail = trailer(key, &update.client, update.weight, crc32fast::Hasher::new(), None);
+        let (asked_in, sent) = (update.asked_in(key), update.sent_weight());
+        let tail = trailer(&asked_in, &update.client, sent, crc32fast::Hasher::new(), None);
         Ok(Self { update, blob, tail })
     }
 

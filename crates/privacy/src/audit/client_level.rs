@@ -94,7 +94,7 @@ fn fold(contract: &ResolvedContract, grid: Grid, included: &[bool]) -> Result<In
         if let Some(raw) = two.hand_in(included, len, coordinate) {
             let update = update(raw, contract, grid)?;
             // Whoever may count more does.
-            sum.fold(update.units(), contract.contract().max_weight()).map_err(|e| refused("sum")(&e))?;
+            sum.fold(update.units(), contract.full_weight()).map_err(|e| refused("sum")(&e))?;
         }
     }
     Ok(sum)

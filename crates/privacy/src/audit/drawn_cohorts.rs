@@ -106,7 +106,7 @@ pub(super) fn released(
     let entries = (1..=rounds).map(|round| attempt(contract, round));
     let entries = entries.collect::<Result<Vec<LedgerEntry>, _>>()?;
     let cohort = draw.cohort();
-    let counted = Counted { most: cohort.size(), denominator: cohort.denominator() };
+    let counted = Counted { most: cohort.size(), denominator: cohort.denominator(), fresh_weight: None };
     let mut draws = generator(noise);
     scores(contract, draw, grid, rounds, included, &mut draws, |round, sum| {
         // A clip norm that moves is held where it began: what is attacked is the noise of the updates.

@@ -55,7 +55,7 @@ fn central(clip_norm: f64) -> Vec<(ResolvedContract, LedgerEntry, Counted)> {
     let contract = PrivacyContract::client_central(clip_norm, Noise::Multiplier(1.0), 1e-5, 90.0).unwrap();
     let replace = contract.with_adjacency(Adjacency::ReplaceOne).unwrap();
     let drawn = Cohort::new(CohortRule::Poisson { rate: 0.25, population: 16, cap: COHORT, min_clients: 1 });
-    let counted = Counted { most: drawn.size(), denominator: drawn.denominator() };
+    let counted = Counted { most: drawn.size(), denominator: drawn.denominator(), fresh_weight: None };
     let limited: Cohort = serde_json::from_value(serde_json::json!({
         "rule": "uniform", "size": COHORT, "min_clients": 1, "participations": 1, "separation": 1,
     }))

@@ -79,7 +79,7 @@ fn a_replaced_client_costs_twice_the_noise_and_the_same_epsilon() {
 fn an_empty_cohort_releases_noise() {
     let contract = client();
     let mut rng = NoiseRng::seeded_for_tests(7);
-    let cohort = Counted { most: 3, denominator: 2.5 };
+    let cohort = Counted { most: 3, denominator: 2.5, fresh_weight: None };
     for updates in [0, 3] {
         let (released, _) = release(
             sum(50_000, updates, 1),
@@ -98,7 +98,7 @@ fn an_empty_cohort_releases_noise() {
         .unwrap_err();
     assert_eq!(e, ReleaseError::Cohort { updates: 4, cohort_size: 3 });
     for denominator in [0.0, -1.0, f64::NAN, f64::INFINITY] {
-        let cohort = Counted { most: 3, denominator };
+        let cohort = Counted { most: 3, denominator, fresh_weight: None };
         assert!(
             release(sum(2, 1, 1), &contract, &entry(&contract), cohort, Carried::default(), &mut rng)
                 .is_err()
@@ -373,4 +373,46 @@ fn a_sum_in_parts_is_released_like_a_whole_one() {
         let e = release.finish().unwrap_err();
         assert_eq!(e, ReleaseError::NotWhole { found: LEN - 1, wanted: LEN });
     }
+}
+
+/// A buffer of ten: stale updates weigh less of the same whole, and the noise is that of whole ones.
+#[test]
+fn stale_updates_count_less_under_the_noise_of_fresh_ones() {
+    use undertone_core::cohort::{Buffered, Cohort, CohortRule};
+    use undertone_core::rules::staleness::Decay;
+    let of = |contract: PrivacyContract, decay| {
+        let rule = Buffered { concurrency: 20, buffer: 10, max_staleness: 4, decay };
+        let cohort = Cohort::new(CohortRule::Buffered(rule));
+        contract.resolve_for(Schedule { rounds: 3, local_steps: 2 }, &cohort).unwrap()
+    };
+    let plain = PrivacyContract::client_central(1.0, Noise::Multiplier(1.0), 1e-5, 50.0).unwrap();
+    let (contract, constant) = (of(plain, Decay::InverseSqrt), of(plain, Decay::Constant));
+    assert_eq!((contract.full_weight(), constant.full_weight()), (1 << 16, 1));
+    assert_eq!(
+        contract.epsilon_after(3),
+        plain.resolve(Schedule { rounds: 3, local_steps: 2 }).unwrap().epsilon_after(3)
+    );
+    let digests = [contract.digest(), constant.digest(), client().digest()];
+    assert!(digests[0] != digests[1] && digests[1] != digests[2], "{digests:?}");
+    let mut rng = NoiseRng::seeded_for_tests(2);
+    let mut of = |sum, contract: &ResolvedContract, cohort: Counted| {
+        release(sum, contract, &entry(contract), cohort, Carried::default(), &mut rng).map(|(mean, _)| mean)
+    };
+    for (weight, counts) in [(1 << 16, 1.0), (1 << 15, 0.5), (1, 0.0)] {
+        let (mean, deviation) =
+            mean_and_deviation(&of(sum(50_000, 10, weight), &contract, 10.into()).unwrap());
+        assert!((mean - 0.5 * counts).abs() < 0.003, "{weight}: {mean}");
+        assert!((deviation / 0.1 - 1.0).abs() < 0.02, "{weight}: {deviation}");
+    }
+    let heavy = of(sum(4, 10, (1 << 16) + 1), &contract, 10.into()).unwrap_err();
+    assert!(matches!(heavy, ReleaseError::TooHeavy { max_weight: 65_536, .. }), "{heavy}");
+    let full = of(sum(4, 11, 1), &contract, 10.into()).unwrap_err();
+    assert!(matches!(full, ReleaseError::Cohort { .. }), "{full}");
+
+    // Without noise of the coordinator's: over what they would weigh if fresh.
+    let none = resolve(PrivacyContract::none());
+    let fresh = |fresh_weight| Counted { most: 2, denominator: 2.0, fresh_weight };
+    let half = of(sum(4, 2, 1 << 15), &none, fresh(Some(2 << 16))).unwrap();
+    assert!(half.mean().all(|v| v == 0.25), "{half:?}");
+    assert!(of(sum(4, 2, 1 << 15), &none, fresh(None)).unwrap().mean().all(|v| v == 0.5));
 }

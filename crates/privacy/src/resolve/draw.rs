@@ -17,7 +17,7 @@ impl CappedDraw {
         match cohort.rule() {
             CohortRule::Poisson { rate, population, cap, .. } => Some(Self { rate, population, cap }),
             // A draw of a fixed size is none of these, whatever its size (and everyone is no draw).
-            CohortRule::All { .. } | CohortRule::Uniform { .. } => None,
+            CohortRule::All { .. } | CohortRule::Uniform { .. } | CohortRule::Buffered(_) => None,
         }
     }
 

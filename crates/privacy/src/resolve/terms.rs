@@ -64,7 +64,7 @@ impl ClientCentral<'_> {
     /// How far two neighbours can be apart in a sum of updates within `clip_norm`, in units of `grid`.
     pub(crate) fn sensitivity(&self, clip_norm: f64, grid: Grid) -> Result<L2Sensitivity, BoundError> {
         let one = L2Sensitivity::of_clipped(clip_norm, grid, self.promise.adjacency)?;
-        Ok(one.times(self.contract.contract().max_weight()))
+        Ok(one.times(self.contract.full_weight()))
     }
 
     /// Whether the noise of every round can be drawn, for sums of `values` values on `grid`, whatever the clip norm comes to.

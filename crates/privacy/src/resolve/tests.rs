@@ -231,3 +231,36 @@ fn measurements_are_charged_with_the_rounds_that_are_measured() {
     assert!(e.contains("leaves nothing for training beside 20 measurements"), "{e}");
     assert!(PrivacyContract::none().with_metrics(metrics).is_err());
 }
+
+#[test]
+fn what_does_not_go_with_buffers_says_why() {
+    use undertone_core::cohort::Buffered;
+    use undertone_core::rules::staleness::Decay;
+    let rule = Buffered { concurrency: 20, buffer: 10, max_staleness: 4, decay: Decay::InverseSqrt };
+    let cohort = Cohort::new(CohortRule::Buffered(rule));
+    let plain = PrivacyContract::client_central(1.0, Noise::Multiplier(2.0), 1e-6, 90.0).unwrap();
+    let no_draw = plain.resolve_for(PLAN, &cohort).unwrap();
+    assert!(!no_draw.is_drawn());
+    assert_eq!(no_draw.epsilon_after(20), plain.resolve(PLAN).unwrap().epsilon_after(20), "no amplification");
+    // The price of other terms keeps the weights.
+    assert_eq!(no_draw.instead(&plain, PLAN).unwrap(), no_draw);
+    let clip = crate::adaptive_clip::Rule {
+        initial: 1.0,
+        min: 0.1,
+        max: 10.0,
+        target_quantile: 0.5,
+        learning_rate: 0.2,
+        count_noise: 5.0,
+    };
+    let adaptive = plain.with_adaptive_clip(clip.try_into().unwrap()).unwrap();
+    let heavy = plain.with_max_weight(10_000).unwrap();
+    let blt = plain.with_mechanism(CentralMechanism::Blt).unwrap();
+    for (contract, words) in [
+        (adaptive, "clipped to the norm of an older round"),
+        (heavy, "max_weight must be 1 to 8192"),
+        (blt, "mechanism = \"blt\" does not go with rule = \"buffered\""),
+    ] {
+        let e = contract.resolve_for(PLAN, &cohort).unwrap_err().to_string();
+        assert!(e.contains(words), "{words}: {e}");
+    }
+}

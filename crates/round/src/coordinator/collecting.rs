@@ -146,7 +146,7 @@ impl Collecting {
                             step.next.taken_part.insert(client.clone(), joined);
                         }
                         step.accepted.push((key, update));
-                        step.events.push(JobEvent::Received { round, client, bytes });
+                        step.events.push(JobEvent::Received { round, client, bytes, staleness: None });
                     }
                 }
             }

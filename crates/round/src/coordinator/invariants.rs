@@ -6,13 +6,14 @@
 //! | [`BudgetBeforeOffers`](Invariant::BudgetBeforeOffers), [`WithinBudget`](Invariant::WithinBudget) | budget before noise |
 //! | [`MayTakePart`](Invariant::MayTakePart) | participation limits |
 //! | [`CountsOnce`](Invariant::CountsOnce) | every accepted update counts exactly once |
+//! | [`NoneTooStale`](Invariant::NoneTooStale), [`OneTaskEach`](Invariant::OneTaskEach) | asynchronous rounds: bounded staleness, one update of a client in a release |
 //! | [`OneDraw`](Invariant::OneDraw), [`CommittedBeforePublished`](Invariant::CommittedBeforePublished) | noise before release; never two draws |
 //! | [`LedgerOnlyGrows`](Invariant::LedgerOnlyGrows) | what is reserved stays spent |
 //! | [`RoundsInOrder`](Invariant::RoundsInOrder), [`EndIsFinal`](Invariant::EndIsFinal) | one release a round, none after the end |
 
 use super::{Context, Effect, JobState, Phase, Standing, Step, Update};
 use std::collections::BTreeSet;
-use undertone_core::id::AttemptKey;
+use undertone_core::id::{AttemptKey, ClientId};
 use undertone_privacy::ledger::{EntryState, LedgerEntry};
 
 /// The names.
@@ -26,6 +27,12 @@ pub enum Invariant {
     WithinBudget,
     /// What is summed are the updates that count, all of them, one of each client.
     CountsOnce,
+    /// Where rounds are asynchronous, no update is older than the job's bound when it counts, none at work could only be, and each
+    /// counts what its staleness says.
+    NoneTooStale,
+    /// Where rounds are asynchronous, no more clients are at work than there are places, and none whose update is held here:
+    /// so a release holds one update of a client at most. And no client works twice for one attempt.
+    OneTaskEach,
     /// Where the coordinator draws noise, it does so once over the updates of an attempt.
     OneDraw,
     /// What is published is what the ledger committed to.
@@ -50,11 +57,13 @@ pub struct Broken(pub Invariant);
 /// # Errors
 /// [`Broken`] with the first invariant that does not hold.
 pub fn check(before: &JobState, step: &Step, ctx: &Context<'_>) -> Result<(), Broken> {
-    let checks: [(Invariant, bool); 9] = [
-        (Invariant::BudgetBeforeOffers, budget_before_offers(step, ctx)),
+    let checks: [(Invariant, bool); 11] = [
+        (Invariant::BudgetBeforeOffers, budget_before_offers(before, step, ctx)),
         (Invariant::MayTakePart, may_take_part(before, step, ctx)),
         (Invariant::WithinBudget, within_budget(step, ctx)),
-        (Invariant::CountsOnce, counts_once(before, step)),
+        (Invariant::CountsOnce, counts_once(before, step, ctx) && nothing_is_lost(before, step, ctx)),
+        (Invariant::NoneTooStale, none_too_stale(step, ctx)),
+        (Invariant::OneTaskEach, one_task_each(before, step, ctx)),
         (Invariant::OneDraw, one_draw(before, step, ctx)),
         (Invariant::CommittedBeforePublished, committed_before_published(step, ctx)),
         (Invariant::LedgerOnlyGrows, ledger_only_grows(step, ctx)),
@@ -69,11 +78,15 @@ fn entry<'a>(step: &'a Step, ctx: &'a Context<'_>, key: &AttemptKey) -> Option<&
     step.ledger.iter().rev().find(|e| e.key == *key).or_else(|| ctx.ledger.entry(key))
 }
 
-fn budget_before_offers(step: &Step, ctx: &Context<'_>) -> bool {
+fn budget_before_offers(before: &JobState, step: &Step, ctx: &Context<'_>) -> bool {
     // A cohort is asked in one attempt: one look is enough for all its offers.
     let mut asked: Option<&AttemptKey> = None;
     step.effects.iter().all(|effect| match effect {
         Effect::Offer { key, .. } if asked == Some(key) => true,
+        // The same work once more, paid for when it was begun: that attempt may have been released since, without it.
+        Effect::Offer { client, key, .. } if before.pool.is_at_work(ctx.id, client, key) => {
+            entry(step, ctx, key).is_some_and(|e| !matches!(e.state, EntryState::Reserved))
+        }
         Effect::Offer { key, .. } => {
             asked = Some(key);
             entry(step, ctx, key).is_some_and(|e| matches!(e.state, EntryState::Sampled { .. }))
@@ -94,7 +107,7 @@ fn within_budget(step: &Step, ctx: &Context<'_>) -> bool {
     step.ledger.iter().all(|e| e.epsilon_after.is_some_and(|epsilon| epsilon <= budget))
 }
 
-fn counts_once(before: &JobState, step: &Step) -> bool {
+fn counts_once(before: &JobState, step: &Step, ctx: &Context<'_>) -> bool {
     let released = step.effects.iter().find_map(|e| match e {
         Effect::Release { updates, .. } => Some(updates),
         _ => None,
@@ -107,6 +120,15 @@ fn counts_once(before: &JobState, step: &Step) -> bool {
                 || step.accepted.iter().any(|(_, u)| u == update)
         }
         Phase::Releasing(p) => p.updates.contains(update),
+        // What fills a buffer came in before, or just now.
+        Phase::Buffering(_) | Phase::Offering(_) => {
+            let sent = update.as_sent();
+            before.pool.waiting.iter().any(|u| u.as_sent() == sent && u.origin == update.origin)
+                || step
+                    .accepted
+                    .iter()
+                    .any(|(key, u)| *u == sent && update.origin.is_some_and(|o| o.is_of(key)))
+        }
         _ => false,
     };
     // None is there twice, none that does not count, and none that counts is missing.
@@ -116,10 +138,84 @@ fn counts_once(before: &JobState, step: &Step) -> bool {
             p.received().filter(|u| !accepted.contains(&u.client)).count() + accepted.len()
         }
         Phase::Releasing(p) => p.updates.len(),
+        // A buffer, no more and no less. What is left of it is looked at below.
+        Phase::Buffering(_) | Phase::Offering(_) => {
+            ctx.job.spec().cohort.buffered().map_or(0, |b| b.buffer as usize)
+        }
         _ => 0,
     };
     let clients: BTreeSet<_> = updates.iter().map(|u| &u.client).collect();
     clients.len() == updates.len() && counting == updates.len() && updates.iter().all(counted)
+}
+
+/// An update by the attempt in which it was asked: what tells it from all others.
+fn named(update: &Update) -> Option<(u32, u32, &ClientId)> {
+    update.origin.map(|o| (o.round.0, o.attempt.0, &update.client))
+}
+
+/// Where rounds are asynchronous: what is held after a step was held before it or came in with it, once; and what is held no
+/// longer is all of a release, made or given up, or belongs to a job that is over.
+fn nothing_is_lost(before: &JobState, step: &Step, ctx: &Context<'_>) -> bool {
+    if ctx.job.staleness().is_none() {
+        return true;
+    }
+    let mut sources: BTreeSet<_> = before.held().filter_map(named).collect();
+    let came = step.accepted.iter();
+    if !came.map(|(key, u)| (key.round.0, key.attempt.0, &u.client)).all(|name| sources.insert(name)) {
+        return false;
+    }
+    let mut kept = BTreeSet::new();
+    let is_sound =
+        step.next.held().all(|u| named(u).is_some_and(|name| sources.contains(&name) && kept.insert(name)));
+    let gone: BTreeSet<_> = sources.difference(&kept).copied().collect();
+    let over = matches!(step.next.phase, Phase::Ended { .. } | Phase::Closing(_));
+    let may_go: BTreeSet<_> = match (&before.phase, &step.next.phase) {
+        (Phase::Releasing(before), Phase::Releasing(next)) if before == next => BTreeSet::new(),
+        (Phase::Releasing(before), _) => before.updates.iter().filter_map(named).collect(),
+        _ => BTreeSet::new(),
+    };
+    is_sound && (over || gone == may_go)
+}
+
+fn none_too_stale(step: &Step, ctx: &Context<'_>) -> bool {
+    let Some(staleness) = ctx.job.staleness() else { return true };
+    let releases = step.effects.iter().all(|effect| match effect {
+        Effect::Release { key, updates, .. } => updates.iter().all(|update| {
+            update.origin.is_some_and(|origin| {
+                let age = key.round.0.checked_sub(origin.round.0);
+                age.and_then(|age| staleness.weight(origin.weight, age).ok()) == Some(update.weight)
+            })
+        }),
+        _ => true,
+    });
+    // The earliest round in which a client that is at work now can count.
+    let round = step.next.counts_in(ctx.job.spec().cohort.size());
+    let at_work = step.next.pool.at_work.values();
+    releases && at_work.into_iter().all(|w| staleness.check(round.0.saturating_sub(w.round.0)).is_ok())
+}
+
+fn one_task_each(before: &JobState, step: &Step, ctx: &Context<'_>) -> bool {
+    let Some(rule) = ctx.job.spec().cohort.buffered() else { return step.next.pool.is_empty() };
+    let pool = &step.next.pool;
+    let mut busy: BTreeSet<_> = pool.at_work.keys().collect();
+    // Asked anew under an attempt that it has worked for already: two updates for one charge.
+    let is_second = |client: &ClientId, about: &AttemptKey| {
+        let gone = before
+            .pool
+            .gone
+            .get(client)
+            .is_some_and(|g| (g.round, g.attempt) == (about.round, about.attempt));
+        let sent = before.held().any(|u| u.client == *client && u.origin.is_some_and(|o| o.is_of(about)));
+        gone || sent
+    };
+    let once = step.effects.iter().all(|effect| match effect {
+        Effect::Offer { client, key, .. } => !is_second(client, key),
+        _ => true,
+    });
+    once && busy.len() <= rule.concurrency as usize
+        && step.next.held().all(|update| busy.insert(&update.client))
+        // What waits is bounded: everybody who was at work when a release began, and a buffer.
+        && pool.waiting.len() <= (rule.concurrency + rule.buffer) as usize
 }
 
 fn one_draw(before: &JobState, step: &Step, ctx: &Context<'_>) -> bool {

@@ -12,24 +12,31 @@
 //!                                                              Ended
 //! ```
 //!
+//! Where rounds are asynchronous, Buffering stands in the place of Collecting, and who is at work stays so from round to round
+//! ([`Pool`]).
+//!
 //! Evaluators measure released models beside it ([`Measuring`]); only the last measurement is waited for.
 //!
 //! The shell around it (the server's driver) keeps three rules: it persists [`Step::next`] with the step's ledger
 //! entries and events in one compare-and-swap transaction *before* it carries out an effect; it feeds inputs one
 //! at a time; and after a restart it feeds [`Input::Recovered`] first.
 
+mod buffering;
 mod closing;
 mod collecting;
 pub mod invariants;
 mod measuring;
 mod offering;
+mod pool;
 mod publishing;
 mod releasing;
 
+pub use buffering::Buffering;
 pub use closing::Closing;
 pub use collecting::{Collecting, Member, Standing};
 pub use measuring::{Measuring, Progress};
 pub use offering::Offering;
+pub use pool::{AtWork, Gone, Pool};
 pub use publishing::Publishing;
 pub use releasing::Releasing;
 
@@ -97,6 +104,46 @@ pub struct Update {
     pub bytes: u64,
     /// How much it counts.
     pub weight: u32,
+    /// Where it was asked and how it was sent, where it counts in whichever round it arrives in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Origin>,
+}
+
+/// What an update was sent as, where it counts elsewhere and otherwise.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    /// The round in which it was asked.
+    pub round: Round,
+    /// The attempt in which it was asked.
+    pub attempt: Attempt,
+    /// The weight that it was sent with.
+    pub weight: u32,
+}
+
+impl Origin {
+    fn is_of(&self, about: &AttemptKey) -> bool {
+        (self.round, self.attempt) == (about.round, about.attempt)
+    }
+}
+
+impl Update {
+    /// As it was sent: what was spooled under [`Self::asked_in`].
+    pub fn as_sent(&self) -> Self {
+        Self { weight: self.sent_weight(), origin: None, ..self.clone() }
+    }
+
+    /// The weight that it was sent with.
+    pub fn sent_weight(&self) -> u32 {
+        self.origin.map_or(self.weight, |origin| origin.weight)
+    }
+
+    /// The attempt in which it was asked, if it counts in `counted`.
+    pub fn asked_in(&self, counted: &AttemptKey) -> AttemptKey {
+        match self.origin {
+            Some(origin) => key(&counted.job, origin.round, origin.attempt),
+            None => counted.clone(),
+        }
+    }
 }
 
 /// The durable state of a job.
@@ -118,6 +165,9 @@ pub struct JobState {
     /// What the last release left to the next one.
     #[serde(default, skip_serializing_if = "Carried::is_nothing")]
     pub carried: Carried,
+    /// Who is at work and what came in, where rounds are asynchronous.
+    #[serde(default, skip_serializing_if = "Pool::is_empty")]
+    pub pool: Pool,
     /// What is going on.
     pub phase: Phase,
 }
@@ -130,6 +180,8 @@ pub enum Phase {
     Offering(Offering),
     /// A cohort was asked; updates come in.
     Collecting(Collecting),
+    /// An attempt is paid for; its buffer fills.
+    Buffering(Buffering),
     /// The sum is being released.
     Releasing(Releasing),
     /// The new model is durable; it is being made known.
@@ -353,7 +405,8 @@ impl JobState {
     pub fn new(model: ModelRef, now_ms: u64) -> Self {
         let phase = Phase::Offering(Offering::first(now_ms));
         let (measuring, taken_part, carried) = (Measuring::default(), BTreeMap::new(), Carried::default());
-        Self { model, released: 0, measuring, taken_part, progress: Progress::default(), carried, phase }
+        let (progress, pool) = (Progress::default(), Pool::default());
+        Self { model, released: 0, measuring, taken_part, progress, carried, pool, phase }
     }
 
     /// The clip norm of the round under way, where it moves.
@@ -378,7 +431,7 @@ impl JobState {
     pub fn status(&self) -> &'static str {
         match &self.phase {
             Phase::Offering(_) => "waiting",
-            Phase::Collecting(_) => "collecting",
+            Phase::Collecting(_) | Phase::Buffering(_) => "collecting",
             Phase::Releasing(_) | Phase::Publishing(_) => "releasing",
             Phase::Closing(_) => "closing",
             Phase::Ended { outcome } => outcome.status(),
@@ -400,6 +453,11 @@ impl JobState {
                 }
                 Some(_) => Ok(Some(p.deadline_ms)),
             },
+            // An update of asynchronous rounds is as good in one phase as in another.
+            _ if self.held().any(|u| u.client == *client && u.origin.is_some_and(|o| o.is_of(about))) => {
+                Ok(None)
+            }
+            _ if !self.pool.is_empty() => self.pool.expects(id, client, about).map(Some),
             // Its receipt may have been lost: the same bytes are acknowledged again.
             Phase::Releasing(p)
                 if asked(p.round, p.attempt) && p.updates.iter().any(|u| u.client == *client) =>
@@ -426,6 +484,9 @@ impl JobState {
         {
             return Some(self.model.bytes);
         }
+        if let Some(model) = self.pool.model(client).filter(|m| m.digest == *digest) {
+            return Some(model.bytes);
+        }
         models.find(|m| m.digest == *digest).map(|m| m.bytes)
     }
 
@@ -434,11 +495,13 @@ impl JobState {
         let mut blobs = vec![self.model.digest];
         blobs.extend(self.measuring.all_models().map(|m| m.digest));
         blobs.extend(self.carried.blobs());
+        blobs.extend(self.pool.at_work.values().map(|work| work.model.digest));
+        blobs.extend(self.pool.waiting.iter().map(|u| u.blob));
         match &self.phase {
             Phase::Collecting(p) => blobs.extend(p.received().map(|u| u.blob)),
             Phase::Releasing(p) => blobs.extend(p.updates.iter().map(|u| u.blob)),
             Phase::Publishing(p) => blobs.push(p.model.digest),
-            Phase::Offering(_) | Phase::Closing(_) | Phase::Ended { .. } => {}
+            Phase::Offering(_) | Phase::Buffering(_) | Phase::Closing(_) | Phase::Ended { .. } => {}
         }
         blobs
     }
@@ -450,12 +513,15 @@ impl JobState {
 
     /// When [`Input::Tick`] is due next, if ever.
     pub fn wake_at_ms(&self, job: &Job) -> Option<u64> {
-        match &self.phase {
+        let phase = match &self.phase {
             Phase::Offering(p) => Some(p.wake_at_ms(job)),
             Phase::Collecting(p) => Some(p.wake_at_ms(job)),
+            Phase::Buffering(p) => p.wake_at_ms(job),
             Phase::Closing(p) => Some(p.deadline_ms),
             Phase::Releasing(_) | Phase::Publishing(_) | Phase::Ended { .. } => None,
-        }
+        };
+        let pool = self.pool.wake_at_ms(job.spec().deadlines.reconnect.0.as_millis() as u64);
+        phase.into_iter().chain(pool).min()
     }
 }
 
@@ -472,7 +538,10 @@ pub fn step(state: &JobState, input: Input, ctx: &mut Context<'_>) -> Result<Opt
         }
         _ => vec![],
     };
-    let step = phase_step(state, input, ctx)?;
+    let mut step = phase_step(state, input, ctx)?;
+    if let Some(step) = &mut step {
+        pool::tidy(state, step, ctx);
+    }
     if again.is_empty() {
         return Ok(step);
     }
@@ -488,6 +557,14 @@ fn phase_step(state: &JobState, input: Input, ctx: &mut Context<'_>) -> Result<O
     if let Input::Cancel { by, reason } = input {
         return cancel(state, by, reason, ctx);
     }
+    if let Input::Released { key: about, model, carried } = &input
+        && !state.is_releasing(about)
+    {
+        return Ok(discard_late(state, about, *model, carried, ctx));
+    }
+    if ctx.job.staleness().is_some() && !state.is_over() {
+        return buffering::phase_step(state, input, ctx);
+    }
     // Nobody is asked in these phases: whatever speaks of an attempt speaks of one that is over.
     if let Phase::Offering(_) | Phase::Closing(_) = &state.phase
         && let Input::Answer { key, .. }
@@ -497,14 +574,11 @@ fn phase_step(state: &JobState, input: Input, ctx: &mut Context<'_>) -> Result<O
     {
         return Err(Refusal(format!("{key} is over, or was never asked")));
     }
-    if let Input::Released { key: about, model, carried } = &input
-        && !state.is_releasing(about)
-    {
-        return Ok(discard_late(state, about, *model, carried, ctx));
-    }
     match &state.phase {
         Phase::Offering(p) => Ok(p.step(state, &input, ctx)),
         Phase::Collecting(p) => p.step(state, input, ctx),
+        // Of asynchronous rounds alone, which were dealt with.
+        Phase::Buffering(_) => Ok(None),
         Phase::Releasing(p) => p.step(state, input, ctx),
         Phase::Publishing(p) => p.step(state, input, ctx),
         Phase::Closing(p) => Ok(p.step(state, &input, ctx)),
@@ -552,6 +626,7 @@ fn cancel(
             return Err(Refusal(format!("the job has ended already ({})", outcome.status())));
         }
         Phase::Collecting(p) => p.attempt().give_up(state, &format!("cancelled: {reason}"), ctx),
+        Phase::Buffering(p) => p.running().give_up(state, &format!("cancelled: {reason}"), ctx),
         Phase::Releasing(p) => p.attempt().give_up(state, &format!("cancelled: {reason}"), ctx),
         // The model is noised and durable: its release is a fact. Let it be published, then cancel again.
         Phase::Publishing(_) => return Err(Refusal("a model is being published: try again".into())),

@@ -1,14 +1,15 @@
 //! Offering: wait for enough clients, then reserve the budget, draw the cohort and ask it.
 
+use super::buffering::{Buffering, idle};
 use super::{Collecting, Context, Effect, Input, JobState, Phase, Step, key};
 use crate::event::{JobEvent, Outcome};
 use crate::job::Job;
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
-use undertone_core::cohort::CohortRule;
+use undertone_core::cohort::{Buffered, CohortRule};
 use undertone_core::digest::{Digest, Digester};
 use undertone_core::id::{Attempt, ClientId, Round};
-use undertone_privacy::ledger::ReserveError;
+use undertone_privacy::ledger::{LedgerEntry, ReserveError};
 
 /// How long to wait before the next attempt at a round that failed, times the attempt's number.
 const RETRY_PAUSE_MS: u64 = 1000;
@@ -81,14 +82,16 @@ impl Offering {
             step.next.phase = Phase::Offering(fresh);
             return Some(step);
         }
-        let is_trigger =
-            matches!(input, Input::Sessions | Input::Missed | Input::Connected { .. } | Input::Tick);
+        let rule = ctx.job.spec().cohort;
+        // An update that comes in fills a buffer before its round has begun.
+        let is_trigger = rule.buffered().is_some()
+            || matches!(input, Input::Sessions | Input::Missed | Input::Connected { .. } | Input::Tick);
         if !is_trigger || ctx.now_ms < self.not_before_ms {
             return None;
         }
-        let rule = ctx.job.spec().cohort;
         let eligible = self.eligible(state, ctx);
-        let present = eligible.len();
+        // Each of another client.
+        let present = eligible.len() + state.pool.at_work.len() + state.pool.waiting.len();
         if let CohortRule::Poisson { population, .. } = rule.rule()
             && present > population as usize
         {
@@ -108,6 +111,14 @@ impl Offering {
         {
             return None;
         }
+        if let Some(buffered) = rule.buffered() {
+            return if present >= buffered.buffer as usize {
+                let idle = eligible.into_owned();
+                Some(self.open(state, buffered, idle, ctx))
+            } else {
+                self.wait(state, present as u32, ctx)
+            };
+        }
         match rule.draw(&eligible, &mut ctx.rng) {
             Some(cohort) => Some(self.offer(state, cohort, ctx)),
             None => self.wait(state, present as u32, ctx),
@@ -116,6 +127,9 @@ impl Offering {
 
     /// The connected trainers that may join this round.
     fn eligible<'a>(&self, state: &JobState, ctx: &Context<'a>) -> Cow<'a, [ClientId]> {
+        if ctx.job.spec().cohort.buffered().is_some() {
+            return Cow::Owned(idle(state, self.round, ctx));
+        }
         if ctx.job.spec().cohort.participation().is_none() {
             return Cow::Borrowed(ctx.trainers);
         }
@@ -130,11 +144,12 @@ impl Offering {
             None => ("", ""),
             Some(_) => (" and may take part again", " or change its participations and separation"),
         };
+        let least = if cohort.buffered().is_some() { "buffer" } else { "min_clients" };
         if ctx.now_ms >= self.gives_up_at_ms(ctx.job) {
             step.end(Outcome::Failed {
                 reason: format!(
                     "only {present} of the {needed} trainers that round {} needs were connected{which} for {}: start more \
-                     clients, or lower [cohort] min_clients{rule}",
+                     clients, or lower [cohort] {least}{rule}",
                     self.round,
                     humantime_of(ctx.job)
                 ),
@@ -152,25 +167,10 @@ impl Offering {
     fn offer(&self, state: &JobState, cohort: Vec<ClientId>, ctx: &Context<'_>) -> Step {
         let mut step = Step::stay(state);
         let key = key(ctx.id, self.round, self.attempt);
-        let reserved = match ctx.ledger.reserve(key.clone(), ctx.job.contract(), ctx.population) {
-            Ok(entry) => entry,
-            Err(e) => {
-                let reason = e.to_string();
-                step.end(match e {
-                    ReserveError::BudgetSpent(_) | ReserveError::PopulationSpent(_) => {
-                        Outcome::BudgetSpent { reason }
-                    }
-                    ReserveError::AlreadyReserved(_) | ReserveError::OtherContract { .. } => {
-                        Outcome::Failed { reason }
-                    }
-                });
-                return step;
-            }
-        };
-        let sampled = match reserved.sampled(digest_of(&cohort)) {
-            Ok(entry) => entry,
-            Err(e) => {
-                step.end(Outcome::Failed { reason: e.to_string() });
+        let [reserved, sampled] = match self.reserve(&cohort, ctx) {
+            Ok(entries) => entries,
+            Err(outcome) => {
+                step.end(outcome);
                 return step;
             }
         };
@@ -200,6 +200,54 @@ impl Offering {
         }
         step.next.phase = Phase::Collecting(collecting);
         step
+    }
+}
+
+impl Offering {
+    /// Opens the buffer of the round: paid for, and with its free places filled.
+    fn open(&self, state: &JobState, rule: Buffered, idle: Vec<ClientId>, ctx: &mut Context<'_>) -> Step {
+        let mut step = Step::stay(state);
+        let pool = &state.pool;
+        // A buffer that is full already is released first: from a newer model there is more to learn.
+        let full = pool.waiting.len() >= rule.buffer as usize;
+        let places = (rule.concurrency as usize).saturating_sub(pool.at_work.len());
+        let cohort = rule.refill(idle, if full { 0 } else { places }, &mut ctx.rng);
+        match self.reserve(&cohort, ctx) {
+            Ok([reserved, sampled]) => {
+                let epsilon = sampled.epsilon_after;
+                step.ledger.extend([reserved, sampled]);
+                let (round, attempt, cohort) = (self.round, self.attempt, cohort.clone());
+                step.events.push(JobEvent::Offered { round, attempt, cohort, epsilon });
+            }
+            Err(outcome) => {
+                step.end(outcome);
+                return step;
+            }
+        }
+        step.next.pool.forget_gone(self.round, rule.max_staleness);
+        let buffering = Buffering::new(self.round, self.attempt);
+        buffering.ask(&cohort, &mut step, ctx);
+        buffering.settle(&mut step, ctx);
+        step
+    }
+
+    /// The attempt's entry, reserved and with its cohort drawn; or how the job ends instead.
+    fn reserve(&self, cohort: &[ClientId], ctx: &Context<'_>) -> Result<[LedgerEntry; 2], Outcome> {
+        let key = key(ctx.id, self.round, self.attempt);
+        let reserved = ctx.ledger.reserve(key, ctx.job.contract(), ctx.population).map_err(|e| {
+            let reason = e.to_string();
+            match e {
+                ReserveError::BudgetSpent(_) | ReserveError::PopulationSpent(_) => {
+                    Outcome::BudgetSpent { reason }
+                }
+                ReserveError::AlreadyReserved(_) | ReserveError::OtherContract { .. } => {
+                    Outcome::Failed { reason }
+                }
+            }
+        })?;
+        let sampled =
+            reserved.sampled(digest_of(cohort)).map_err(|e| Outcome::Failed { reason: e.to_string() })?;
+        Ok([reserved, sampled])
     }
 }
 

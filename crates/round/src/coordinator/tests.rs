@@ -7,6 +7,8 @@ use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::SeedableRng as _;
 use undertone_privacy::ledger::EntryState;
 
+mod buffered;
+
 const JOB: &str = r#"
 name = "t"
 rounds = 2
@@ -131,8 +133,13 @@ impl World {
     }
 
     fn update(&self, client: &str, round: u32, attempt: u32) -> Input {
-        let update =
-            Update { client: name(client), blob: Digest::of(client.as_bytes()), bytes: 8, weight: 1 };
+        let update = Update {
+            client: name(client),
+            blob: Digest::of(client.as_bytes()),
+            bytes: 8,
+            weight: 1,
+            origin: None,
+        };
         Input::Update { key: self.key(round, attempt), update }
     }
 
@@ -485,7 +492,7 @@ fn an_update_counts_once_and_another_is_refused() {
     w.feed(Input::Sessions).unwrap();
     w.deliver(&["a", "a"], 1, 1);
     assert_eq!(w.events.iter().filter(|e| matches!(e, JobEvent::Received { .. })).count(), 1);
-    let other = Update { client: name("a"), blob: Digest::of(b"other"), bytes: 8, weight: 1 };
+    let other = Update { client: name("a"), blob: Digest::of(b"other"), bytes: 8, weight: 1, origin: None };
     let refused = w.feed(Input::Update { key: w.key(1, 1), update: other }).unwrap_err();
     assert!(refused.0.contains("counts in round 1 already"), "{refused}");
     let stranger = w.update("z", 1, 1);
@@ -734,8 +741,13 @@ fn what_an_update_holds_decides_nothing_but_the_sum() {
                 w.now_ms += 2_000;
                 w.feed(Input::Tick).unwrap();
                 for c in ["a", "b", "c"] {
-                    let update =
-                        Update { client: name(c), blob: Digest::of(&bytes(c, round)), bytes: 8, weight: 1 };
+                    let update = Update {
+                        client: name(c),
+                        blob: Digest::of(&bytes(c, round)),
+                        bytes: 8,
+                        weight: 1,
+                        origin: None,
+                    };
                     w.feed(Input::Update { key: w.key(round, attempt), update }).unwrap();
                     // Which bytes are summed is the one thing that may differ.
                     let hidden = w.effects.iter().map(|e| match e {
