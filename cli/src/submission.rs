@@ -91,7 +91,10 @@ impl Submission {
             }
         };
         let inputs = self.job.spec().data.inputs();
-        format!("{kind}, {inputs} features, {} parameters", self.job.layout().len())
+        let part = self.job.part();
+        let trained =
+            if part.is_whole() { String::new() } else { format!(", {} of them trained", part.len()) };
+        format!("{kind}, {inputs} features, {} parameters{trained}", part.whole_len())
     }
 
     fn rounds(&self) -> String {
@@ -181,6 +184,7 @@ impl Submission {
             "digest": self.job.digest(),
             "rounds": self.job.spec().rounds,
             "parameters": self.job.layout().len(),
+            "trained_parameters": self.job.part().len(),
             "privacy": {
                 "promise": resolved.unit() != Unit::None,
                 "unit": resolved.unit().as_str(),

@@ -4,6 +4,7 @@ use crate::config::ClientConfig;
 use std::fmt::{self, Write as _};
 use undertone_core::cohort::CohortRule;
 use undertone_core::id::ClientRole;
+use undertone_core::rules::rescale::Rescale;
 use undertone_core::trainer::{DataReport, TrainerError};
 use undertone_privacy::contract::{Trust, Unit};
 use undertone_privacy::sensitivity::Adjacency;
@@ -28,7 +29,7 @@ impl Disclosure {
             }
             page.data(data);
         }
-        page.kept(config.role);
+        page.kept(config.role, job.map(|(job, _)| job));
         Self { text: page.0 }
     }
 }
@@ -38,6 +39,9 @@ impl fmt::Display for Disclosure {
         f.write_str(&self.text)
     }
 }
+
+/// Most tensors that are named.
+const MOST_TENSORS: usize = 8;
 
 struct Page(String);
 
@@ -96,6 +100,26 @@ impl Page {
                 u8::from(job.grid())
             ),
         );
+        if !job.part().is_whole() {
+            let names: Vec<&str> = job.part().layout().tensors().iter().map(|t| t.name.as_str()).collect();
+            let (all, shown) = (names.len(), names[..names.len().min(MOST_TENSORS)].join(", "));
+            let more =
+                if all > MOST_TENSORS { format!(" and {} more", all - MOST_TENSORS) } else { String::new() };
+            self.row(
+                "of",
+                format_args!("the tensors {shown}{more}; the others of the model are not trained"),
+            );
+        }
+        match spec.aggregation.rescale {
+            Rescale::Plain {} => {}
+            Rescale::FedNova(_) => {
+                self.row("also leaves", "the number of your local steps, which follows your number of rows")
+            }
+            Rescale::QFedAvg(_) => self.row(
+                "also leaves",
+                "a number from which the loss of the round's model on your rows can be worked out",
+            ),
+        }
         if let Some(rows) = config.policy.declared_rows {
             self.row(
                 "declared rows",
@@ -305,14 +329,22 @@ impl Page {
         }
     }
 
-    fn kept(&mut self, role: ClientRole) {
+    fn kept(&mut self, role: ClientRole, job: Option<&Job>) {
+        let rescale = job.map_or(Rescale::default(), |job| job.spec().aggregation.rescale);
+        // What the number beside an update tells is not kept.
+        let training = match rescale {
+            Rescale::Plain {} => "the real number of rows, losses, accuracies",
+            Rescale::FedNova(_) => "losses, accuracies",
+            Rescale::QFedAvg(_) => "the real number of rows, accuracies",
+        };
         self.head("Never leaves");
         self.row("data", "rows, values, column statistics, messages that quote them");
         match role {
             ClientRole::Trainer => self.row(
                 "training",
-                "the real number of rows, losses, accuracies, gradients, the update before clipping (and before noise, \
-                 where noise is added here)",
+                format_args!(
+                    "{training}, gradients, the update before clipping (and before noise, where noise is added here)"
+                ),
             ),
             ClientRole::Evaluator => self.row("measuring", "results of single rows, the real number of rows"),
         }
@@ -406,6 +438,33 @@ columns = [{{ name = "age", kind = "number", range = [0, 120] }}]
         }
         let text = page(ClientRole::Trainer, r#"unit = "none""#, fit());
         assert!(text.contains("NOBODY") && text.contains("DECLINED") && !text.contains("ε"), "{text}");
+    }
+
+    #[test]
+    fn what_stands_beside_an_update_and_what_is_trained_is_told() {
+        let with = |training: &str, aggregation: &str| {
+            let mut job = spec(r#"unit = "none""#, r#"rule = "all", size = 4, min_clients = 2"#);
+            job.training = serde_json::from_str(&format!(r#"{{"learning_rate": 0.5, {training}}}"#)).unwrap();
+            job.aggregation = serde_json::from_str(&format!("{{{aggregation}}}")).unwrap();
+            page_of(&job.resolve().unwrap(), fit())
+        };
+        let plain = with(r#""local_steps": 2"#, "");
+        assert!(plain.contains("the real number of rows, losses, accuracies"), "{plain}");
+        assert!(!plain.contains("also leaves") && !plain.contains("the tensors"), "{plain}");
+        let part = with(r#""local_steps": 2, "tensors": ["bias"]"#, "");
+        assert!(
+            part.contains("1 numbers, 4 bytes") && part.contains("the tensors bias; the others"),
+            "{part}"
+        );
+        let nova = r#""rescale": {"kind": "fednova", "max_steps": 9}"#;
+        let nova = with(r#""local_epochs": 2, "batch_size": 8"#, nova);
+        assert!(nova.contains("number of your local steps") && !nova.contains("real number"), "{nova}");
+        let fair = r#""rescale": {"kind": "q-fedavg", "q": 1.0, "lipschitz": 2.0, "max_loss": 2.0}"#;
+        let fair = with(r#""local_steps": 2"#, fair);
+        assert!(
+            fair.contains("loss of the round's model on your rows") && !fair.contains("losses"),
+            "{fair}"
+        );
     }
 
     #[test]

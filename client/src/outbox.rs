@@ -91,7 +91,13 @@ impl Outbox {
         let bytes = parcel.encoded(job, &mut residual, &mut ChaCha20Rng::from_seed(seed));
         let bytes = bytes.map_err(io::Error::other)?;
         let within = parcel.within.map(|bit| bit.to_wire());
-        let sealed = Sealed { update: Digest::of(&bytes), bytes: bytes.len() as u64, weight, within };
+        let sealed = Sealed {
+            update: Digest::of(&bytes),
+            bytes: bytes.len() as u64,
+            weight,
+            within,
+            number: parcel.number,
+        };
         write_durably(&self.update(account.job()), &bytes, Access::Owner)?;
         let residual_path = self.residual_path(account.job());
         self.write_account(&account.with_sealed(sealed.clone()))?;
@@ -105,7 +111,7 @@ impl Outbox {
     /// was left out, and nothing else.
     fn residual(&self, id: &JobId, job: &Job) -> io::Result<Option<Residual>> {
         match std::fs::read(self.residual_path(id)) {
-            Ok(bytes) => match Residual::from_bytes(&bytes, job.grid(), job.layout().len()) {
+            Ok(bytes) => match Residual::from_bytes(&bytes, job.grid(), job.part().len()) {
                 Ok(residual) => Ok(Some(residual)),
                 Err(e) => {
                     tracing::warn!(error = %e, "what was left out of earlier updates cannot be read; it is lost");

@@ -178,6 +178,7 @@ pub(crate) async fn upload(
         update: Some(BlobRef::new(sealed.update, sealed.bytes)),
         weight: sealed.weight,
         within_clip_norm: sealed.within,
+        number: sealed.number,
         offset: 0,
     };
     if sealed.bytes > WORTH_ASKING {

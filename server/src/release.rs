@@ -5,6 +5,8 @@
 //! current model ──────────────────────▶ values of a block ┴─noise, optimiser─▶ new model, a block further
 //! ```
 //!
+//! Blocks are of the part of the model that the job trains; what lies between goes from file to file as it is.
+//!
 //! All of it is a stream over the blocks of the model: memory is some blocks, whatever the model's size and however many
 //! updates there are (a rule, a server optimiser with moments and correlated noise keep vectors of the model's size).
 //! Nothing that was made is kept before every input was held against its checksum (the model and states: their digests).
@@ -25,6 +27,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use undertone_core::encoding::Encoding;
 use undertone_core::optimizer::{OptimizerState, ServerRound, StateError};
+use undertone_core::part::Part;
 use undertone_core::rules::Aggregate;
 use undertone_privacy::adaptive_clip::ClipState;
 use undertone_privacy::ledger::LedgerEntry;
@@ -264,7 +267,7 @@ impl Ready {
         // The state of another optimiser or model, or a damaged one, cannot be begun again half-way.
         let lost = |e: StateError| Trouble::lost(format!("the server optimiser: {e}"));
         let server = &job.spec().aggregation.server;
-        let len = job.layout().len();
+        let len = job.part().len();
         let mut state = match &self.optimizer {
             Some(bytes) => OptimizerState::from_bytes(server, len, &own(bytes)).map_err(lost)?,
             None => server.start(len),
@@ -273,7 +276,10 @@ impl Ready {
             model: ModelReader::open(self.file, self.model, job.layout())?,
             server: server.round(&mut state),
             out,
-            weights: vec![0.0; BLOCK.min(len)],
+            weights: vec![0.0; BLOCK.min(job.layout().len())],
+            part: job.part(),
+            moved: 0,
+            written: 0,
             // Correlated noise pays for one draw a round.
             is_final: job.contract().is_correlated(),
         };
@@ -289,7 +295,7 @@ impl Ready {
             for block in blocks(len) {
                 moving.block(released.mean_in(block))?;
             }
-            moving.model.finish()?;
+            moving.end()?;
         } else {
             let whole = gather::whole(job, &self.updates);
             let carried = release::Carried { clip: self.clip, noise: self.noise };
@@ -303,13 +309,16 @@ impl Ready {
                     fresh_weight: job.fresh_weight(sent),
                 };
                 let within = summed.within;
+                // Only where nothing is promised: such a job does not resolve with any other contract.
+                let factor = job.rescaling().map_or(1.0, |rescaling| summed.numbers.factor(rescaling));
                 let mut release =
                     Release::begin(whole, within, job.contract(), entry, cohort, carried, &mut rng)?;
                 moving.begin(job, entry, release.next_clip())?;
                 for block in blocks(len) {
-                    moving.block(release.part(summed.block(block.len())?, &mut rng)?.mean())?;
+                    let released = release.part(summed.block(block.len())?, &mut rng)?;
+                    moving.block(released.mean().map(|mean| mean * factor))?;
                 }
-                moving.model.finish()?;
+                moving.end()?;
                 summed.finish()?;
                 Ok(release.finish()?)
             })?;
@@ -326,6 +335,11 @@ struct Moving<'a> {
     server: ServerRound<'a>,
     out: &'a mut ModelWriter,
     weights: Vec<f32>,
+    part: &'a Part,
+    /// Values of the part that were moved.
+    moved: usize,
+    /// Values of the model that were written.
+    written: usize,
     is_final: bool,
 }
 
@@ -341,16 +355,41 @@ impl Moving<'_> {
         self.out.header(job.layout(), &metadata).map_err(|Stopped| stopped())
     }
 
-    /// Moves the next values by their mean.
-    fn block(&mut self, mean: impl ExactSizeIterator<Item = f64>) -> Result<(), Trouble> {
-        let weights = &mut self.weights[..mean.len()];
-        self.model.values(weights)?;
-        self.server.part(weights, mean);
-        if !weights.iter().fold(true, |all, w| all & w.is_finite()) {
-            let reason = "the new model is not finite: lower the learning rates".into();
-            return Err(Trouble::Failed(Impossible { reason, is_final: self.is_final }));
+    /// Moves the next values of the part by their mean; what lies before and between them is written as it is.
+    fn block(&mut self, mut mean: impl ExactSizeIterator<Item = f64>) -> Result<(), Trouble> {
+        let values = self.moved..self.moved + mean.len();
+        self.moved = values.end;
+        for place in self.part.places(values) {
+            self.copy(place.start)?;
+            let weights = &mut self.weights[..place.len()];
+            self.model.values(weights)?;
+            self.server.part(weights, mean.by_ref().take(place.len()));
+            if !weights.iter().fold(true, |all, w| all & w.is_finite()) {
+                let reason = "the new model is not finite: lower the learning rates".into();
+                return Err(Trouble::Failed(Impossible { reason, is_final: self.is_final }));
+            }
+            self.out.values(weights).map_err(|Stopped| stopped())?;
+            self.written = place.end;
         }
-        self.out.values(weights).map_err(|Stopped| stopped())
+        Ok(())
+    }
+
+    /// Writes the values before this one as they are.
+    fn copy(&mut self, until: usize) -> Result<(), Trouble> {
+        while self.written < until {
+            let len = self.weights.len().min(until - self.written);
+            let weights = &mut self.weights[..len];
+            self.model.values(weights)?;
+            self.out.values(weights).map_err(|Stopped| stopped())?;
+            self.written += len;
+        }
+        Ok(())
+    }
+
+    /// Writes what is left as it is. Whether all of it was the model.
+    fn end(mut self) -> Result<(), Trouble> {
+        self.copy(self.part.whole_len())?;
+        self.model.finish()
     }
 }
 

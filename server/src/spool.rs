@@ -14,6 +14,7 @@ use undertone::{ApiError, Fault};
 use undertone_core::digest::{Digest, Digester};
 use undertone_core::encoding::{DecodeError, Decoder, Units};
 use undertone_core::id::{AttemptKey, ClientId};
+use undertone_privacy::adaptive_clip::WithinBit;
 use undertone_round::coordinator::Update;
 use undertone_round::job::Job;
 use undertone_store::{BlobError, BlobWriter, Blobs};
@@ -34,6 +35,8 @@ pub(crate) struct Claim {
     pub(crate) weight: u32,
     /// Whether the update was within the clip norm, where the job asks.
     pub(crate) within: Option<bool>,
+    /// What stands beside it, where the job rescales updates.
+    pub(crate) number: Option<u64>,
 }
 
 /// Why an upload was not taken in.
@@ -45,30 +48,61 @@ pub(crate) enum Rejected {
 }
 
 /// Each spooled update ends with whose it is and how much it counts, so that two updates are never one blob. (At the end, so
-/// that one pass gives the digest of what travelled and that of the blob.) The answer about the clip norm, a byte, lies
-/// here and not in the job's state, which operators see.
+/// that one pass gives the digest of what travelled and that of the blob.) What the client said of it (the number beside it,
+/// or 0; a byte about the clip norm) lies here and not in the job's state, which operators see.
 ///
-/// Before the answer stands the CRC-32 of the update and the answer, so that the release, which reads all updates at once, need not spend a
-/// second SHA-256 on a disk's rot.
+/// Before it stands the CRC-32 of the update and of what the client said, so that the release, which reads all updates at once, need
+/// not spend a second SHA-256 on a disk's rot.
 fn trailer(
     key: &AttemptKey,
     client: &ClientId,
     weight: u32,
     mut crc: crc32fast::Hasher,
-    within: Option<bool>,
+    said: Said,
 ) -> Vec<u8> {
-    let text = format!("undertone update v4\n{key}\n{client}\n{weight}\n");
+    let text = format!("undertone update v5\n{key}\n{client}\n{weight}\n");
     let mut bytes = (text.len() as u32).to_le_bytes().to_vec();
     bytes.extend(text.as_bytes());
-    let answer = match within {
-        None => 0,
-        Some(false) => 1,
-        Some(true) => 2,
-    };
-    crc.update(&[answer]);
+    let said = said.to_bytes();
+    crc.update(&said);
     bytes.extend(crc.finalize().to_le_bytes());
-    bytes.push(answer);
+    bytes.extend(said);
     bytes
+}
+
+/// What a client says of its update.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Said {
+    /// The number beside it, where the job rescales updates; never 0.
+    pub(crate) number: Option<u64>,
+    /// Whether it was within the clip norm, where the job asks.
+    pub(crate) within: Option<WithinBit>,
+}
+
+impl Said {
+    const BYTES: usize = 9;
+
+    fn to_bytes(self) -> [u8; Self::BYTES] {
+        let mut bytes = [0; Self::BYTES];
+        bytes[..8].copy_from_slice(&self.number.unwrap_or(0).to_le_bytes());
+        bytes[8] = match self.within.map(|bit| bit.to_wire()) {
+            None => 0,
+            Some(false) => 1,
+            Some(true) => 2,
+        };
+        bytes
+    }
+
+    fn of_bytes(bytes: [u8; Self::BYTES]) -> Self {
+        let (number, answer) = bytes.split_at(8);
+        let number = u64::from_le_bytes(number.try_into().expect("eight bytes"));
+        let within = match answer[0] {
+            1 => Some(WithinBit::from_wire(false)),
+            2 => Some(WithinBit::from_wire(true)),
+            _ => None,
+        };
+        Self { number: Some(number).filter(|number| *number > 0), within }
+    }
 }
 
 /// Receives, spools and validates one upload.
@@ -200,7 +234,8 @@ fn attempt_name(key: &AttemptKey) -> String {
 
 impl Claim {
     fn trailer(&self, crc: crc32fast::Hasher) -> Vec<u8> {
-        trailer(&self.key, &self.client, self.weight, crc, self.within)
+        let said = Said { number: self.number, within: self.within.map(WithinBit::from_wire) };
+        trailer(&self.key, &self.client, self.weight, crc, said)
     }
 
     /// Another update, or the same with another weight, is another upload.
@@ -298,7 +333,7 @@ impl Summary {
 
 /// A decoder of one update of the job.
 fn decoder(job: &Job) -> Result<Decoder<Units>, DecodeError> {
-    Decoder::new(&job.spec().transport.updates, Units::new(job.grid()), job.layout().len())
+    Decoder::new(&job.spec().transport.updates, Units::new(job.grid()), job.part().len())
 }
 
 #[cfg(test)]
@@ -311,6 +346,17 @@ mod tests {
             .replace("[deadlines]", &format!("[transport]\nupdates = {encoding}\n\n[deadlines]"));
         let text = text.replace("kind = \"logistic\"", "kind = \"mlp\"\nhidden = [2]");
         undertone_round::job::JobSpec::from_toml(&text, "job.toml").unwrap().resolve().unwrap()
+    }
+
+    #[test]
+    fn what_a_client_said_is_read_as_it_was_written() {
+        for number in [None, Some(1), Some(u64::MAX)] {
+            for within in [None, Some(false), Some(true)] {
+                let said = Said { number, within: within.map(WithinBit::from_wire) };
+                let read = Said::of_bytes(said.to_bytes());
+                assert_eq!((read.number, read.within.map(|bit| bit.to_wire())), (number, within));
+            }
+        }
     }
 
     #[test]

@@ -52,6 +52,7 @@ async fn an_upload_that_goes_on_beyond_the_model() {
         update: Some(undertone::v1::BlobRef::new(Digest::of(&[0; 8]), 8)),
         weight: 1,
         within_clip_norm: None,
+        number: None,
         offset: 0,
     };
     let chunk = |offset, len| upload_message::Kind::Chunk(Chunk { offset, data: vec![0; len].into() });
@@ -97,6 +98,7 @@ async fn a_damaged_or_gappy_upload_can_be_sent_again() {
             update: Some(undertone::v1::BlobRef::new(digest, 8)),
             weight: 1,
             within_clip_norm: None,
+            number: None,
             offset: 0,
         })
     };
@@ -167,6 +169,7 @@ async fn an_upload_that_stands_still_is_cut() {
         update: Some(undertone::v1::BlobRef::new(Digest::of(b""), 8)),
         weight: 1,
         within_clip_norm: None,
+        number: None,
         offset: 0,
     };
     tx.send(undertone::v1::UploadMessage { kind: Some(upload_message::Kind::Header(header)) }).await.unwrap();

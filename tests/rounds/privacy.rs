@@ -2,7 +2,7 @@
 
 use crate::job;
 use undertone_core::id::ClientRole;
-use undertone_core::trainer::{LocalUpdate, TrainerError};
+use undertone_core::trainer::TrainerError;
 use undertone_harness::{Deployment, Events, FnTrainer, SAMPLE_JOB};
 use undertone_round::event::{JobEvent, Outcome};
 use undertone_round::job::JobSpec;
@@ -180,7 +180,7 @@ async fn a_record_contract_reaches_the_trainer_with_public_numbers_only() {
             let dp = task.record_privacy.expect("DP-SGD is asked for");
             assert_eq!((dp.clip_norm, dp.noise_multiplier, dp.sampling_rate), (1.0, 2.0, 0.5));
             assert_eq!(dp.expected_batch, 40.0, "declared rows, not the rows that are there");
-            Ok(LocalUpdate { delta: vec![0.25; weights.len()], steps: 1 }.delta)
+            Ok(vec![0.25; weights.len()])
         });
         d.run(config, trainer);
     }

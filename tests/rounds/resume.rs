@@ -22,6 +22,7 @@ fn update() -> (Vec<u8>, UploadHeader) {
         update: Some(v1::BlobRef::new(Digest::of(&bytes), bytes.len() as u64)),
         weight: 1,
         within_clip_norm: None,
+        number: None,
         offset: 0,
     };
     (bytes, header)

@@ -2,7 +2,7 @@
 //!
 //! Everything here is a value or a function: no clock, no disk, no network, no operating-system randomness.
 //! Read in this order: [`id`] and [`digest`] name things, [`layout`] says what a model looks like as one flat
-//! vector, [`schema`] what a client's data must look like, [`model`] and [`plan`] what is trained and how,
+//! vector, [`part`] which of its tensors are trained, [`schema`] what a client's data must look like, [`model`] and [`plan`] what is trained and how,
 //! [`trainer`] the seam behind which training happens and [`trainer_protocol`] that seam as two pipes, [`fixed`],
 //! [`aggregate`] and [`optimizer`] the arithmetic of a round, [`cohort`] who is asked and [`participation`] how often, and [`config`] how our TOML
 //! files are read.
@@ -19,6 +19,7 @@ pub mod layout;
 pub mod limits;
 pub mod model;
 pub mod optimizer;
+pub mod part;
 pub mod participation;
 pub mod plan;
 pub mod rules;

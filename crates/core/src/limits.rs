@@ -6,6 +6,8 @@ pub const MAX_NAME_BYTES: usize = 64;
 pub const MAX_TENSOR_NAME_BYTES: usize = 256;
 /// Most tensors in a model.
 pub const MAX_TENSORS: usize = 65_536;
+/// Most patterns that name the tensors that are trained.
+pub const MAX_TENSOR_PATTERNS: usize = 1024;
 /// Most dimensions of a tensor.
 pub const MAX_RANK: usize = 8;
 /// Most parameters in a model (10 GB of f32).

@@ -1,6 +1,8 @@
 //! The training plan: what a client does locally in one round.
 
+use crate::layout::ModelLayout;
 use crate::limits::MAX_LOCAL_STEPS;
+use crate::part::{Part, PartError, check_patterns};
 use serde::{Deserialize, Serialize};
 
 /// Local training of one round with plain stochastic gradient descent.
@@ -27,6 +29,10 @@ pub struct TrainPlan {
     /// with. 0: none.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub proximal: f64,
+    /// The tensors that are trained and sent, by name, or by name with `*` for anything at its beginning or its end
+    /// (`"head.*"`); all others stay as they are. Absent: all are trained.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tensors: Option<Vec<String>>,
 }
 
 fn is_zero(x: &f64) -> bool {
@@ -68,12 +74,26 @@ impl TrainPlan {
         if self.batch_size == Some(0) {
             return Err("batch_size must be at least 1".into());
         }
+        if let Some(patterns) = &self.tensors {
+            check_patterns(patterns).map_err(|e| e.to_string())?;
+        }
         match (self.local_steps, self.local_epochs) {
             (Some(n), None) | (None, Some(n)) if (1..=MAX_LOCAL_STEPS).contains(&n) => Ok(()),
             (Some(n), None) | (None, Some(n)) => {
                 Err(format!("local_steps or local_epochs must be 1 to {MAX_LOCAL_STEPS}, not {n}"))
             }
             _ => Err("give exactly one of local_steps and local_epochs".into()),
+        }
+    }
+
+    /// The part of the model that is trained.
+    ///
+    /// # Errors
+    /// [`PartError`] if `tensors` names what the model does not have.
+    pub fn part(&self, layout: &ModelLayout) -> Result<Part, PartError> {
+        match &self.tensors {
+            Some(patterns) => layout.part(patterns),
+            None => Ok(layout.whole()),
         }
     }
 

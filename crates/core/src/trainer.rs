@@ -4,6 +4,7 @@
 //! or a function in a test all look the same from here.
 
 use crate::model::ModelSpec;
+use crate::part::Part;
 use crate::plan::TrainPlan;
 use crate::schema::DataContract;
 use serde::{Deserialize, Serialize};
@@ -23,6 +24,20 @@ pub struct TrainTask {
     /// Makes local sampling reproducible (for studies). `None`: drawn from the operating system. Noise is never
     /// seeded. Amplification by sampling holds only against those who do not know this seed.
     pub sampling_seed: Option<u64>,
+    /// Whether the loss of the weights that training starts from is wanted, on the rows that are trained on.
+    pub first_loss: bool,
+}
+
+impl TrainTask {
+    /// The part of the model that is trained.
+    ///
+    /// # Errors
+    /// [`TrainerError::Unsupported`] if model and plan make no sense together.
+    pub fn part(&self) -> Result<Part, TrainerError> {
+        let layout = self.model.layout(self.data.inputs(), self.data.outputs());
+        let unsupported = |e: &dyn std::fmt::Display| TrainerError::Unsupported(e.to_string());
+        self.plan.part(&layout.map_err(|e| unsupported(&e))?).map_err(|e| unsupported(&e))
+    }
 }
 
 /// The numbers of DP-SGD (Abadi et al. 2016) for one client.
@@ -43,10 +58,12 @@ pub struct RecordPrivacy {
 /// What local training gives: raw, not clipped, not to leave the machine.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LocalUpdate {
-    /// Trained values minus the values it started from, over the model's layout.
+    /// Trained values minus the values it started from, over the part of the model that is trained.
     pub delta: Vec<f32>,
     /// Optimiser steps taken.
     pub steps: u64,
+    /// Mean loss of the weights that it started from, where [`TrainTask::first_loss`] asks.
+    pub first_loss: Option<f64>,
 }
 
 /// What a check of local data found. Stays on the machine, except for [`DataReport::is_fit`].
@@ -122,7 +139,7 @@ pub trait Trainer: Send {
     /// Only if the data could not be read at all; what is wrong *in* it is in the report.
     fn inspect(&mut self, data: &DataContract) -> Result<DataReport, TrainerError>;
 
-    /// Trains from `weights` (over the model's layout) for one round.
+    /// Trains from `weights` (over the model's layout) for one round. What is not in [`TrainTask::part`] stays as it is.
     ///
     /// # Errors
     /// See [`TrainerError`].

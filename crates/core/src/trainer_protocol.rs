@@ -7,7 +7,7 @@
 //! u32   length of the header in bytes            (little-endian, at most MAX_HEADER_BYTES)
 //! ...   header: one Request or Response as JSON
 //! u64   length of the payload in bytes           (little-endian, a multiple of 4)
-//! ...   payload: f32 values, little-endian       (weights or a delta over the model's layout; else empty)
+//! ...   payload: f32 values, little-endian       (weights, or a delta over the part that is trained; else empty)
 //! ```
 //!
 //! The first request is [`Request::Hello`]. The process ends after [`Request::Quit`] and when its input ends; so it
@@ -30,7 +30,7 @@ use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
 /// The version of this protocol.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 /// Longest header: a job document as JSON, with room.
 pub const MAX_HEADER_BYTES: u32 = 32 << 20;
 /// Most files that a baseline may pool.
@@ -102,6 +102,8 @@ pub enum Response {
     Trained {
         /// Optimiser steps taken.
         steps: u64,
+        /// Mean loss before the first of them, where the task asks.
+        first_loss: Option<f64>,
     },
     /// To [`Request::Evaluate`].
     Metrics(Metrics),

@@ -3,6 +3,8 @@
 //! Operators write it as TOML; it travels and is stored as canonical JSON, and every side reads it through the
 //! same constructor. Its digest is the digest of that JSON.
 
+mod rescale;
+
 use serde::{Deserialize, Serialize};
 use undertone_core::aggregate::IntegerSum;
 use undertone_core::cohort::Cohort;
@@ -17,8 +19,10 @@ use undertone_core::layout::ModelLayout;
 use undertone_core::limits::{MAX_JOB_DOCUMENT_BYTES, MAX_ROUNDS, MAX_WEIGHT};
 use undertone_core::model::ModelSpec;
 use undertone_core::optimizer::ServerOptimizer;
+use undertone_core::part::Part;
 use undertone_core::plan::{LocalWork, TrainPlan};
 use undertone_core::rules::Rule;
+use undertone_core::rules::rescale::{Rescale, Rescaling};
 use undertone_core::rules::staleness::Staleness;
 use undertone_core::schema::DataContract;
 use undertone_core::trainer::{RecordPrivacy, TrainTask};
@@ -80,6 +84,9 @@ pub struct Aggregation {
     pub rule: Rule,
     /// How the mean (or what the rule makes instead) moves the model.
     pub server: ServerOptimizer,
+    /// Whether clients rescale their updates, and by what.
+    #[serde(skip_serializing_if = "Rescale::is_plain")]
+    pub rescale: Rescale,
 }
 
 fn is_mean(rule: &Rule) -> bool {
@@ -120,6 +127,7 @@ impl Default for Aggregation {
             max_update_norm: 1000.0,
             rule: Rule::default(),
             server: ServerOptimizer::default(),
+            rescale: Rescale::default(),
         }
     }
 }
@@ -316,6 +324,7 @@ impl JobSpec {
             .model
             .layout(self.data.inputs(), self.data.outputs())
             .map_err(|e| bad("model", e.to_string()))?;
+        let part = self.training.part(&layout).map_err(|e| bad("training", e.to_string()))?;
         let schedule = Schedule { rounds: self.rounds, local_steps };
         let contract =
             self.privacy.resolve_measured(schedule, &self.cohort, self.evaluation.every).map_err(|e| {
@@ -328,13 +337,13 @@ impl JobSpec {
         }
         if let Terms::ClientCentral(terms) = contract.terms() {
             // Known to fit before anybody is asked.
-            terms.check_noise(grid, layout.len()).map_err(|e| bad("privacy", e.to_string()))?;
+            terms.check_noise(grid, part.len()).map_err(|e| bad("privacy", e.to_string()))?;
         }
         let (update_norm_bound, update_norm_units) = match contract.terms() {
             // What leaves is the update with its noise, which is longer than the update.
             Terms::ClientLocal(terms) => {
                 let noise = terms.noise(grid).map_err(|e| bad("privacy", e.to_string()))?;
-                (noise.message_bound(layout.len()), noise.message_bound_units(layout.len()))
+                (noise.message_bound(part.len()), noise.message_bound_units(part.len()))
             }
             terms => {
                 let bound = match terms {
@@ -346,7 +355,18 @@ impl JobSpec {
             }
         };
         self.check_transport(update_norm_units)?;
-        Ok(Job { digest: self.digest(), spec: self, layout, contract, update_norm_bound, update_norm_units })
+        let rescaling = self.check_rescale(update_norm_bound)?;
+        let digest = self.digest();
+        Ok(Job {
+            digest,
+            spec: self,
+            layout,
+            part,
+            contract,
+            update_norm_bound,
+            update_norm_units,
+            rescaling,
+        })
     }
 
     fn check_aggregation(&self) -> Result<(), JobError> {
@@ -453,9 +473,11 @@ pub struct Job {
     spec: JobSpec,
     digest: Digest,
     layout: ModelLayout,
+    part: Part,
     contract: ResolvedContract,
     update_norm_bound: f64,
     update_norm_units: u64,
+    rescaling: Option<Rescaling>,
 }
 
 impl Job {
@@ -482,6 +504,16 @@ impl Job {
         &self.layout
     }
 
+    /// The part of the model that is trained: updates, noise and the server optimiser's state are as long as it is.
+    pub fn part(&self) -> &Part {
+        &self.part
+    }
+
+    /// How clients rescale their updates; `None`: not at all.
+    pub fn rescaling(&self) -> Option<&Rescaling> {
+        self.rescaling.as_ref()
+    }
+
     /// The privacy contract with its noise and its price.
     pub fn contract(&self) -> &ResolvedContract {
         &self.contract
@@ -494,7 +526,7 @@ impl Job {
 
     /// The size of an update on the wire.
     pub fn encoded_len(&self) -> EncodedLen {
-        self.spec.transport.updates.encoded_len(self.layout.len())
+        self.spec.transport.updates.encoded_len(self.part.len())
     }
 
     /// The largest size of an update on the wire, in bytes.
@@ -530,6 +562,13 @@ impl Job {
             self.clip_norm(state).and_then(|norm| Some((norm, bound_in_units(norm, self.grid()).ok()?)));
         // The clamps suit the grid: the job would not have resolved.
         moved.unwrap_or((self.update_norm_bound, self.update_norm_units))
+    }
+
+    /// A round's `bound` for an update with this number beside it, where updates are rescaled.
+    pub fn bound_beside(&self, number: Option<u64>, bound: (f64, u64)) -> (f64, u64) {
+        let Some((rescaling, number)) = self.rescaling.as_ref().zip(number) else { return bound };
+        let units = rescaling.bound(number, bound.1);
+        if units == bound.1 { bound } else { (units as f64 / self.grid().units_per_one(), units) }
     }
 
     /// The clip norm of a round, where it moves; then each client also says whether its update was within it.
@@ -574,6 +613,7 @@ impl Job {
             plan: self.spec.training.clone(),
             record_privacy,
             sampling_seed,
+            first_loss: self.rescaling.is_some_and(|r| r.wants_loss()),
         }
     }
 }

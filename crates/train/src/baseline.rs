@@ -26,10 +26,12 @@ pub(crate) fn run(task: &BaselineTask, device: Device, stop: &Stop) -> Result<Ba
     let test = Rows::load(&[&task.test], &task.data, device)?;
     let train = Rows::load(&task.train, &task.data, device)?;
 
+    let part = network.part(&task.plan)?;
     let mut model = Trained { weights: task.model.initial_values(inputs, outputs), steps: 0 };
     for _ in 0..task.rounds {
         let round = sgd::train(&network, &train, &task.plan, &model.weights, task.seed, stop)?;
-        model = Trained { weights: round.weights, steps: model.steps + round.steps };
+        part.scatter(&round.weights, &mut model.weights);
+        model.steps += round.steps;
     }
     let metrics = evaluate(&network, &test, &model.weights, stop)?;
     Ok(Baseline { metrics, rows: train.len() as u64, steps: model.steps, weights: model.weights })

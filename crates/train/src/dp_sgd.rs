@@ -5,11 +5,12 @@
 //! momentum, the step itself) is post-processing. The part that makes the promise is [`undertone_privacy::dp_sgd`].
 
 use crate::failure::{Failure, Stop};
-use crate::model::{Network, to_vec};
+use crate::model::{Network, Parameters, to_vec};
 use crate::per_example;
 use crate::rows::Rows;
 use crate::sampling::{poisson_batch, sampling_rng};
 use crate::sgd::Trained;
+use tch::Tensor;
 use undertone_core::plan::{LocalWork, TrainPlan};
 use undertone_core::trainer::{RecordPrivacy, TrainerError};
 use undertone_privacy::dp_sgd::GradientMechanism;
@@ -18,7 +19,7 @@ use undertone_privacy::noise::NoiseRng;
 /// Values of per-example gradients held at once (16 MiB of f32): bounds memory whatever batch is drawn.
 const GRADIENT_VALUES: usize = 4 << 20;
 
-/// Trains from `weights` with the plan's number of steps.
+/// Trains the plan's part of the model from `weights`, which are all of it, with the plan's number of steps.
 pub(crate) fn train(
     network: &Network,
     rows: &Rows,
@@ -33,18 +34,25 @@ pub(crate) fn train(
     let mut noise = NoiseRng::from_os().map_err(|e| TrainerError::Broken(e.to_string()))?;
     let mut sampling = sampling_rng(seed, weights)?;
 
-    let mut flat = network.load(weights, rows.device())?;
-    let mut weights = weights.to_vec();
+    let part = network.part(plan)?;
+    let whole = network.load(weights, rows.device())?;
+    let on_device = |values: &[f32]| -> Result<Tensor, Failure> {
+        Ok(Tensor::f_from_slice(values)?.f_to_device(rows.device())?)
+    };
+    // Clipping, noise and steps are over the part that is trained; the rest is public and stays as it is.
+    let mut weights = part.gather(weights);
+    let mut flat = on_device(&weights)?;
     let mut velocity = vec![0f64; weights.len()];
     let start = weights.clone();
     for step in 1..=steps {
         stop.check()?;
         let batch = poisson_batch(rows.len(), privacy.sampling_rate, &mut sampling);
         let mut sum = mechanism.empty_sum(weights.len());
-        for part in batch.chunks((GRADIENT_VALUES / network.len()).max(1)) {
-            let (x, y) = rows.select(part)?;
-            let gradients = to_vec(&per_example::gradients(network, &flat, &x, &y)?)?;
-            for gradient in gradients.chunks_exact(network.len()) {
+        for some in batch.chunks((GRADIENT_VALUES / part.len()).max(1)) {
+            let (x, y) = rows.select(some)?;
+            let gradients =
+                to_vec(&per_example::gradients(network, Parameters::of(&flat, &whole, &part), &x, &y)?)?;
+            for gradient in gradients.chunks_exact(part.len()) {
                 sum.add(gradient);
             }
         }
@@ -55,9 +63,9 @@ pub(crate) fn train(
             *v = plan.momentum * *v + g + plan.proximal * (f64::from(*w) - f64::from(*w0));
             *w = (f64::from(*w) - plan.learning_rate * *v) as f32;
         }
-        // Divergence shows here: what is not finite cannot be loaded.
+        // Divergence ends it here.
         weights = Trained::new(weights, step)?.weights;
-        flat = network.load(&weights, rows.device())?;
+        flat = on_device(&weights)?;
     }
     Ok(Trained { weights, steps })
 }

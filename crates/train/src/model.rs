@@ -1,18 +1,58 @@
-//! The built-in models over one flat vector of parameters.
+//! The built-in models over one flat vector of parameters, or over the part of it that is trained and the rest.
 
 use crate::failure::Failure;
 use tch::{Device, Kind, Reduction, TchError, Tensor};
+use undertone_core::layout::ModelLayout;
 use undertone_core::model::{Activation, ModelSpec};
+use undertone_core::part::Part;
+use undertone_core::plan::TrainPlan;
 use undertone_core::trainer::TrainerError;
 
-/// A model as arithmetic: it holds shapes, not values. Parameters come in as one flat tensor in the order of
-/// [`ModelSpec::layout`], of which each layer sees a view.
+/// A model as arithmetic: it holds shapes, not values. Parameters come in as flat tensors in the order of
+/// [`ModelSpec::layout`], of which each layer sees views.
 #[derive(Debug)]
 pub(crate) struct Network {
     layers: Vec<Layer>,
     activation: Activation,
     outputs: usize,
-    len: usize,
+    layout: ModelLayout,
+}
+
+/// Where the values of a model's tensors are: all in one tensor, or those that are trained in one, as long as the part,
+/// and the others in one as long as the model.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Parameters<'a> {
+    values: &'a Tensor,
+    frozen: Option<(&'a Tensor, &'a Part)>,
+}
+
+impl<'a> Parameters<'a> {
+    /// `trained` over `part`; what is not in it is in `whole`, which no gradient follows.
+    pub(crate) fn of(trained: &'a Tensor, whole: &'a Tensor, part: &'a Part) -> Self {
+        Self { values: trained, frozen: (!part.is_whole()).then_some((whole, part)) }
+    }
+
+    /// Whether the tensor that begins at `start` is trained.
+    fn trains(&self, start: i64) -> bool {
+        self.frozen.is_none_or(|(_, part)| part.place(start as usize).is_some())
+    }
+
+    /// A view of one tensor's values.
+    fn view(&self, start: i64, len: i64) -> Result<Tensor, TchError> {
+        match self.frozen {
+            None => self.values.f_narrow(0, start, len),
+            Some((whole, part)) => match part.place(start as usize) {
+                Some(place) => self.values.f_narrow(0, place as i64, len),
+                None => whole.f_narrow(0, start, len),
+            },
+        }
+    }
+}
+
+impl<'a> From<&'a Tensor> for Parameters<'a> {
+    fn from(values: &'a Tensor) -> Self {
+        Self { values, frozen: None }
+    }
 }
 
 /// One linear layer: y = x·Wᵀ + b.
@@ -31,9 +71,14 @@ impl Layer {
     }
 
     /// Views of W, shape (outputs, inputs), and b, shape (outputs).
-    pub(crate) fn parameters(&self, flat: &Tensor) -> Result<(Tensor, Tensor), TchError> {
-        let weight = flat.f_narrow(0, self.start, self.weights())?.f_view([self.outputs, self.inputs])?;
-        Ok((weight, flat.f_narrow(0, self.start + self.weights(), self.outputs)?))
+    pub(crate) fn parameters(&self, from: Parameters<'_>) -> Result<(Tensor, Tensor), TchError> {
+        let weight = from.view(self.start, self.weights())?.f_view([self.outputs, self.inputs])?;
+        Ok((weight, from.view(self.start + self.weights(), self.outputs)?))
+    }
+
+    /// Whether W and b are trained.
+    pub(crate) fn trained(&self, from: Parameters<'_>) -> (bool, bool) {
+        (from.trains(self.start), from.trains(self.start + self.weights()))
     }
 }
 
@@ -59,12 +104,20 @@ impl Network {
             ModelSpec::Logistic {} => Activation::default(),
             ModelSpec::Mlp { activation, .. } => *activation,
         };
-        Ok(Self { layers, activation, outputs, len: layout.len() })
+        Ok(Self { layers, activation, outputs, layout })
     }
 
     /// The number of parameters.
     pub(crate) fn len(&self) -> usize {
-        self.len
+        self.layout.len()
+    }
+
+    /// The part of the model that a plan trains.
+    ///
+    /// # Errors
+    /// [`TrainerError::Unsupported`] if the plan names what the model does not have.
+    pub(crate) fn part(&self, plan: &TrainPlan) -> Result<Part, TrainerError> {
+        plan.part(&self.layout).map_err(|e| TrainerError::Unsupported(e.to_string()))
     }
 
     /// The layers from input to output.
@@ -77,11 +130,11 @@ impl Network {
     /// # Errors
     /// [`TrainerError::Numerical`] if they do not fit the model or are not all finite.
     pub(crate) fn load(&self, weights: &[f32], device: Device) -> Result<Tensor, Failure> {
-        if weights.len() != self.len {
+        if weights.len() != self.len() {
             return Err(TrainerError::Numerical(format!(
                 "the weights hold {} values, the model has {}: job and model do not belong together",
                 weights.len(),
-                self.len
+                self.len()
             ))
             .into());
         }
@@ -96,11 +149,12 @@ impl Network {
     }
 
     /// The input of each layer, shape (rows, its inputs), and behind them the logits, shape (rows, outputs).
-    pub(crate) fn forward(
+    pub(crate) fn forward<'a>(
         &self,
-        flat: &Tensor,
+        parameters: impl Into<Parameters<'a>>,
         features: &Tensor,
     ) -> Result<(Vec<Tensor>, Tensor), TchError> {
+        let parameters = parameters.into();
         let mut inputs = Vec::with_capacity(self.layers.len());
         let mut x = features.shallow_clone();
         for (i, layer) in self.layers.iter().enumerate() {
@@ -110,7 +164,7 @@ impl Network {
                     Activation::Tanh => x.f_tanh()?,
                 };
             }
-            let (weight, bias) = layer.parameters(flat)?;
+            let (weight, bias) = layer.parameters(parameters)?;
             let y = x.f_linear(&weight, Some(&bias))?;
             inputs.push(std::mem::replace(&mut x, y));
         }

@@ -1,30 +1,39 @@
 //! The gradient of each example's own loss, for DP-SGD.
 
-use crate::model::Network;
+use crate::model::{Network, Parameters};
 use tch::{TchError, Tensor};
 
-/// One gradient a row: shape (rows, parameters), in the order of the flat vector.
+/// One gradient a row: shape (rows, parameters that are trained), in the order of the flat vector.
 ///
 /// Backpropagation by hand, so that one pass serves all rows (Goodfellow 2015): with layer inputs a and gradients δ
 /// of the loss with respect to a layer's outputs, a row's gradient is δ·aᵀ for W and δ for b.
-pub(crate) fn gradients(
+pub(crate) fn gradients<'a>(
     network: &Network,
-    flat: &Tensor,
+    parameters: impl Into<Parameters<'a>>,
     features: &Tensor,
     labels: &Tensor,
 ) -> Result<Tensor, TchError> {
     let _no_graph = tch::no_grad_guard();
+    let parameters = parameters.into();
     let rows = features.size()[0];
-    let (inputs, logits) = network.forward(flat, features)?;
+    let (inputs, logits) = network.forward(parameters, features)?;
+    let trained: Vec<_> = network.layers().iter().map(|layer| layer.trained(parameters)).collect();
+    // Nothing is needed of what lies before the first layer that is trained.
+    let first = trained.iter().position(|&(weight, bias)| weight || bias).unwrap_or(trained.len());
     let mut delta = network.logit_gradients(&logits, labels)?;
     // From the last parameter to the first.
     let mut parts = Vec::with_capacity(2 * inputs.len());
-    for (i, (layer, input)) in network.layers().iter().zip(&inputs).enumerate().rev() {
-        let outer = delta.f_unsqueeze(2)?.f_mul(&input.f_unsqueeze(1)?)?;
-        parts.push(delta.shallow_clone());
-        parts.push(outer.f_reshape([rows, layer.weights()])?);
-        if i > 0 {
-            let (weight, _) = layer.parameters(flat)?;
+    for (i, (layer, input)) in network.layers().iter().zip(&inputs).enumerate().skip(first).rev() {
+        let (weight, bias) = trained[i];
+        if bias {
+            parts.push(delta.shallow_clone());
+        }
+        if weight {
+            let outer = delta.f_unsqueeze(2)?.f_mul(&input.f_unsqueeze(1)?)?;
+            parts.push(outer.f_reshape([rows, layer.weights()])?);
+        }
+        if i > first {
+            let (weight, _) = layer.parameters(parameters)?;
             delta = delta.f_matmul(&weight)?.f_mul(&network.activation_slope(input)?)?;
         }
     }
@@ -104,6 +113,30 @@ mod tests {
             for outputs in [1, 3] {
                 compare(&spec, outputs, 33, 0.5, 1);
             }
+        }
+    }
+
+    /// The gradient of a part is that part of the gradient, whatever is left out.
+    #[test]
+    fn they_are_of_the_part_that_is_trained() {
+        let spec = &models()[3];
+        let network = Network::new(spec, 7, 3).unwrap();
+        let layout = spec.layout(7, 3).unwrap();
+        let values: Vec<f32> = (0..network.len()).map(|i| ((i * 29 % 83) as f32 - 41.0) / 60.0).collect();
+        let whole = Tensor::from_slice(&values);
+        let x = Tensor::from_slice(&(0..35).map(|i| (i * 17 % 23) as f32 / 11.0 - 1.0).collect::<Vec<_>>());
+        let (x, y) = (x.view([5, 7]), Tensor::from_slice(&[0i64, 2, 1, 1, 0]));
+        let all = crate::model::to_vec(&gradients(&network, &whole, &x, &y).unwrap()).unwrap();
+        let names: Vec<String> = layout.tensors().iter().map(|t| t.name.clone()).collect();
+        for chosen in 1..1usize << names.len() {
+            let of = |i: &usize| chosen & (1 << i) != 0;
+            let patterns: Vec<String> = (0..names.len()).filter(of).map(|i| names[i].clone()).collect();
+            let part = layout.part(&patterns).unwrap();
+            let trained = Tensor::from_slice(&part.gather(&values));
+            let found = gradients(&network, Parameters::of(&trained, &whole, &part), &x, &y).unwrap();
+            assert_eq!(found.size(), [5, part.len() as i64]);
+            let wanted: Vec<f32> = all.chunks(network.len()).flat_map(|row| part.gather(row)).collect();
+            assert_eq!(crate::model::to_vec(&found).unwrap(), wanted, "{patterns:?}");
         }
     }
 

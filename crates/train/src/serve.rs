@@ -97,9 +97,9 @@ fn answer(trainer: &mut TorchTrainer, request: Request, weights: &[f32]) -> (Res
     let result = match request {
         Request::Hello { .. } => Ok((hello(trainer), vec![])),
         Request::Inspect { data } => trainer.inspect(&data).map(|report| (Response::Report(report), vec![])),
-        Request::Train { task } => trainer
-            .train(&task, weights)
-            .map(|update| (Response::Trained { steps: update.steps }, update.delta)),
+        Request::Train { task } => trainer.train(&task, weights).map(|update| {
+            (Response::Trained { steps: update.steps, first_loss: update.first_loss }, update.delta)
+        }),
         Request::Evaluate { model, data } => {
             trainer.evaluate(&model, &data, weights).map(|metrics| (Response::Metrics(metrics), vec![]))
         }

@@ -1,7 +1,7 @@
 //! Local training without a promise to single records: plain stochastic gradient descent.
 
 use crate::failure::{Failure, Stop};
-use crate::model::{Network, to_vec};
+use crate::model::{Network, Parameters, to_vec};
 use crate::rows::Rows;
 use crate::sampling::{ShuffledBatches, sampling_rng};
 use tch::{Reduction, Tensor, no_grad};
@@ -11,7 +11,7 @@ use undertone_core::trainer::TrainerError;
 /// Values that training arrived at; all of them finite.
 #[derive(Debug)]
 pub(crate) struct Trained {
-    /// Over the model's layout.
+    /// Over the part that is trained.
     pub(crate) weights: Vec<f32>,
     /// Optimiser steps taken.
     pub(crate) steps: u64,
@@ -34,7 +34,7 @@ impl Trained {
     }
 }
 
-/// Trains from `weights`: batches of `batch_size` rows in a random order, or all rows in each step without one.
+/// Trains the plan's part of the model from `weights`, which are all of it: batches of `batch_size` rows in a random order, or all rows in each step without one.
 ///
 /// Momentum is the classical kind (v ← m·v + g, w ← w - η·v), and starts at zero.
 pub(crate) fn train(
@@ -46,7 +46,14 @@ pub(crate) fn train(
     stop: &Stop,
 ) -> Result<Trained, Failure> {
     plan.validate().map_err(TrainerError::Unsupported)?;
-    let mut flat = network.load(weights, rows.device())?.f_requires_grad_(true)?;
+    let part = network.part(plan)?;
+    let whole = network.load(weights, rows.device())?;
+    let mut trained = if part.is_whole() {
+        whole.shallow_clone()
+    } else {
+        Tensor::f_from_slice(&part.gather(weights))?.f_to_device(rows.device())?
+    };
+    let mut flat = trained.f_requires_grad_(true)?;
     let mut velocity = flat.f_detach()?.f_zeros_like()?;
     // FedProx pulls back to where the round began.
     let start = if plan.proximal > 0.0 {
@@ -72,7 +79,7 @@ pub(crate) fn train(
             Some(batches) => rows.select(batches.next_batch())?,
             None => rows.all(),
         };
-        let (_, logits) = network.forward(&flat, &x)?;
+        let (_, logits) = network.forward(Parameters::of(&flat, &whole, &part), &x)?;
         let loss = network.loss(&logits, &y, Reduction::Mean)?;
         let gradient = Tensor::f_run_backward(&[loss], &[&flat], false, false)?.remove(0);
         no_grad(|| -> Result<(), Failure> {

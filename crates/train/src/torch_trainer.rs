@@ -84,19 +84,25 @@ impl Trainer for TorchTrainer {
         let stop = self.stop.clone();
         let network = Network::new(&task.model, task.data.inputs(), task.data.outputs())?;
         let rows = self.rows(&task.data)?;
+        let part = network.part(&task.plan)?;
+        let first_loss = match task.first_loss {
+            true => Some(evaluate(&network, rows, weights, &stop)?.loss),
+            false => None,
+        };
         let trained = match &task.record_privacy {
             Some(privacy) => {
                 dp_sgd::train(&network, rows, &task.plan, privacy, weights, task.sampling_seed, &stop)?
             }
             None => sgd::train(&network, rows, &task.plan, weights, task.sampling_seed, &stop)?,
         };
-        let delta: Vec<f32> = trained.weights.iter().zip(weights).map(|(new, old)| new - old).collect();
+        let before = part.gather(weights);
+        let delta: Vec<f32> = trained.weights.iter().zip(&before).map(|(new, old)| new - old).collect();
         if let Some(i) = delta.iter().position(|d| !d.is_finite()) {
             let text =
                 format!("training diverged: value {i} moved by {}; lower the plan's learning_rate", delta[i]);
             return Err(TrainerError::Numerical(text));
         }
-        Ok(LocalUpdate { delta, steps: trained.steps })
+        Ok(LocalUpdate { delta, steps: trained.steps, first_loss })
     }
 
     fn evaluate(

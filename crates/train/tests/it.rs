@@ -92,6 +92,7 @@ fn task(steps: u32) -> TrainTask {
         local_epochs: None,
         batch_size: Some(16),
         proximal: 0.0,
+        tensors: None,
     };
     TrainTask {
         model: ModelSpec::Logistic {},
@@ -99,6 +100,7 @@ fn task(steps: u32) -> TrainTask {
         plan,
         record_privacy: None,
         sampling_seed: Some(1),
+        first_loss: false,
     }
 }
 

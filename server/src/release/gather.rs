@@ -11,6 +11,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use undertone_core::aggregate::IntegerSum;
+use undertone_core::rules::rescale::NumberSum;
 use undertone_core::rules::{Aggregate, Rows, RowsError, Tiling};
 use undertone_privacy::adaptive_clip::CountSum;
 use undertone_privacy::release::Whole;
@@ -25,7 +26,7 @@ pub(super) fn robust(
 ) -> Result<Aggregate, Trouble> {
     // Read twice or more: first to know that the files are whole.
     each(updates, threads, |update| update.verify())?;
-    let rows = SpoolRows { updates, values: job.layout().len() };
+    let rows = SpoolRows { updates, values: job.part().len() };
     let tiling = Tiling::new(threads, updates.len());
     let aggregate = job.spec().aggregation.rule.aggregate(&rows, job.grid(), tiling, centre);
     aggregate.map_err(|e| Trouble::failed(format!("the aggregation rule: {e}")))
@@ -60,7 +61,7 @@ fn each(
 pub(super) fn whole(job: &Job, updates: &[Spooled]) -> Whole {
     Whole {
         grid: job.grid(),
-        values: job.layout().len(),
+        values: job.part().len(),
         updates: updates.len() as u32,
         total_weight: updates.iter().map(|u| u64::from(u.update.weight)).sum(),
     }
@@ -79,10 +80,16 @@ pub(super) fn sum<T>(
 ) -> Result<T, Trouble> {
     let readers = threads.min(updates.len());
     let mut shares: Vec<Vec<Reading<'_>>> = (0..readers).map(|_| vec![]).collect();
-    let mut within = CountSum::default();
+    let (mut within, mut numbers) = (CountSum::default(), NumberSum::default());
     for (i, update) in updates.iter().enumerate() {
         let reading = Reading::new(update, job)?;
-        reading.answer().into_iter().for_each(|bit| within.fold(bit));
+        let said = reading.said();
+        said.within.into_iter().for_each(|bit| within.fold(bit));
+        if let Some(rescaling) = job.rescaling() {
+            let missing =
+                || Trouble::failed(format!("the update of {} has no number beside it", update.update.client));
+            numbers.fold(rescaling, said.number.ok_or_else(missing)?, update.update.weight);
+        }
         shares[i % readers].push(reading);
     }
     std::thread::scope(|scope| {
@@ -96,7 +103,7 @@ pub(super) fn sum<T>(
             });
             receiver
         });
-        take(Summed { job, within, parts: parts.collect() })
+        take(Summed { job, within, numbers, parts: parts.collect() })
     })
 }
 
@@ -109,8 +116,8 @@ enum Part {
 }
 
 fn read(job: &Job, mut updates: Vec<Reading<'_>>, out: &SyncSender<Part>) -> Result<(), Trouble> {
-    let mut units = vec![0; BLOCK.min(job.layout().len())];
-    for block in blocks(job.layout().len()) {
+    let mut units = vec![0; BLOCK.min(job.part().len())];
+    for block in blocks(job.part().len()) {
         let units = &mut units[..block.len()];
         let mut sum = IntegerSum::zero(job.grid(), block.len());
         for reading in &mut updates {
@@ -133,6 +140,8 @@ pub(super) struct Summed<'a> {
     job: &'a Job,
     /// How many of them were within the clip norm, where clients say so.
     pub(super) within: CountSum,
+    /// The sum of what stands beside them, where the job rescales updates.
+    pub(super) numbers: NumberSum,
     parts: Vec<Receiver<Part>>,
 }
 

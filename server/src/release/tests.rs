@@ -52,7 +52,7 @@ impl Round1 {
     async fn new(job: Arc<Job>, folder: &Path, clients: usize) -> Self {
         let blobs: Arc<dyn Blobs> = Arc::new(FolderBlobs::open(folder, Durability::Process).await.unwrap());
         let model = initial_model(&job, &blobs).await.unwrap();
-        let (len, encoding) = (job.layout().len(), job.spec().transport.updates);
+        let (len, encoding) = (job.part().len(), job.spec().transport.updates);
         assert!(len > 2 * BLOCK && !len.is_multiple_of(BLOCK));
         let (mut updates, mut decoded) = (vec![], vec![]);
         for i in 0..clients {
@@ -87,7 +87,8 @@ impl Round1 {
 async fn upload(job: &Job, client: ClientId, bytes: Vec<u8>, blobs: &Arc<dyn Blobs>) -> Update {
     let digest = Digest::of(&bytes);
     let (key, length) = (key(), bytes.len() as u64);
-    let claim = Claim { key, client, digest, bytes: length, offset: 0, weight: 1, within: None };
+    let claim =
+        Claim { key, client, digest, bytes: length, offset: 0, weight: 1, within: None, number: None };
     let chunks = bytes.chunks(256 << 10).enumerate().map(|(i, data)| {
         let chunk = Chunk { offset: (i * (256 << 10)) as u64, data: data.to_vec().into() };
         Ok(UploadMessage { kind: Some(upload_message::Kind::Chunk(chunk)) })
@@ -127,6 +128,32 @@ async fn every_encoding_is_summed_across_blocks() {
             let sum: i64 = round.decoded.iter().map(|units| i64::from(units[i])).sum();
             let wanted = (f64::from(before[i]) + sum as f64 / divisor) as f32;
             assert_eq!(now, wanted, "{updates}: value {i}");
+        }
+    }
+}
+
+/// Blocks of the part are cut where no tensor is; what lies between is the model's of before, to the bit.
+#[tokio::test]
+async fn a_part_is_moved_across_blocks_and_the_rest_is_not() {
+    for tensors in [r#"["0.bias", "2.weight", "4.bias"]"#, r#"["*.weight"]"#, r#"["2.weight"]"#] {
+        for more in ["", "[aggregation]\nrule = { kind = \"median\" }"] {
+            let folder = tempfile::tempdir().unwrap();
+            let mut spec = job(NONE, more).spec().clone();
+            spec.training.tensors = Some(serde_json::from_str(tensors).unwrap());
+            let round = Round1::new(Arc::new(spec.resolve().unwrap()), folder.path(), 3).await;
+            let model = round.release(&noise()).await.unwrap();
+            let before = round.values(round.inputs.model).await;
+            let one = round.job.grid().units_per_one();
+            for (i, now) in round.values(model).await.into_iter().enumerate() {
+                let mean = round.job.part().place(i).map(|at| {
+                    let mut units: Vec<i32> = round.decoded.iter().map(|units| units[at]).collect();
+                    units.sort_unstable();
+                    let sum: i64 = units.iter().map(|&u| i64::from(u)).sum();
+                    if more.is_empty() { sum as f64 / (3.0 * one) } else { f64::from(units[1]) / one }
+                });
+                let wanted = mean.map_or(before[i], |mean| (f64::from(before[i]) + mean) as f32);
+                assert_eq!(now, wanted, "{tensors} {more}: value {i}");
+            }
         }
     }
 }

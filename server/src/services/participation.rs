@@ -114,6 +114,7 @@ impl ParticipationService {
             bytes: reference.bytes,
             weight: header.weight,
             within: header.within_clip_norm,
+            number: header.number,
             offset: header.offset,
         };
         Ok((handle, claim))
@@ -209,7 +210,7 @@ impl ParticipationService {
         let state = handle.snapshot().state;
         let deadline_ms = state.expects(&claim.key.job, &claim.client, &claim.key).map_err(not_now)?;
         // The clip norm moves between rounds: this one's stands as long as the upload is of use.
-        let bound = state.norm_bound(&job);
+        let bound = job.bound_beside(claim.number, state.norm_bound(&job));
         let shared = &self.0.shared;
         let _turn = shared.upload_turn(&claim.client)?;
         // A client that trickles holds its slot until the attempt's deadline at most.
@@ -264,7 +265,7 @@ fn plausible(claim: &Claim, job: &undertone_round::job::Job) -> Result<(), Strin
     if !job.encoded_len().admits(bytes) {
         return Err(format!(
             "an update of {bytes} bytes does not fit the model: {} values are {} bytes in the encoding {}",
-            job.layout().len(),
+            job.part().len(),
             job.update_bytes(),
             job.spec().transport.updates
         ));
@@ -276,7 +277,19 @@ fn plausible(claim: &Claim, job: &undertone_round::job::Job) -> Result<(), Strin
     if claim.within.is_some() && job.spec().privacy.adaptive_clip().is_none() {
         return Err("within_clip_norm goes with a clip norm that moves, and with no other".into());
     }
-    Ok(())
+    match (job.rescaling(), claim.number) {
+        (None, None) => Ok(()),
+        (Some(rescaling), Some(number)) if (1..=rescaling.limit()).contains(&number) => Ok(()),
+        (Some(rescaling), found) => Err(format!(
+            "beside an update of this job goes a number of 1 to {} ([aggregation] rescale = {}), not {}",
+            rescaling.limit(),
+            job.spec().aggregation.rescale.name(),
+            found.map_or("none".into(), |number| number.to_string())
+        )),
+        (None, Some(_)) => {
+            Err("a number beside the update goes with [aggregation] rescale, and with nothing else".into())
+        }
+    }
 }
 
 /// A whole but invalid update: the client is out of the attempt, and both sides read why.

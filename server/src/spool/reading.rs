@@ -1,6 +1,6 @@
 //! Reading spooled updates back: once from end to end in blocks of the model, or anywhere where a rule asks for it.
 
-use super::trailer;
+use super::{Said, trailer};
 use crate::release::Trouble;
 use std::fmt::Display;
 use std::io::ErrorKind;
@@ -8,14 +8,12 @@ use std::ops::Range;
 use std::sync::Arc;
 use undertone_core::encoding::{DecodeError, Decoder, Encoding, Units};
 use undertone_core::id::AttemptKey;
-use undertone_privacy::adaptive_clip::WithinBit;
 use undertone_round::coordinator::Update;
 use undertone_round::job::Job;
 use undertone_store::{BlobError, Blobs, LocalBlob};
 
-/// Bytes at the end of a spooled update that are not known before it was received: its checksum and the answer about the clip
-/// norm.
-const OWN: usize = 5;
+/// Bytes at the end of a spooled update that are not known before it was received: its checksum and what the client said of it.
+const OWN: usize = 4 + Said::BYTES;
 
 /// Bytes of an update without places that are read at once.
 const PIECE: u64 = 16 << 10;
@@ -25,7 +23,7 @@ const PIECE: u64 = 16 << 10;
 pub(crate) struct Spooled {
     pub(crate) update: Update,
     blob: LocalBlob,
-    /// The bytes after the last value, but for the last five, [`OWN`]: checksum and answer.
+    /// The bytes after the last value, but for the last ones, [`OWN`]: checksum and what the client said.
     tail: Vec<u8>,
 }
 
@@ -38,7 +36,7 @@ impl Spooled {
     ) -> Result<Self, BlobError> {
         let blob = blobs.local(&update.blob).await?;
         let (asked_in, sent) = (update.asked_in(key), update.sent_weight());
-        let tail = trailer(&asked_in, &update.client, sent, crc32fast::Hasher::new(), None);
+        let tail = trailer(&asked_in, &update.client, sent, crc32fast::Hasher::new(), Said::default());
         Ok(Self { update, blob, tail })
     }
 
@@ -51,7 +49,7 @@ impl Spooled {
         let (runs, mut decoded) = tokio::sync::mpsc::channel::<Vec<u8>>(4);
         let (source, job) = (self.clone(), Arc::clone(job));
         let reading = tokio::task::spawn_blocking(move || {
-            let len = job.layout().len();
+            let len = job.part().len();
             let mut reading = Reading::new(&source, &job)?;
             let mut units = vec![0; RUN];
             for start in (0..len).step_by(RUN) {
@@ -147,7 +145,7 @@ impl<'a> Reading<'a> {
         if tail[..whose] != of.tail[..whose] {
             return Err(of.unreadable(&"it is of another version, or somebody else's"));
         }
-        let (encoding, values) = (job.spec().transport.updates, job.layout().len());
+        let (encoding, values) = (job.spec().transport.updates, job.part().len());
         let domain = Units::new(job.grid());
         let ahead = if encoding.part(0..0, values).is_none() {
             let decoder = Decoder::new(&encoding, domain, values).map_err(|e| of.unreadable(&e))?;
@@ -163,13 +161,9 @@ impl<'a> Reading<'a> {
         self.of
     }
 
-    /// The client's answer about the clip norm, where there is one.
-    pub(crate) fn answer(&self) -> Option<WithinBit> {
-        match self.tail.last() {
-            Some(1) => Some(WithinBit::from_wire(false)),
-            Some(2) => Some(WithinBit::from_wire(true)),
-            _ => None,
-        }
+    /// What the client said of its update.
+    pub(crate) fn said(&self) -> Said {
+        self.tail.last_chunk().map_or(Said::default(), |bytes| Said::of_bytes(*bytes))
     }
 
     /// The values of the next block, which begins at a multiple of 4096.

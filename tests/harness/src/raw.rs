@@ -100,12 +100,37 @@ impl RawClient {
         weight: u32,
         within_clip_norm: Option<bool>,
     ) -> Result<v1::UploadReceipt, Status> {
+        self.upload_saying(attempt, units, weight, within_clip_norm, None).await
+    }
+
+    /// The same with a number beside it.
+    ///
+    /// # Errors
+    /// What the coordinator says.
+    pub async fn upload_beside(
+        &mut self,
+        attempt: &v1::AttemptRef,
+        units: &[i32],
+        number: Option<u64>,
+    ) -> Result<v1::UploadReceipt, Status> {
+        self.upload_saying(attempt, units, 1, None, number).await
+    }
+
+    async fn upload_saying(
+        &mut self,
+        attempt: &v1::AttemptRef,
+        units: &[i32],
+        weight: u32,
+        within_clip_norm: Option<bool>,
+        number: Option<u64>,
+    ) -> Result<v1::UploadReceipt, Status> {
         let bytes: Vec<u8> = units.iter().flat_map(|u| u.to_le_bytes()).collect();
         let header = v1::UploadHeader {
             attempt: Some(attempt.clone()),
             update: Some(v1::BlobRef::new(Digest::of(&bytes), bytes.len() as u64)),
             weight,
             within_clip_norm,
+            number,
             offset: 0,
         };
         let chunk = v1::Chunk { offset: 0, data: bytes.into() };
@@ -122,6 +147,7 @@ impl RawClient {
             update: Some(v1::BlobRef::new(Digest::of(&bytes), bytes.len() as u64)),
             weight: 1,
             within_clip_norm: None,
+            number: None,
             offset: 0,
         };
         let chunk = v1::Chunk { offset: 0, data: bytes[..bytes.len() / 2].to_vec().into() };

@@ -6,13 +6,17 @@ use undertone_core::trainer::{
     BoundedSums, DataReport, LOSS_UNITS, LocalUpdate, Metrics, TrainTask, Trainer, TrainerError,
 };
 
+type Loss = dyn FnMut(&[f32]) -> f64 + Send;
 type Train = dyn FnMut(&TrainTask, &[f32]) -> Result<Vec<f32>, TrainerError> + Send;
 
 /// A trainer whose training is a closure from task and weights to a delta; its data always meets the contract,
-/// unless [told otherwise](FnTrainer::unfit).
+/// unless [told otherwise](FnTrainer::unfit). The delta is of the whole model, or of the part that the job trains: what a job
+/// does not train is left out of a whole one.
 pub struct FnTrainer {
     train: Box<Train>,
     problems: Vec<String>,
+    steps: u64,
+    loss: Option<Box<Loss>>,
 }
 
 impl FnTrainer {
@@ -20,7 +24,7 @@ impl FnTrainer {
     pub fn new(
         train: impl FnMut(&TrainTask, &[f32]) -> Result<Vec<f32>, TrainerError> + Send + 'static,
     ) -> Self {
-        Self { train: Box::new(train), problems: vec![] }
+        Self { train: Box::new(train), problems: vec![], steps: 1, loss: None }
     }
 
     /// Moves every value by the same amount.
@@ -41,6 +45,18 @@ impl FnTrainer {
         })
     }
 
+    /// Says that it made so many local steps.
+    pub fn steps(mut self, steps: u64) -> Self {
+        self.steps = steps;
+        self
+    }
+
+    /// Measures weights with a closure.
+    pub fn loss(mut self, loss: impl FnMut(&[f32]) -> f64 + Send + 'static) -> Self {
+        self.loss = Some(Box::new(loss));
+        self
+    }
+
     /// Has data that does not meet the contract.
     pub fn unfit(mut self, problem: &str) -> Self {
         self.problems.push(problem.into());
@@ -59,17 +75,28 @@ impl Trainer for FnTrainer {
     }
 
     fn train(&mut self, task: &TrainTask, weights: &[f32]) -> Result<LocalUpdate, TrainerError> {
-        Ok(LocalUpdate { delta: (self.train)(task, weights)?, steps: 1 })
+        let first_loss = match task.first_loss {
+            true => Some(self.evaluate(&task.model, &task.data, weights)?.loss),
+            false => None,
+        };
+        let mut delta = (self.train)(task, weights)?;
+        if task.plan.tensors.is_some() && delta.len() == weights.len() {
+            delta = task.part()?.gather(&delta);
+        }
+        Ok(LocalUpdate { delta, steps: self.steps, first_loss })
     }
 
-    /// The loss is the mean of the weights: enough to see which model was measured.
+    /// The loss is the mean of the weights, unless there is a closure for it: enough to see which model was measured.
     fn evaluate(
         &mut self,
         _model: &ModelSpec,
         _data: &DataContract,
         weights: &[f32],
     ) -> Result<Metrics, TrainerError> {
-        let loss = weights.iter().map(|w| f64::from(*w)).sum::<f64>() / weights.len().max(1) as f64;
+        let mean = |weights: &[f32]| {
+            weights.iter().map(|w| f64::from(*w)).sum::<f64>() / weights.len().max(1) as f64
+        };
+        let loss = self.loss.as_mut().map_or_else(|| mean(weights), |loss| loss(weights));
         Ok(Metrics { loss, accuracy: 0.5, rows: 10 })
     }
 

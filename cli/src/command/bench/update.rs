@@ -59,6 +59,7 @@ impl Update {
             update: Some(v1::BlobRef::new(self.digest, self.bytes)),
             weight: 1,
             within_clip_norm: None,
+            number: None,
             offset: 0,
         };
         let chunks =

@@ -4,8 +4,8 @@
 //! [`blocks`](Tiling) how it walks through them with bounded memory on several threads. The rules of order statistics
 //! ([`median`], [`trimmed_mean`]) share the `network` of comparators, those of distances ([`krum`], [`bulyan`])
 //! the exact `distances`; those that weigh by real numbers ([`geometric_median`], [`norm_bounded_mean`],
-//! [`centred_clipping`], and beside the table [`fednova`] and [`q_fedavg`]) round the weights to integers, and the sum
-//! is exact again.
+//! [`centred_clipping`]) round the weights to integers, and the sum is exact again. Beside the table stands [`rescale`]:
+//! [`fednova`] and [`q_fedavg`] are the mean of updates that clients have rescaled.
 //!
 //! All work on the integers that clients sent. So there is no NaN and no infinity to defend against: neither has an
 //! integer. And each result is the same bits for any order of the updates, any number of threads, any size of block
@@ -22,6 +22,7 @@ pub mod krum;
 pub mod median;
 pub mod norm_bounded_mean;
 pub mod q_fedavg;
+pub mod rescale;
 pub mod rows;
 pub mod staleness;
 pub mod trimmed_mean;

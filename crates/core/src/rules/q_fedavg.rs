@@ -1,12 +1,15 @@
-//! q-FedAvg: clients with a higher loss pull harder (Li et al. 2020, "Fair resource allocation in federated learning").
+//! q-FedAvg: clients with a higher loss pull harder (Li et al. 2020, "Fair resource allocation in federated learning",
+//! algorithm 2).
+//!
+//! The step is Σ Fₖ^q·L·uₖ / Σ hₖ with hₖ = q·Fₖ^(q-1)·‖L·uₖ‖² + L·Fₖ^q, where Fₖ is the loss on client k's rows of the
+//! model that the round began with. (With Δwₖ = -L·uₖ these are the Δₖ and hₖ of the paper.) Numerator and denominator are
+//! divided by L·M^q, M being the largest loss that counts: each client then sends uₖ·(Fₖ/M)^q, which is no longer than
+//! its update, and beside it hₖ/(L·M^q), rounded up to a grid. The coordinator sums both exactly and divides.
 
-use super::distances::squared_norms;
-use super::integer_weights::{IntegerWeights, sum};
-use super::{Aggregate, Rows, RuleError, Tiling};
-use crate::fixed::Grid;
+use super::rescale::RescaleError;
 use serde::{Deserialize, Serialize};
 
-/// q-FedAvg (their algorithm 2).
+/// q-FedAvg as a job names it.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct QFedAvg {
@@ -14,66 +17,75 @@ pub struct QFedAvg {
     pub q: f64,
     /// L, the estimate of the loss's Lipschitz constant: one over the clients' learning rate in the paper.
     pub lipschitz: f64,
+    /// M, the largest loss that counts, in nats: a higher one counts as this. Best not far above the first losses.
+    pub max_loss: f64,
 }
 
-/// Added to a loss, so that a loss of zero has powers, as in the authors' program.
-const LEAST_LOSS: f64 = 1e-10;
+/// q-FedAvg with the job's bound on updates: what [`QFedAvg::resolve`] gives.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Fairness {
+    rule: QFedAvg,
+    limit: u64,
+}
+
+/// Fraction bits of the hₖ.
+pub(super) const SLOPE_BITS: u32 = 20;
+
+/// The smallest loss that has powers, in parts of the largest one: a lower one counts as this. (The authors' program adds
+/// 10^-10; a bound that is relative keeps hₖ within one that is public.)
+const LEAST_SHARE: f64 = 1.0 / (1u32 << 20) as f64;
 
 impl QFedAvg {
-    /// Checks the numbers.
+    /// Checks the numbers; `max_norm` is the largest L2 norm of an update.
     ///
     /// # Errors
     /// A sentence that says which number is wrong.
-    pub fn validate(&self) -> Result<(), String> {
+    pub fn resolve(&self, max_norm: f64) -> Result<Fairness, String> {
         if !(0.0..=100.0).contains(&self.q) {
             return Err(format!("q of q-fedavg must be 0 to 100, not {}", self.q));
         }
-        if !(self.lipschitz.is_finite() && self.lipschitz > 0.0) {
-            return Err(format!("lipschitz of q-fedavg must be a positive number, not {}", self.lipschitz));
+        for (name, value) in [("lipschitz", self.lipschitz), ("max_loss", self.max_loss)] {
+            if !(value.is_finite() && value > 0.0) {
+                return Err(format!("{name} of q-fedavg must be a positive number, not {value}"));
+            }
         }
-        Ok(())
+        let steepest = if self.q < 1.0 { LEAST_SHARE } else { 1.0 };
+        let largest = (1.0 + self.slope(steepest, max_norm)) * f64::from(1u32 << SLOPE_BITS);
+        // An exact sum of a cohort of them fits with room to spare.
+        if !(largest.is_finite() && largest < 2f64.powi(62)) {
+            return Err(format!(
+                "q-fedavg with q = {}, lipschitz = {} and max_loss = {} can give numbers beyond 2^42 for updates of norm \
+                 {max_norm}: lower max_update_norm",
+                self.q, self.lipschitz, self.max_loss
+            ));
+        }
+        Ok(Fairness { rule: *self, limit: largest.ceil() as u64 })
     }
 
-    /// Σ Fₖ^q·L·uₖ / Σ hₖ with hₖ = q·Fₖ^(q-1)·‖L·uₖ‖² + L·Fₖ^q, where `losses[k]` is Fₖ, the loss of the model that
-    /// the round began with on client k's data. (With Δwₖ = -L·uₖ these are the Δₖ and hₖ of the paper.) Each update
-    /// counts once.
+    /// The part of h that grows with the update: q·share^(q-1)·L·norm²/M, where share is F/M.
+    fn slope(&self, share: f64, norm: f64) -> f64 {
+        if self.q == 0.0 {
+            return 0.0;
+        }
+        self.q * libm::pow(share, self.q - 1.0) / self.max_loss * self.lipschitz * norm * norm
+    }
+}
+
+impl Fairness {
+    /// The largest number that may stand beside an update.
+    pub(super) fn limit(&self) -> u64 {
+        self.limit
+    }
+
+    /// What a client multiplies its update by, and the number that stands beside it; `norm` is the L2 norm of the update.
     ///
     /// # Errors
-    /// [`RuleError::Refused`] if the losses are not one finite number, not negative, for each update, or the
-    /// parameters are not valid.
-    pub fn aggregate(
-        &self,
-        rows: &dyn Rows,
-        grid: Grid,
-        tiling: Tiling,
-        losses: &[f64],
-    ) -> Result<Aggregate, RuleError> {
-        self.validate().map_err(RuleError::Refused)?;
-        if losses.len() != rows.rows() {
-            let text = format!("there are {} losses for {} updates", losses.len(), rows.rows());
-            return Err(RuleError::Refused(text));
-        }
-        if let Some(row) = losses.iter().position(|loss| !(loss.is_finite() && *loss >= 0.0)) {
-            let text =
-                format!("the loss of update {row} must be a finite number, not negative: {}", losses[row]);
-            return Err(RuleError::Refused(text));
-        }
-        let norms = squared_norms(rows, tiling)?;
-        let one = grid.units_per_one();
-        let worst = losses.iter().copied().fold(0.0, f64::max) + LEAST_LOSS;
-        // Both sums are divided by the worst loss to the q, so that no power overflows.
-        let mut pulls = Vec::with_capacity(losses.len());
-        let mut denominators = Vec::with_capacity(losses.len());
-        for (loss, norm) in losses.iter().zip(norms) {
-            let share = (loss + LEAST_LOSS) / worst;
-            let power = libm::pow(share, self.q);
-            let gradient = self.lipschitz * self.lipschitz * (norm as f64 / (one * one));
-            let slope = if self.q == 0.0 { 0.0 } else { self.q * libm::pow(share, self.q - 1.0) / worst };
-            pulls.push(power * self.lipschitz);
-            denominators.push(slope * gradient + self.lipschitz * power);
-        }
-        let denominator = sum(&denominators);
-        let pulls: Vec<f64> = pulls.iter().map(|pull| pull / denominator).collect();
-        Ok(Aggregate::Real { units: IntegerWeights::of(&pulls).sums(rows, tiling)? })
+    /// [`RescaleError::Loss`].
+    pub(super) fn share(&self, norm: f64, loss: Option<f64>) -> Result<(f64, u64), RescaleError> {
+        let loss = loss.filter(|loss| loss.is_finite() && *loss >= 0.0).ok_or(RescaleError::Loss)?;
+        let share = (loss / self.rule.max_loss).clamp(LEAST_SHARE, 1.0);
+        let factor = libm::pow(share, self.rule.q);
+        let units = (factor + self.rule.slope(share, norm)) * f64::from(1u32 << SLOPE_BITS);
+        Ok((factor, (units.ceil() as u64).clamp(1, self.limit)))
     }
 }

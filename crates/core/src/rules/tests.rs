@@ -3,8 +3,8 @@
 
 mod attacks;
 mod invariance;
-mod normalisation;
 mod references;
+mod rescaling;
 
 use super::*;
 

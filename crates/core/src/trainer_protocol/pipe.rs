@@ -144,15 +144,16 @@ impl<R: Read + Send, W: Write + Send> Trainer for PipeTrainer<R, W> {
     }
 
     fn train(&mut self, task: &TrainTask, weights: &[f32]) -> Result<LocalUpdate, TrainerError> {
-        match self.ask(&Request::Train { task: task.clone() }, weights, weights.len() as u64)? {
-            (Response::Trained { steps }, delta) if delta.len() == weights.len() => {
-                Ok(LocalUpdate { delta, steps })
+        let trained = if task.plan.tensors.is_some() { task.part()?.len() } else { weights.len() };
+        match self.ask(&Request::Train { task: task.clone() }, weights, trained as u64)? {
+            (Response::Trained { steps, first_loss }, delta) if delta.len() == trained => {
+                Ok(LocalUpdate { delta, steps, first_loss })
             }
-            (Response::Trained { .. }, delta) => Err(self.breaks(format!(
-                "it answered an update of {} values to weights of {}",
-                delta.len(),
-                weights.len()
-            ))),
+            (Response::Trained { .. }, delta) => {
+                let found = delta.len();
+                Err(self
+                    .breaks(format!("it answered an update of {found} values where {trained} are trained")))
+            }
             (other, _) => Err(self.breaks(unexpected(&other))),
         }
     }

@@ -23,6 +23,7 @@ fn task() -> TrainTask {
             local_epochs: None,
             batch_size: None,
             proximal: 0.0,
+            tensors: None,
         },
         record_privacy: Some(RecordPrivacy {
             clip_norm: 1.0,
@@ -31,6 +32,7 @@ fn task() -> TrainTask {
             expected_batch: 62.5,
         }),
         sampling_seed: Some(u64::MAX),
+        first_loss: false,
     }
 }
 
@@ -95,7 +97,7 @@ fn every_message_survives() {
     for response in [
         Response::Hello { version: 1, device: "cpu".into(), libtorch: "2.11.0".into() },
         Response::Report(report),
-        Response::Trained { steps: 3 },
+        Response::Trained { steps: 3, first_loss: Some(0.7) },
         Response::Metrics(metrics),
         Response::Baseline { metrics, rows: 700, steps: 40 },
         Response::Failed(TrainerError::Data("no such file".into())),
@@ -171,7 +173,7 @@ const SUMS: crate::trainer::BoundedSums = crate::trainer::BoundedSums { rows: 4,
 fn the_clients_end_asks_and_answers() {
     let refusal = TrainerError::Data("column \"x\" is missing".into());
     let from = answers(&[
-        (Response::Trained { steps: 2 }, vec![0.5, -0.5]),
+        (Response::Trained { steps: 2, first_loss: None }, vec![0.5, -0.5]),
         (Response::Failed(refusal.clone()), vec![]),
         (Response::Metrics(crate::trainer::Metrics { loss: 0.7, accuracy: 0.5, rows: 4 }), vec![]),
         (Response::BoundedSums(SUMS), vec![]),
@@ -205,8 +207,11 @@ fn the_clients_end_asks_and_answers() {
 fn a_broken_trainer_stays_broken() {
     let spoilt: [(Vec<Answer>, &str); 4] = [
         (vec![], "ended without an answer"),
-        (vec![(Response::Trained { steps: 1 }, vec![0.0])], "1 values to weights of 2"),
-        (vec![(Response::Trained { steps: 1 }, vec![0.0; 3])], "a payload of 12 bytes, at most 8"),
+        (vec![(Response::Trained { steps: 1, first_loss: None }, vec![0.0])], "1 values where 2 are trained"),
+        (
+            vec![(Response::Trained { steps: 1, first_loss: None }, vec![0.0; 3])],
+            "a payload of 12 bytes, at most 8",
+        ),
         (vec![(Response::Hello { version: 1, device: "".into(), libtorch: "".into() }, vec![])], "hello"),
     ];
     for (responses, wanted) in spoilt {

@@ -36,6 +36,9 @@ pub struct Sealed {
     /// Whether the update was within the clip norm, where that is asked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub within: Option<bool>,
+    /// The number that goes beside it, where the job rescales updates.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub number: Option<u64>,
 }
 
 impl Account {

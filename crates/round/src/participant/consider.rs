@@ -22,7 +22,7 @@ pub struct Policy {
     pub max_epsilon: Option<f64>,
     /// Whether jobs that promise no privacy are taken.
     pub allow_no_privacy: bool,
-    /// Whether an evaluator's loss and accuracy may leave without noise.
+    /// Whether an evaluator's loss and accuracy, or what tells a trainer's loss, may leave without noise.
     pub allow_exact_measurements: bool,
     /// The number of rows that the data owner declares, a public figure.
     pub declared_rows: Option<u64>,
@@ -186,7 +186,7 @@ impl Terms {
             job_document: job.digest(),
             unit: contract.unit(),
             trust: contract.trust(),
-            values: job.layout().len() as u64,
+            values: job.part().len() as u64,
             update_bytes: job.update_bytes(),
             weight: job.weight(policy.declared_rows.unwrap_or(1)),
             declared_rows: policy.declared_rows,
@@ -238,6 +238,11 @@ impl Terms {
                 }
             }
             _ => return no("the job promises privacy but its loss cannot be stated".into()),
+        }
+        if job.rescaling().is_some_and(|r| r.wants_loss()) && !policy.allow_exact_measurements {
+            return no("the job's rescale = q-fedavg sends what tells the model's loss on the client's rows: its owner would have to \
+                       set [limits] allow_exact_measurements = true"
+                .into());
         }
         let by_rows = job.spec().aggregation.weights == Weights::DeclaredRows;
         if policy.declared_rows.is_none() && (by_rows || self.unit == Unit::Record) {

@@ -6,6 +6,7 @@ use undertone_core::encoding::residual::Residual;
 use undertone_core::encoding::rounding::Rounding;
 use undertone_core::encoding::{self, Encoder, Encoding, Units};
 use undertone_core::fixed::FixedVector;
+use undertone_core::rules::rescale::{RescaleError, Share};
 use undertone_core::trainer::LocalUpdate;
 use undertone_privacy::adaptive_clip::WithinBit;
 use undertone_privacy::clip::{BoundError, ClipError, RawUpdate, bound_in_units, clip};
@@ -23,12 +24,14 @@ pub struct Parcel {
     pub bound: u64,
     /// Whether it was within the clip norm before it was clipped; only where the clip norm follows the answers.
     pub within: Option<WithinBit>,
+    /// What goes beside it; only where the job rescales updates.
+    pub number: Option<u64>,
 }
 
 impl Parcel {
     /// An update under the job's own bound.
     pub fn of(job: &Job, update: FixedVector) -> Self {
-        Self { update, bound: job.norm_bound(None).1, within: None }
+        Self { update, bound: job.norm_bound(None).1, within: None, number: None }
     }
 
     /// The bytes that leave, in the job's encoding. Where it rounds by chance, `rng` throws the coins; where it leaves
@@ -66,11 +69,11 @@ impl Parcel {
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum EncodeError {
     /// The trainer gave an update of another shape.
-    #[error("the trainer gave {found} values, the model has {wanted}")]
+    #[error("the trainer gave {found} values, the part of the model that is trained has {wanted}")]
     WrongLength {
         /// Values given.
         found: usize,
-        /// Values in the model.
+        /// Values in the part that is trained.
         wanted: usize,
     },
     /// Longer than the job's sanity bound. It is not scaled down: nothing in the job says that it should be.
@@ -93,6 +96,9 @@ pub enum EncodeError {
     /// The noise does not suit the update or the grid.
     #[error(transparent)]
     Local(#[from] LocalError),
+    /// The update cannot be rescaled as the job says.
+    #[error(transparent)]
+    Rescale(#[from] RescaleError),
 }
 
 impl EncodeError {
@@ -103,6 +109,10 @@ impl EncodeError {
             Self::TooLong { .. } => {
                 "the update is longer than max_update_norm: lower learning_rate or raise the bound"
             }
+            Self::Rescale(RescaleError::Steps { .. }) => {
+                "the client makes more local steps than [aggregation] rescale max_steps: raise it, or lower local_epochs"
+            }
+            Self::Rescale(RescaleError::Loss) => "the trainer gave no loss of the model before training",
             Self::Clip(ClipError::NotFinite { .. }) => {
                 "training diverged (NaN or infinity): lower learning_rate"
             }
@@ -114,7 +124,8 @@ impl EncodeError {
 }
 
 /// Turns what training gave into what may leave: for a client-level contract clipped to its clip norm, otherwise
-/// within the job's bound on the norm; then rounded to the job's grid; then, with local trust at client level, noised.
+/// within the job's bound on the norm, and rescaled where the job says so; then rounded to the job's grid; then, with local
+/// trust at client level, noised.
 /// `clip_norm` is the round's, where it moves.
 ///
 /// # Errors
@@ -122,16 +133,24 @@ impl EncodeError {
 pub fn encode(
     job: &Job,
     clip_norm: Option<f64>,
-    raw: LocalUpdate,
+    mut raw: LocalUpdate,
     rng: &mut NoiseRng,
 ) -> Result<Parcel, EncodeError> {
-    let (found, wanted) = (raw.delta.len(), job.layout().len());
+    let (found, wanted) = (raw.delta.len(), job.part().len());
     if found != wanted {
         return Err(EncodeError::WrongLength { found, wanted });
     }
     let bound = job.update_norm_bound();
+    let mut share = None;
     if job.contract().unit() != Unit::Client {
-        let norm = raw.delta.iter().map(|&v| f64::from(v) * f64::from(v)).sum::<f64>().sqrt();
+        let mut norm = raw.delta.iter().map(|&v| f64::from(v) * f64::from(v)).sum::<f64>().sqrt();
+        if let Some(rescaling) = job.rescaling() {
+            let Share { factor, number } = rescaling.share(norm, raw.steps, raw.first_loss)?;
+            raw.delta.iter_mut().for_each(|v| *v = (f64::from(*v) * factor) as f32);
+            // Before or after: neither may be beyond it.
+            norm *= factor.max(1.0);
+            share = Some((rescaling, number));
+        }
         if norm.is_finite() && norm > bound {
             return Err(EncodeError::TooLong { norm, bound });
         }
@@ -142,17 +161,24 @@ pub fn encode(
         return Ok(Parcel::of(job, noise.privatise(&clipped, rng)?.into_vector()));
     }
     let raw = RawUpdate::new(raw.delta);
-    let Some(norm) = clip_norm else { return Ok(Parcel::of(job, clip(raw, bound)?.to_grid(job.grid())?)) };
+    let Some(norm) = clip_norm else {
+        let mut parcel = Parcel::of(job, clip(raw, bound)?.to_grid(job.grid())?);
+        if let Some((rescaling, number)) = share {
+            let number = number.max(rescaling.least_number(parcel.update.squared_norm(), parcel.bound));
+            (parcel.bound, parcel.number) = (rescaling.bound(number, parcel.bound), Some(number));
+        }
+        return Ok(parcel);
+    };
     let within = Some(WithinBit::of(&raw, norm));
     let update = clip(raw, norm)?.to_grid(job.grid())?;
-    Ok(Parcel { update, bound: bound_in_units(norm, job.grid())?, within })
+    Ok(Parcel { update, bound: bound_in_units(norm, job.grid())?, within, number: None })
 }
 
 /// What leaves in place of an update that is not to be had (unfit data, training that failed) under a client-level
 /// contract, because silence would tell what the noise is to hide: noise alone where the client adds it, zeros where the
 /// coordinator does. `None` under any other contract: then nothing leaves.
 pub fn absent(job: &Job, rng: &mut NoiseRng) -> Option<Parcel> {
-    let len = job.layout().len();
+    let len = job.part().len();
     match job.contract().terms() {
         // A job whose noise does not suit its grid does not resolve.
         Terms::ClientLocal(terms) => {
@@ -175,7 +201,7 @@ mod tests {
     use undertone_privacy::clip::check_norm;
 
     fn raw(delta: &[f32]) -> LocalUpdate {
-        LocalUpdate { delta: delta.to_vec(), steps: 1 }
+        LocalUpdate { delta: delta.to_vec(), steps: 1, first_loss: None }
     }
 
     #[test]
@@ -192,6 +218,34 @@ mod tests {
             // What is told holds no number of the update.
             assert!(!e.told().contains(char::is_numeric));
         }
+    }
+
+    /// What leaves is the update as the job rescales it, within the bound that the number beside it leaves.
+    #[test]
+    fn an_update_is_rescaled_before_it_is_rounded() {
+        let fair = "rescale = { kind = \"q-fedavg\", q = 2.0, lipschitz = 10.0, max_loss = 4.0 }\nmax_update_norm = 5.0";
+        let job = job_with(NONE, fair);
+        let with = |first_loss, delta: &[f32]| {
+            encode(&job, None, LocalUpdate { first_loss, ..raw(delta) }, &mut rng())
+        };
+        let parcel = with(Some(2.0), &[0.3, 0.4]).unwrap();
+        // (2/4)^2 of it; h/(L·M^2) = 1/4 + 2·(1/2)/4·10·0.25.
+        assert_eq!(
+            parcel.update.units(),
+            [(0.3f64 * 16384.0).round() as i32, (0.4f64 * 16384.0).round() as i32]
+        );
+        let h = parcel.number.unwrap() as f64 / f64::from(1 << 20);
+        assert!((h - (0.25 + 0.625)).abs() < 1e-5, "{h}");
+        assert_eq!(parcel.bound, job.bound_beside(parcel.number, job.norm_bound(None)).1);
+        assert!(parcel.bound < job.norm_bound(None).1);
+        for loss in [0.0, 0.001, 0.7, 4.0, 1e9] {
+            let parcel = with(Some(loss), &[3.0, 4.0]).unwrap();
+            let squared = parcel.update.squared_norm();
+            assert!(squared <= u128::from(parcel.bound).pow(2), "{loss}: {squared} {}", parcel.bound);
+        }
+        assert!(matches!(with(Some(0.01), &[3.1, 4.0]), Err(EncodeError::TooLong { .. })));
+        assert!(matches!(with(None, &[0.3, 0.4]), Err(EncodeError::Rescale(RescaleError::Loss))));
+        assert!(matches!(with(Some(1.0), &[f32::NAN, 0.4]), Err(EncodeError::Clip(_))));
     }
 
     fn rng() -> NoiseRng {

@@ -17,11 +17,11 @@ fn client() -> Participant {
 }
 
 fn update(job: &Job) -> Parcel {
-    Parcel::of(job, FixedVector::from_units(job.grid(), vec![1; job.layout().len()]).unwrap())
+    Parcel::of(job, FixedVector::from_units(job.grid(), vec![1; job.part().len()]).unwrap())
 }
 
 fn sealed(text: &str) -> Sealed {
-    Sealed { update: Digest::of(text.as_bytes()), bytes: 8, weight: 1, within: None }
+    Sealed { update: Digest::of(text.as_bytes()), bytes: 8, weight: 1, within: None, number: None }
 }
 
 fn offered(key: &AttemptKey, job: &Arc<Job>) -> Input {

@@ -128,8 +128,13 @@ impl World {
             (Effect::Store { account, parcel, weight, .. }, failure) => {
                 let key = account.last();
                 let bytes = parcel.update.to_bytes();
-                let sealed =
-                    Sealed { update: Digest::of(&bytes), bytes: bytes.len() as u64, weight, within: None };
+                let sealed = Sealed {
+                    update: Digest::of(&bytes),
+                    bytes: bytes.len() as u64,
+                    weight,
+                    within: None,
+                    number: None,
+                };
                 match failure {
                     // The disk may have taken it and the system still have reported an error.
                     Some(failure) => {
@@ -152,7 +157,7 @@ impl World {
             (Effect::Upload { key, .. }, None) => Input::Uploaded(key),
             (Effect::Train(a), None) => {
                 self.draws += 1;
-                let units = vec![self.draws as i32; self.job.layout().len()];
+                let units = vec![self.draws as i32; self.job.part().len()];
                 Input::Trained(
                     a.key().clone(),
                     Parcel::of(&self.job, FixedVector::from_units(self.job.grid(), units).unwrap()),
@@ -288,7 +293,8 @@ fn a_second_draw_would_be_noticed() {
     let mut world = World::new(job(RECORD));
     let k = key("job-0", 1, 1);
     for text in ["one", "two"] {
-        let sealed = Sealed { update: Digest::of(text.as_bytes()), bytes: 3, weight: 1, within: None };
+        let sealed =
+            Sealed { update: Digest::of(text.as_bytes()), bytes: 3, weight: 1, within: None, number: None };
         let account =
             Account::charge(None, &k, world.job.digest(), None).unwrap().with_sealed(sealed.clone());
         world.disk.insert(k.job.clone(), account);

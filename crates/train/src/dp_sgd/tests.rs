@@ -13,6 +13,7 @@ fn plan(steps: u32) -> TrainPlan {
         local_epochs: None,
         batch_size: None,
         proximal: 0.0,
+        tensors: None,
     }
 }
 
@@ -40,20 +41,35 @@ fn go(
     let rows = Rows::new(set, Device::Cpu)?;
     let start = spec.initial_values(set.inputs, 1);
     let trained = train(&network, &rows, plan, privacy, &start, seed, &Stop::default())?;
+    let start = network.part(plan)?.gather(&start);
+    assert_eq!(trained.weights.len(), start.len());
     Ok(trained.weights.iter().zip(&start).map(|(w, s)| w - s).collect())
 }
 
 /// A full-batch step by the definition: autograd for each example, clipping in f64, no grid, no noise.
 fn reference_step(set: &Dataset, spec: &ModelSpec, clip: f64, denominator: f64, rate: f64) -> Vec<f64> {
+    reference_step_of(set, spec, &plan(1), clip, denominator, rate)
+}
+
+/// The same for the part that a plan trains: the norm that is clipped is that of the part.
+fn reference_step_of(
+    set: &Dataset,
+    spec: &ModelSpec,
+    plan: &TrainPlan,
+    clip: f64,
+    denominator: f64,
+    rate: f64,
+) -> Vec<f64> {
     let network = Network::new(spec, set.inputs, 1).unwrap();
+    let part = network.part(plan).unwrap();
     let rows = Rows::new(set, Device::Cpu).unwrap();
     let flat = Tensor::from_slice(&spec.initial_values(set.inputs, 1)).set_requires_grad(true);
-    let mut sum = vec![0.0; network.len()];
+    let mut sum = vec![0.0; part.len()];
     for i in 0..set.rows {
         let (x, y) = rows.range(i, 1).unwrap();
         let (_, logits) = network.forward(&flat, &x).unwrap();
         let loss = network.loss(&logits, &y, Reduction::Sum).unwrap();
-        let g = to_vec(&Tensor::run_backward(&[loss], &[&flat], false, false)[0]).unwrap();
+        let g = part.gather(&to_vec(&Tensor::run_backward(&[loss], &[&flat], false, false)[0]).unwrap());
         let norm = g.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt();
         let factor = (clip / norm).min(1.0);
         sum.iter_mut().zip(&g).for_each(|(s, &v)| *s += f64::from(v) * factor);
@@ -84,6 +100,26 @@ fn sums_are_divided_by_the_expected_batch_and_not_by_the_rows() {
     let set = dataset(60, 9);
     let got = go(&set, &mlp(8), &plan(1), &privacy(QUIET, 1.0, 200.0), None).unwrap();
     assert_close(&got, &reference_step(&set, &mlp(8), 0.7, 200.0, 0.5), 1e-3);
+}
+
+/// Only the part is clipped, noised and moved: what is frozen takes no room in the norm, and no noise.
+#[test]
+fn a_part_is_trained_as_if_the_rest_were_constants() {
+    let set = dataset(60, 9);
+    for tensors in [&["2.*"][..], &["0.weight"], &["0.bias", "2.weight"], &["*.bias"], &["*"]] {
+        let plan = TrainPlan {
+            tensors: Some(tensors.iter().map(ToString::to_string).collect()),
+            proximal: 0.3,
+            ..plan(1)
+        };
+        let got = go(&set, &mlp(8), &plan, &privacy(QUIET, 1.0, 200.0), None).unwrap();
+        assert_close(&got, &reference_step_of(&set, &mlp(8), &plan, 0.7, 200.0, 0.5), 1e-3);
+        let noise = go(&set, &mlp(8), &plan, &privacy(1.0, f64::MIN_POSITIVE, 10.0), None).unwrap();
+        assert!(noise.len() == got.len() && noise.iter().all(|v| *v != 0.0), "{tensors:?}");
+    }
+    let plan = TrainPlan { tensors: Some(vec!["4.*".into()]), ..plan(1) };
+    let e = go(&set, &mlp(8), &plan, &privacy(1.0, 1.0, 10.0), None).unwrap_err();
+    assert!(matches!(e, TrainerError::Unsupported(_)), "{e}");
 }
 
 #[test]

@@ -36,11 +36,19 @@ fn steps(n: u32) -> TrainPlan {
         local_epochs: None,
         batch_size: None,
         proximal: 0.0,
+        tensors: None,
     }
 }
 
 fn task(model: ModelSpec, classes: usize, plan: TrainPlan) -> TrainTask {
-    TrainTask { model, data: contract(classes), plan, record_privacy: None, sampling_seed: None }
+    TrainTask {
+        model,
+        data: contract(classes),
+        plan,
+        record_privacy: None,
+        sampling_seed: None,
+        first_loss: false,
+    }
 }
 
 fn start(task: &TrainTask) -> Vec<f32> {
@@ -260,4 +268,41 @@ fn the_proximal_term_keeps_training_near_its_start() {
         RecordPrivacy { clip_norm: 1.0, noise_multiplier: 0.5, sampling_rate: 0.5, expected_batch: 150.0 };
     let (free, held) = (far(0.0, Some(privacy)), far(3.0, Some(privacy)));
     assert!(held < 0.5 * free, "{held} of {free}");
+}
+
+/// A part that is trained moves as it does with the rest in the first step, and learns with the rest as constants.
+#[test]
+fn only_the_part_is_trained() {
+    let file = csv(300, 3, 0);
+    let mut trainer = TorchTrainer::new(file.path());
+    let of = |tensors: &[&str], n: u32| {
+        let plan = TrainPlan {
+            tensors: (!tensors.is_empty()).then(|| tensors.iter().map(ToString::to_string).collect()),
+            momentum: 0.5,
+            ..steps(n)
+        };
+        TrainTask { first_loss: true, ..task(mlp(Activation::Relu), 3, plan) }
+    };
+    let whole = start(&of(&[], 1));
+    let all = trainer.train(&of(&[], 1), &whole).unwrap();
+    for tensors in [&["2.*"][..], &["0.weight"], &["*.bias"], &["0.bias", "2.weight"], &["*"]] {
+        let part = of(tensors, 1).part().unwrap();
+        let one = trainer.train(&of(tensors, 1), &whole).unwrap();
+        assert_eq!(one.delta.len(), part.len());
+        for (found, wanted) in one.delta.iter().zip(part.gather(&all.delta)) {
+            assert!((found - wanted).abs() < 1e-6, "{tensors:?}: {found} {wanted}");
+        }
+        // The loss before training is that of the model as it came; after it, that of the part moved in its place.
+        let before = trainer.evaluate(&mlp(Activation::Relu), &contract(3), &whole).unwrap().loss;
+        assert_eq!(one.first_loss, Some(before));
+        let many = trainer.train(&of(tensors, 100), &whole).unwrap();
+        let mut model = whole.clone();
+        part.change(&mut model, |values| values.iter_mut().zip(&many.delta).for_each(|(v, d)| *v += d));
+        let after = trainer.evaluate(&mlp(Activation::Relu), &contract(3), &model).unwrap().loss;
+        assert!(after < before - 0.02, "{tensors:?}: {before} {after}");
+    }
+    let e = trainer.train(&of(&["head.*"], 1), &whole).unwrap_err();
+    assert!(matches!(&e, TrainerError::Unsupported(text) if text.contains("names no tensor")), "{e}");
+    let plain = trainer.train(&task(mlp(Activation::Relu), 3, steps(1)), &whole).unwrap();
+    assert_eq!(plain.first_loss, None);
 }
