@@ -1,7 +1,10 @@
 //! Attacks on a round: seven of 32 clients lie, and know what all others sent. Honest updates are a common direction and
 //! noise. R is the largest distance of an honest update from the honest mean.
 //!
-//! A client that sends NaN is no attack here: what arrives are integers, and NaN is refused where reals become integers.
+//! A client that sends NaN is no attack here: what arrives are integers, and NaN is refused where reals become integers
+//! (`tests/rounds/bad_transfers.rs` sends some). Flipped labels are in [`label_flip`]: that attack needs training.
+
+mod label_flip;
 
 use super::*;
 
@@ -22,20 +25,27 @@ impl Round {
     fn attacked(seed: u64, lie: impl Fn(&[f64], &[f64], &[f64]) -> Vec<f64>) -> Self {
         let mut draw = Draw(seed);
         let direction: Vec<f64> = (0..VALUES).map(|_| 0.02 * draw.normal()).collect();
-        let mut updates: Vec<Vec<f64>> =
+        let updates: Vec<Vec<f64>> =
             (0..N).map(|_| direction.iter().map(|d| d + 0.01 * draw.normal()).collect()).collect();
+        let mut round = Self::of(updates);
+        for update in &mut round.updates[..BAD] {
+            *update = lie(&round.mean, &round.deviation, update);
+        }
+        round
+    }
+
+    /// A round with these updates, the first [`BAD`] of them the liars'.
+    fn of(updates: Vec<Vec<f64>>) -> Self {
         let honest = &updates[BAD..];
+        let values = honest[0].len();
         let mean: Vec<f64> =
-            (0..VALUES).map(|at| honest.iter().map(|u| u[at]).sum::<f64>() / honest.len() as f64).collect();
-        let deviation: Vec<f64> = (0..VALUES)
+            (0..values).map(|at| honest.iter().map(|u| u[at]).sum::<f64>() / honest.len() as f64).collect();
+        let deviation: Vec<f64> = (0..values)
             .map(|at| {
                 (honest.iter().map(|u| (u[at] - mean[at]).powi(2)).sum::<f64>() / honest.len() as f64).sqrt()
             })
             .collect();
         let radius = honest.iter().map(|u| apart(u, &mean)).fold(0.0, f64::max);
-        for update in &mut updates[..BAD] {
-            *update = lie(&mean, &deviation, update);
-        }
         Self { updates, mean, deviation, radius }
     }
 
@@ -57,7 +67,7 @@ impl Round {
     fn box_radius(&self) -> f64 {
         let far =
             |at: usize| self.updates[BAD..].iter().map(|u| (u[at] - self.mean[at]).abs()).fold(0.0, f64::max);
-        (0..VALUES).map(|at| far(at).powi(2)).sum::<f64>().sqrt()
+        (0..self.mean.len()).map(|at| far(at).powi(2)).sum::<f64>().sqrt()
     }
 
     fn largest_honest_norm(&self) -> f64 {
