@@ -1,6 +1,6 @@
 //! From a job's events to lines for people: one line a round, what went wrong indented below it.
 
-use crate::output::{Paint, figure, given, printable};
+use crate::output::{Paint, figure, given, printable, size};
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 use undertone_core::id::Round;
@@ -10,6 +10,9 @@ use undertone_round::event::{JobEvent, Outcome};
 /// How long a round's line waits for its measurement. Evaluators lag a little behind the rounds, most of all behind
 /// the first, for which they must load their libraries.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A round of fewer bytes in and out is told without them: the line is long enough.
+const NOTABLE_BYTES: u64 = 1 << 20;
 
 /// Tells a job's story line by line. Time is an argument.
 #[derive(Debug)]
@@ -28,6 +31,8 @@ struct Release {
     clients: u32,
     asked: u32,
     epsilon: Option<f64>,
+    /// Bytes in and out, where they are many.
+    traffic: Option<(u64, u64)>,
     since: Instant,
     metrics: Option<Metrics>,
     /// Told below the line.
@@ -85,12 +90,13 @@ impl Narrator {
                 };
                 lines.push(self.aside(*round, &self.paint.red(&text)));
             }
-            JobEvent::Released { round, clients, asked, epsilon, .. } => {
+            JobEvent::Released { round, clients, asked, epsilon, received_bytes, sent_bytes, .. } => {
                 self.pending.push_back(Release {
                     round: *round,
                     clients: *clients,
                     asked: *asked,
                     epsilon: *epsilon,
+                    traffic: received_bytes.zip(*sent_bytes).filter(|(i, o)| (*i).max(*o) >= NOTABLE_BYTES),
                     since: now,
                     metrics: None,
                     notes: Vec::new(),
@@ -176,6 +182,9 @@ impl Narrator {
             }
             (Some(epsilon), None) => line += &format!("   ε {}", figure(epsilon)),
             (None, _) => {}
+        }
+        if let Some((received, sent)) = release.traffic {
+            line += &format!("   {} in, {} out", size(received), size(sent));
         }
         line.trim_end().to_owned()
     }

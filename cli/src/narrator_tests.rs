@@ -14,6 +14,8 @@ fn released(round: u32, clients: u32, epsilon: Option<f64>) -> JobEvent {
         clients,
         asked: 4,
         epsilon,
+        received_bytes: Some(124),
+        sent_bytes: Some(900),
     }
 }
 
@@ -146,4 +148,22 @@ fn every_ending_gives_its_reason() {
         "cancelled by ada: wrong data"
     );
     assert_eq!(ending(Outcome::Failed { reason: "nobody came".into() }), "failed: nobody came");
+}
+
+#[test]
+fn many_bytes_are_told_and_few_are_not() {
+    let heavy = |received_bytes, sent_bytes| match released(1, 4, None) {
+        JobEvent::Released { round, attempt, model, clients, asked, epsilon, .. } => {
+            JobEvent::Released { round, attempt, model, clients, asked, epsilon, received_bytes, sent_bytes }
+        }
+        other => other,
+    };
+    let line = |event| story(None, &[event, evaluated(1, "judge")]).remove(0);
+    assert_eq!(
+        line(heavy(Some(12 << 20), Some(900))),
+        "round  1/20   4/4 clients   loss 0.5000  accuracy 0.7826   12.0 MiB in, 900 bytes out"
+    );
+    for (received, sent) in [(Some(1000), Some(1000)), (None, None)] {
+        assert!(line(heavy(received, sent)).ends_with("accuracy 0.7826"));
+    }
 }

@@ -68,6 +68,12 @@ fn lists_are_tables_for_people_and_json_for_programs() {
 
     let (text, _) = ends(&fake.undertone(&["client", "list"]), 0);
     assert!(text.contains("va      trainer    yes        never"), "{text}");
+    let refused =
+        "va: 1 upload refused since the coordinator started, the last one: chunk at 5, expected one at 4";
+    assert!(text.contains(refused) && !text.contains("judge: "), "{text}");
+    let json: Value =
+        serde_json::from_str(&ends(&fake.undertone(&["client", "list", "--json"]), 0).0).unwrap();
+    assert_eq!((&json[0]["uploads_refused"], &json[1]["last_refusal"]), (&1.into(), &Value::Null));
     assert!(!text.contains('\x1b'), "{text}");
     let (text, _) = ends(&fake.undertone(&["token", "list"]), 0);
     assert!(text.contains("undertone token create"), "{text}");

@@ -5,10 +5,12 @@ use crate::config::ServerConfig;
 use crate::driver::{self, Handle, LAST_PAUSE, LoadedJob, record};
 use crate::identity::Authority;
 use crate::ledger::PopulationLedger;
+use crate::refusals::Refusals;
 use crate::release;
 use crate::sessions::Sessions;
 use crate::sweep::sweep;
 use std::collections::{BTreeMap, HashSet};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 use tokio::sync::{Semaphore, watch};
@@ -38,15 +40,19 @@ pub struct Shared {
     waiting_for: RwLock<BTreeMap<JobId, String>>,
     evaluators: RwLock<Arc<Vec<ClientId>>>,
     uploading: Arc<Mutex<HashSet<ClientId>>>,
+    pub(crate) refusals: Refusals,
     stop: watch::Sender<bool>,
 }
 
 impl Shared {
-    /// The length of a model that this participant needs now, for training or for measuring. Other blobs (spooled
-    /// updates!) and other models are not for it.
-    pub(crate) fn readable(&self, client: &ClientId, digest: &Digest) -> Option<u64> {
+    /// The length of a model that this participant needs now, for training or for measuring, and where the job counts
+    /// what is sent of it. Other blobs (spooled updates!) and other models are not for it.
+    pub(crate) fn readable(&self, client: &ClientId, digest: &Digest) -> Option<(u64, Arc<AtomicU64>)> {
         let running = self.running.read().expect("no panic while locked");
-        running.values().find_map(|handle| handle.watch().borrow().state.readable(client, digest))
+        running.values().find_map(|handle| {
+            let bytes = handle.watch().borrow().state.readable(client, digest)?;
+            Some((bytes, handle.sent.clone()))
+        })
     }
 
     /// Everybody who was enrolled as an evaluator, sorted.
@@ -149,6 +155,7 @@ impl Coordinator {
             waiting_for: RwLock::default(),
             evaluators: RwLock::new(Arc::new(evaluators.collect())),
             uploading: Arc::default(),
+            refusals: Refusals::default(),
             stop: watch::channel(false).0,
             config,
             authority,

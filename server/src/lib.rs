@@ -1,7 +1,7 @@
 //! The coordinator daemon, as a library: the binary and the test harness start the same [`Server`].
 //!
 //! `config` and `init` make a deployment, `identity` says who is who, `services` are the thin gRPC ends,
-//! `sessions` knows who is connected, `spool` takes uploads in, `driver` runs one round machine a job, `release`
+//! `sessions` knows who is connected, `spool` takes uploads in at a `pace`, `refusals` counts, `driver` runs one round machine a job, `release`
 //! turns updates into a model, `coordinator` ties them together, `serve` opens the port.
 
 mod clock;
@@ -13,6 +13,8 @@ pub mod identity;
 pub mod init;
 mod jobs;
 mod ledger;
+mod pace;
+mod refusals;
 mod release;
 pub mod serve;
 mod services;

@@ -4,8 +4,9 @@ mod reading;
 
 pub(crate) use reading::{Reading, Spooled};
 
+use crate::pace::Pace;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::Instant;
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::Status;
 use undertone::limits::MAX_CHUNK_BYTES;
@@ -41,8 +42,10 @@ pub(crate) struct Claim {
 
 /// Why an upload was not taken in.
 pub(crate) enum Rejected {
-    /// It broke off or was damaged on the way: sending it again may help.
+    /// It broke off, or cannot be stored now: sending it again may help.
     Transfer(ApiError),
+    /// What was sent, or how, is not what was announced.
+    Improper(ApiError),
     /// It is whole, and not a valid update of this job.
     Invalid(String),
 }
@@ -112,7 +115,7 @@ pub(crate) async fn receive(
     job: &Job,
     bound: (f64, u64),
     blobs: &Arc<dyn Blobs>,
-    idle: Duration,
+    pace: &Pace,
 ) -> Result<Update, Rejected> {
     let transfer = |fault, text: String| Rejected::Transfer(ApiError::new(fault, text));
     let mut check = StreamCheck::new(job).map_err(Rejected::Invalid)?;
@@ -133,14 +136,15 @@ pub(crate) async fn receive(
         check = StreamCheck::new(job).map_err(Rejected::Invalid)?;
         writer = blobs.resume(&name, &mut |_| {}).await.map_err(storage)?;
     }
-    if let Err(e) = take_chunks(&mut messages, &mut check, &mut *writer, claim.bytes, idle).await {
+    let begun_at = check.bytes;
+    if let Err(e) = take_chunks(&mut messages, &mut check, &mut *writer, claim.bytes, pace).await {
         match e {
             Rejected::Invalid(_) => {
                 drop(writer);
                 blobs.abandon(&name).await.map_err(storage)?;
             }
             // Whoever goes on finds all that came.
-            Rejected::Transfer(_) => drop(writer.settle().await),
+            Rejected::Transfer(_) | Rejected::Improper(_) => drop(writer.settle().await),
         }
         return Err(e);
     }
@@ -150,7 +154,11 @@ pub(crate) async fn receive(
     if found != claim.digest {
         drop(writer);
         let what = format!("arrived is damaged: digest {found}, announced {}", claim.digest);
-        return Err(begin_again(blobs, &name, &what).await);
+        return Err(match begin_again(blobs, &name, &what).await {
+            // What was kept before may be what is damaged: only who sent all of it is to blame.
+            Rejected::Transfer(e) if begun_at == 0 => Rejected::Improper(e),
+            other => other,
+        });
     }
     if let Err(reason) = summary.validate(job, bound) {
         drop(writer);
@@ -169,20 +177,22 @@ async fn take_chunks(
     check: &mut StreamCheck,
     writer: &mut dyn BlobWriter,
     expected: u64,
-    idle: Duration,
+    pace: &Pace,
 ) -> Result<(), Rejected> {
     let transfer = |fault, text: String| Rejected::Transfer(ApiError::new(fault, text));
+    let improper = |fault, text: String| Rejected::Improper(ApiError::new(fault, text));
+    let begun_at = check.bytes;
     loop {
-        let next = tokio::time::timeout(idle, messages.next()).await.map_err(|_| {
-            transfer(Fault::Unavailable, format!("the upload stood still for {} s", idle.as_secs()))
+        let next = tokio::time::timeout(pace.idle, messages.next()).await.map_err(|_| {
+            improper(Fault::Unavailable, format!("the upload stood still for {} s", pace.idle.as_secs()))
         })?;
         let Some(message) = next else { break };
         let message = message.map_err(|status| Rejected::Transfer(status.into()))?;
         let Some(upload_message::Kind::Chunk(chunk)) = message.kind else {
-            return Err(transfer(Fault::BadRequest, "after the header only chunks may follow".into()));
+            return Err(improper(Fault::BadRequest, "after the header only chunks may follow".into()));
         };
         if chunk.data.is_empty() || chunk.data.len() > MAX_CHUNK_BYTES || chunk.offset != check.bytes {
-            return Err(transfer(
+            return Err(improper(
                 Fault::BadRequest,
                 format!(
                     "chunk at {} of {} bytes, expected one at {}",
@@ -200,6 +210,9 @@ async fn take_chunks(
         // Written while it is looked at.
         writer.write(chunk.data.clone()).await.map_err(storage)?;
         check.take(&chunk.data);
+        // What is written is kept: the client may come back and go on.
+        pace.check(Instant::now(), check.bytes - begun_at, expected - check.bytes)
+            .map_err(|text| improper(Fault::Unavailable, text))?;
     }
     if check.bytes != expected {
         return Err(transfer(

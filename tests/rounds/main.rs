@@ -1,9 +1,11 @@
 //! Whole rounds in one process: coordinator, CA, clients, mutual TLS.
 
 mod aggregation;
+mod bad_transfers;
 mod bad_updates;
 mod buffered;
 mod central_noise;
+mod cut_lines;
 mod enrolment;
 mod happy;
 mod measuring;

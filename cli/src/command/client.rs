@@ -1,7 +1,7 @@
 //! `undertone client`: the participants.
 
 use super::Operator;
-use crate::output::{Align, Table, distance, moment, now_unix_s};
+use crate::output::{Align, Table, distance, moment, now_unix_s, printable};
 use crate::profile::{Connection, call_failed};
 use anyhow::Result;
 use clap::Subcommand;
@@ -48,6 +48,7 @@ fn print(operator: &Operator, clients: &[v1::ClientSummary]) -> Result<()> {
         ("CONNECTED", Align::Left),
         ("LAST SEEN", Align::Left),
         ("ENROLLED", Align::Left),
+        ("REFUSED", Align::Right),
         ("SOFTWARE", Align::Left),
     ]);
     let now = now_unix_s();
@@ -58,12 +59,26 @@ fn print(operator: &Operator, clients: &[v1::ClientSummary]) -> Result<()> {
             if c.connected { "yes" } else { "no" }.into(),
             c.last_seen_unix_s.map_or("never".into(), |t| distance(t, now)),
             moment(c.enrolled_unix_s),
+            c.uploads_refused.to_string(),
             c.software.clone(),
         ]);
     }
     operator
         .screen
-        .table(&table, "nobody is enrolled: invite somebody with `undertone token create --role trainer`")
+        .table(&table, "nobody is enrolled: invite somebody with `undertone token create --role trainer`")?;
+    for c in clients.iter().filter(|c| c.uploads_refused > 0) {
+        operator.screen.line(&format!(
+            "{}: {} refused since the coordinator started, the last one: {}",
+            printable(&c.client),
+            if c.uploads_refused == 1 {
+                "1 upload".to_owned()
+            } else {
+                format!("{} uploads", c.uploads_refused)
+            },
+            printable(&c.last_refusal)
+        ))?;
+    }
+    Ok(())
 }
 
 fn to_json(c: &v1::ClientSummary) -> Value {
@@ -74,6 +89,8 @@ fn to_json(c: &v1::ClientSummary) -> Value {
         "enrolled_unix_s": c.enrolled_unix_s,
         "last_seen_unix_s": c.last_seen_unix_s,
         "software": c.software,
+        "uploads_refused": c.uploads_refused,
+        "last_refusal": if c.last_refusal.is_empty() { None } else { Some(&c.last_refusal) },
     })
 }
 

@@ -218,6 +218,8 @@ impl Operator for Service {
             enrolled_unix_s: 1_700_000_000,
             last_seen_unix_s: None,
             software: "0.1.0\u{1b}[31m".into(),
+            uploads_refused: u64::from(connected),
+            last_refusal: if connected { "chunk at 5, expected one at 4".into() } else { String::new() },
         };
         let clients =
             vec![client("va", v1::Role::Trainer, true), client("judge", v1::Role::Evaluator, false)];

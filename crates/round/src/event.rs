@@ -107,6 +107,14 @@ pub enum JobEvent {
         asked: u32,
         /// ε spent so far, burnt attempts included; absent where no privacy is promised.
         epsilon: Option<f64>,
+        /// Bytes of the updates in it as they travelled, without those of uploads that broke off or were refused. Absent
+        /// in events from before it was counted, as the next one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        received_bytes: Option<u64>,
+        /// Bytes of models that were handed to the network for this job's trainers and evaluators since the release
+        /// before, repeated transfers included; a coordinator that was restarted counts from there.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        sent_bytes: Option<u64>,
     },
     /// An evaluator measured a released model.
     Evaluated {
@@ -175,5 +183,38 @@ impl Outcome {
             Self::Cancelled { .. } => "cancelled",
             Self::Failed { .. } => "failed",
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_from_before_bytes_were_counted_still_reads() {
+        let digest = Digest::of(b"model");
+        let old = format!(
+            r#"{{"kind":"released","round":3,"attempt":1,"model":"{digest}","clients":2,"asked":3,"epsilon":null}}"#
+        );
+        let event: JobEvent = serde_json::from_str(&old).unwrap();
+        let JobEvent::Released { round: Round(3), received_bytes: None, sent_bytes: None, .. } = event else {
+            panic!("{event:?}");
+        };
+        let counted = match event {
+            JobEvent::Released { round, attempt, model, clients, asked, epsilon, .. } => JobEvent::Released {
+                round,
+                attempt,
+                model,
+                clients,
+                asked,
+                epsilon,
+                received_bytes: Some(8),
+                sent_bytes: Some(0),
+            },
+            other => other,
+        };
+        let text = serde_json::to_string(&counted).unwrap();
+        assert!(text.contains(r#""received_bytes":8"#) && text.contains(r#""sent_bytes":0"#), "{text}");
+        assert_eq!(serde_json::from_str::<JobEvent>(&text).unwrap(), counted);
     }
 }

@@ -40,7 +40,10 @@ impl Driver {
                 self.spawn_release(key, Inputs { model, updates, carried });
             }
             // One coordinator: what is durable here is known to all who ask it.
-            Effect::Publish { key, .. } => self.feed_self(Input::Published { key }),
+            Effect::Publish { key, .. } => {
+                let sent_bytes = self.sent.swap(0, Ordering::Relaxed);
+                self.feed_self(Input::Published { key, sent_bytes });
+            }
             // Beside the driver: the next round does not wait for a disk that deletes.
             Effect::Forget { key } => {
                 let shared = self.shared.clone();

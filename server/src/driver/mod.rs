@@ -19,7 +19,7 @@ use crate::ledger::LedgerFault;
 use crate::sessions::Change;
 use bytes::Bytes;
 use rand_chacha::ChaCha20Rng;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
@@ -92,6 +92,8 @@ pub(crate) struct Handle {
     /// The job's canonical JSON, shared by all offers.
     pub(crate) document: Bytes,
     pub(crate) created_unix_s: u64,
+    /// Bytes of models handed to the network for this job's clients; the driver takes them at each release.
+    pub(crate) sent: Arc<AtomicU64>,
     inputs: mpsc::Sender<Command>,
     snapshot: watch::Receiver<Snapshot>,
     task: Arc<Mutex<Option<JoinHandle<()>>>>,
@@ -149,6 +151,7 @@ struct Driver {
     rng: ChaCha20Rng,
     own: mpsc::WeakSender<Command>,
     snapshot: watch::Sender<Snapshot>,
+    sent: Arc<AtomicU64>,
     /// A release of this job is under way.
     releasing: Arc<AtomicBool>,
 }

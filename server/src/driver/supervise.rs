@@ -6,6 +6,7 @@ use crate::ledger::LedgerFault;
 use bytes::Bytes;
 use rand::SeedableRng as _;
 use rand_chacha::ChaCha20Rng;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 use tokio::sync::{Mutex as AsyncMutex, mpsc, watch};
 use undertone::{ApiError, Fault};
@@ -27,6 +28,7 @@ struct Supervised {
     /// Outlives a driver that breaks.
     inputs: Arc<AsyncMutex<mpsc::Receiver<Command>>>,
     snapshot: watch::Sender<Snapshot>,
+    sent: Arc<AtomicU64>,
 }
 
 /// Starts a job's driver.
@@ -42,6 +44,7 @@ pub(crate) fn start(loaded: LoadedJob, shared: Arc<Shared>, recovered: bool) -> 
         halted: None,
     };
     let (snapshot, watcher) = watch::channel(first);
+    let sent = Arc::<AtomicU64>::default();
     let supervised = Supervised {
         id: loaded.id.clone(),
         job: job.clone(),
@@ -50,10 +53,11 @@ pub(crate) fn start(loaded: LoadedJob, shared: Arc<Shared>, recovered: bool) -> 
         own: inputs.downgrade(),
         inputs: Arc::new(AsyncMutex::new(receiver)),
         snapshot,
+        sent: sent.clone(),
     };
     let task = tokio::spawn(supervised.run(loaded, recovered));
     let task = Arc::new(Mutex::new(Some(task)));
-    Handle { job, document, created_unix_s, inputs, snapshot: watcher, task }
+    Handle { job, document, created_unix_s, sent, inputs, snapshot: watcher, task }
 }
 
 impl Supervised {
@@ -114,6 +118,7 @@ impl Supervised {
             rng: ChaCha20Rng::from_seed(seed),
             own: self.own.clone(),
             snapshot: self.snapshot.clone(),
+            sent: self.sent.clone(),
             releasing: Arc::default(),
         };
         // What was reloaded is what others should see.

@@ -1,10 +1,11 @@
 //! The stream of a release against straightforward arithmetic, over several blocks.
 
 use super::*;
+use crate::pace::Pace;
 use crate::spool::{self, Claim};
 use rand_chacha::rand_core::SeedableRng as _;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use undertone::v1::{Chunk, UploadMessage, upload_message};
 use undertone_core::digest::Digest;
 use undertone_core::encoding::{Units, decoder::decode_all};
@@ -95,10 +96,11 @@ async fn upload(job: &Job, client: ClientId, bytes: Vec<u8>, blobs: &Arc<dyn Blo
     });
     let messages = tokio_stream::iter(chunks.collect::<Vec<_>>());
     let bound = job.norm_bound(None);
-    match spool::receive(messages, &claim, job, bound, blobs, Duration::from_secs(30)).await {
+    let pace = Pace::new(Instant::now(), Duration::from_secs(30), Duration::from_secs(600));
+    match spool::receive(messages, &claim, job, bound, blobs, &pace).await {
         Ok(update) => update,
         Err(spool::Rejected::Invalid(reason)) => panic!("{reason}"),
-        Err(spool::Rejected::Transfer(e)) => panic!("{e}"),
+        Err(spool::Rejected::Transfer(e) | spool::Rejected::Improper(e)) => panic!("{e}"),
     }
 }
 

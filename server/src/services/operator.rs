@@ -139,8 +139,11 @@ impl Operator for OperatorService {
         let clients = shared.store.clients().await.map_err(internal)?;
         let clients = clients
             .into_iter()
-            .map(|c| v1::ClientSummary {
+            .map(|c| (shared.refusals.of(&c.id), c))
+            .map(|(refused, c)| v1::ClientSummary {
                 connected: shared.sessions.is_connected(&c.id),
+                uploads_refused: refused.count,
+                last_refusal: refused.last,
                 client: c.id.to_string(),
                 role: role_message(c.role).into(),
                 enrolled_unix_s: c.enrolled_unix_s,

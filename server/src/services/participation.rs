@@ -4,10 +4,12 @@ use super::{chunk_channel, send_blob};
 use crate::clock::{unix_ms, unix_s};
 use crate::coordinator::{Coordinator, Shared};
 use crate::identity::{Peer, peer_of};
+use crate::pace::Pace;
 use crate::spool::{self, Claim, Rejected};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status, Streaming};
@@ -49,7 +51,7 @@ impl Participation for ParticipationService {
         let digest =
             Digest::try_from(&m.digest[..]).map_err(|e| ApiError::new(Fault::BadRequest, e.to_string()))?;
         let shared = &self.0.shared;
-        let bytes = shared.readable(&client, &digest).ok_or_else(|| {
+        let (bytes, sent) = shared.readable(&client, &digest).ok_or_else(|| {
             let text =
                 format!("{} is not a model that {client} is asked to train or measure now", digest.short());
             ApiError::new(Fault::NotFound, text)
@@ -62,7 +64,11 @@ impl Participation for ParticipationService {
             .into());
         }
         let (tx, rx) = chunk_channel();
-        send_blob(&shared.blobs, &digest, m.offset, tx, |chunk| chunk).await?;
+        let count = move |chunk: v1::Chunk| {
+            sent.fetch_add(chunk.data.len() as u64, Ordering::Relaxed);
+            chunk
+        };
+        send_blob(&shared.blobs, &digest, m.offset, tx, count).await?;
         Ok(Response::new(ReceiverStream::new(rx)))
     }
 
@@ -93,7 +99,13 @@ impl Participation for ParticipationService {
         if role != ClientRole::Trainer {
             return Err(ApiError::new(Fault::NotAllowed, "an evaluator sends no updates").into());
         }
-        Ok(Response::new(self.upload(client, request.into_inner()).await?))
+        let outcome = self.upload(client.clone(), request.into_inner()).await;
+        if let Err(e) = &outcome
+            && !matches!(e.fault, Fault::Unavailable | Fault::Internal)
+        {
+            self.0.shared.refusals.note(&client, &e.message);
+        }
+        Ok(Response::new(outcome?))
     }
 }
 
@@ -215,10 +227,11 @@ impl ParticipationService {
         let _turn = shared.upload_turn(&claim.client)?;
         // A client that trickles holds its slot until the attempt's deadline at most.
         let left = deadline_ms.map_or(idle, |at| Duration::from_millis(at.saturating_sub(unix_ms())));
+        let pace = Pace::new(Instant::now(), idle, left);
         let received = tokio::time::timeout(left, async {
             // A bounded pool: the others wait here without memory.
             let _slot = shared.upload_slots.acquire().await.expect("the pool is never closed");
-            spool::receive(messages, &claim, &job, bound, &shared.blobs, idle).await
+            spool::receive(messages, &claim, &job, bound, &shared.blobs, &pace.begin(Instant::now())).await
         });
         let received = received.await.map_err(|_| {
             ApiError::new(
@@ -236,6 +249,13 @@ impl ParticipationService {
                 Ok(v1::UploadReceipt { update: header.update })
             }
             Err(Rejected::Transfer(e)) => Err(e),
+            Err(Rejected::Improper(e)) => {
+                // Others are counted where all refusals pass.
+                if e.is_transient() {
+                    shared.refusals.note(&claim.client, &e.message);
+                }
+                Err(e)
+            }
             Err(Rejected::Invalid(reason)) => refuse(&handle, &claim, reason).await,
         }
     }

@@ -83,7 +83,16 @@ mod tests {
 
     fn released(round: u32) -> JobEvent {
         let (round, attempt, model) = (Round(round), Attempt(1), Digest::of(b"model"));
-        JobEvent::Released { round, attempt, model, clients: 2, asked: 2, epsilon: None }
+        JobEvent::Released {
+            round,
+            attempt,
+            model,
+            clients: 2,
+            asked: 2,
+            epsilon: None,
+            received_bytes: None,
+            sent_bytes: None,
+        }
     }
 
     #[test]

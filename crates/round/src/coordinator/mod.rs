@@ -269,6 +269,8 @@ pub enum Input {
     Published {
         /// Of what.
         key: AttemptKey,
+        /// Bytes of models that were sent to this job's clients since this was fed before.
+        sent_bytes: u64,
     },
     /// An evaluator is done with a model.
     Evaluation {

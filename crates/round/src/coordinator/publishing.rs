@@ -20,6 +20,9 @@ pub struct Publishing {
     pub clients: u32,
     /// The new model.
     pub model: ModelRef,
+    /// Bytes of these updates as they travelled; absent in a state from before it was counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub received_bytes: Option<u64>,
 }
 
 impl Publishing {
@@ -37,7 +40,9 @@ impl Publishing {
                 step.effects.push(Effect::Publish { key: current, model: self.model });
                 Ok(Some(step))
             }
-            Input::Published { key } if key == current => Ok(Some(self.published(state, ctx))),
+            Input::Published { key, sent_bytes } if key == current => {
+                Ok(Some(self.published(state, sent_bytes, ctx)))
+            }
             Input::Answer { key, .. }
             | Input::Failure { key, .. }
             | Input::Update { key, .. }
@@ -46,7 +51,7 @@ impl Publishing {
         }
     }
 
-    fn published(&self, state: &JobState, ctx: &Context<'_>) -> Step {
+    fn published(&self, state: &JobState, sent_bytes: u64, ctx: &Context<'_>) -> Step {
         let spec = ctx.job.spec();
         let current = key(ctx.id, self.round, self.attempt);
         let mut step = Step::stay(state);
@@ -66,6 +71,8 @@ impl Publishing {
             clients: self.clients,
             asked: self.asked,
             epsilon: entry.epsilon_after,
+            received_bytes: self.received_bytes,
+            sent_bytes: Some(sent_bytes),
         });
         step.ledger.push(entry);
         step.next.model = self.model;

@@ -90,6 +90,7 @@ impl Releasing {
             asked: self.asked,
             clients: self.updates.len() as u32,
             model,
+            received_bytes: Some(self.updates.iter().map(|u| u.bytes).sum()),
         });
         step.effects.push(Effect::Publish { key: current, model });
         step

@@ -159,7 +159,7 @@ impl World {
         })
         .unwrap();
         assert!(matches!(self.effects[..], [Effect::Publish { .. }]), "{:?}", self.effects);
-        self.feed(Input::Published { key }).unwrap();
+        self.feed(Input::Published { key, sent_bytes: 640 }).unwrap();
     }
 
     /// One evaluator, connected.
@@ -204,6 +204,11 @@ fn two_rounds_and_the_end() {
     w.deliver(&["a", "b", "c"], 2, 1);
     w.release(2, 1);
     assert_eq!(w.outcome(), Some(&Outcome::Completed));
+    let bytes = w.events.iter().filter_map(|e| match e {
+        JobEvent::Released { received_bytes, sent_bytes, .. } => Some((*received_bytes, *sent_bytes)),
+        _ => None,
+    });
+    assert_eq!(bytes.collect::<Vec<_>>(), [(Some(24), Some(640)); 2], "three updates of 8 bytes");
 }
 
 #[test]
@@ -811,7 +816,7 @@ proptest! {
                 6 => w.update(clients[usize::from(who)], round, attempt),
                 7 => Input::BadUpdate { client, key, reason: "x".into() },
                 8 => Input::Released { key, model: model(round as u8), carried: Carried::default() },
-                9 => Input::Published { key },
+                9 => Input::Published { key, sent_bytes: 0 },
                 10 => Input::Connected { client },
                 13 => Input::Missed,
                 14 => Input::ReleaseFailed { key, reason: "x".into(), is_final: false },

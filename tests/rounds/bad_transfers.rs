@@ -1,0 +1,235 @@
+//! Transfers that are not what they claim: refused, counted where the operator sees it, explained; the round goes on.
+
+use crate::job;
+use std::time::Duration;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Code;
+use undertone::v1::{self, BlobRef, Chunk, UploadHeader, upload_message::Kind};
+use undertone_core::digest::Digest;
+use undertone_core::id::ClientRole;
+use undertone_harness::{Deployment, FnTrainer, RawClient};
+use undertone_round::event::{JobEvent, Outcome};
+
+/// 49,156 bytes.
+const VALUES: usize = 3 * 4096 + 1;
+
+/// One honest client and one that the test speaks for, asked for an update of [`VALUES`] values.
+struct Scene {
+    d: Deployment,
+    id: String,
+    raw: RawClient,
+    attempt: v1::AttemptRef,
+    bytes: Vec<u8>,
+}
+
+impl Scene {
+    async fn new() -> Self {
+        Self::with(16, Duration::ZERO).await
+    }
+
+    /// With so many places for uploads, and an honest client that takes its time.
+    async fn with(places: usize, training: Duration) -> Self {
+        let text =
+            job("rounds = 2", "rounds = 1").replace("kind = \"logistic\"", "kind = \"mlp\"\nhidden = [4096]");
+        let mut d = Deployment::start_with(|config| config.limits.uploads_in_flight = places).await;
+        d.trainer("honest", FnTrainer::slow(training)).await;
+        let mut raw = d.raw("raw", ClientRole::Trainer).await;
+        raw.hello(1, 1).await.unwrap();
+        d.wait_connected(2).await;
+        let id = d.operator().await.submit(&text).await.unwrap();
+        let attempt = raw.offer().await.attempt.unwrap();
+        let bytes = (0..VALUES as i32).flat_map(|u| (u % 1000).to_le_bytes()).collect();
+        Self { d, id, raw, attempt, bytes }
+    }
+
+    fn header(&self, digest: Digest, bytes: u64) -> Kind {
+        Kind::Header(UploadHeader {
+            attempt: Some(self.attempt.clone()),
+            update: Some(BlobRef::new(digest, bytes)),
+            weight: 1,
+            within_clip_norm: None,
+            offset: 0,
+        })
+    }
+
+    fn honest_header(&self) -> Kind {
+        self.header(Digest::of(&self.bytes), self.bytes.len() as u64)
+    }
+
+    fn chunk(&self, from: usize, to: usize) -> Kind {
+        Kind::Chunk(Chunk { offset: from as u64, data: self.bytes[from..to].to_vec().into() })
+    }
+
+    /// Sends all that, which must be refused with this code and these words.
+    async fn refused(&mut self, kinds: Vec<Kind>, code: Code, words: &str) {
+        let e = self.raw.upload_messages(kinds).await.unwrap_err();
+        assert_eq!(e.code(), code, "{e}");
+        assert!(e.message().contains(words), "no \"{words}\" in: {e}");
+    }
+
+    async fn send_whole(&mut self) {
+        let kinds = vec![self.honest_header(), self.chunk(0, self.bytes.len())];
+        self.raw.upload_messages(kinds).await.unwrap();
+    }
+
+    /// The operator sees so many refusals of the client, the last one with these words, and none of the honest one.
+    async fn counted(&self, count: u64, words: &str) {
+        let mut operator = self.d.operator().await;
+        let all = operator.client.list_clients(v1::ListClientsRequest {}).await.unwrap().into_inner().clients;
+        let of = |name: &str| all.iter().find(|c| c.client == name).unwrap();
+        assert_eq!(of("raw").uploads_refused, count, "{}", of("raw").last_refusal);
+        assert!(of("raw").last_refusal.contains(words), "no \"{words}\" in: {}", of("raw").last_refusal);
+        assert_eq!((of("honest").uploads_refused, of("honest").last_refusal.as_str()), (0, ""));
+    }
+
+    /// The job completes on so many updates.
+    async fn went_on_with(&self, updates: u32) {
+        let events = self.d.operator().await.watch_to_end(&self.id).await;
+        assert_eq!(*events.outcome(), Outcome::Completed, "{}", events.text());
+        let released = |e: &JobEvent| match e {
+            JobEvent::Released { clients, received_bytes, sent_bytes, .. } => {
+                Some((*clients, received_bytes.unwrap(), sent_bytes.unwrap()))
+            }
+            _ => None,
+        };
+        let (clients, received, sent) = events.0.iter().find_map(released).unwrap();
+        assert_eq!(clients, updates, "{}", events.text());
+        assert_eq!(received, u64::from(updates) * 4 * VALUES as u64);
+        // The honest client fetched the model, which is a little longer than its values.
+        let model = 4 * VALUES as u64;
+        assert!(sent > model && sent < model + 4096, "{sent}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_length_beyond_all_measure_is_refused_before_its_first_byte() {
+    for declared in [4 * VALUES as u64 + 1, 1 << 40, u64::MAX] {
+        let mut s = Scene::new().await;
+        let header = s.header(Digest::of(b""), declared);
+        s.refused(vec![header], Code::InvalidArgument, "does not fit the model").await;
+        s.counted(1, "does not fit the model").await;
+        s.went_on_with(1).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_digest_counts_and_the_update_may_be_sent_again() {
+    let mut s = Scene::new().await;
+    let (all, whole) = (s.bytes.len(), 4 * VALUES as u64);
+    let kinds = vec![s.header(Digest::of(b"other"), whole), s.chunk(0, all)];
+    s.refused(kinds, Code::Unavailable, "damaged").await;
+    s.counted(1, "damaged").await;
+    s.send_whole().await;
+    s.counted(1, "damaged").await;
+    s.went_on_with(2).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn offsets_that_overlap_or_leave_a_gap_count_and_nothing_is_taken_twice() {
+    let mut s = Scene::new().await;
+    let mut n = 0;
+    // Back by a byte, back to the start, the same again, and ahead.
+    for (from, to) in [(999, 2000), (0, 1000), (0, 4 * VALUES), (1001, 2000)] {
+        let kinds = vec![s.honest_header(), s.chunk(0, 1000), s.chunk(from, to)];
+        let words = format!("chunk at {from} of {} bytes, expected one at 1000", to - from);
+        s.refused(kinds, Code::InvalidArgument, &words).await;
+        n += 1;
+        s.counted(n, &words).await;
+    }
+    s.send_whole().await;
+    s.went_on_with(2).await;
+}
+
+/// A byte just within every limit of inactivity, for ever: it would hold its place in the pool until the deadline, and
+/// with a pool of one keep everybody else out.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_endless_slow_trickle_is_cut_and_gives_its_place_back() {
+    let mut s = Scene::with(1, Duration::from_millis(700)).await;
+    let (tx, rx) = tokio::sync::mpsc::channel(1);
+    let (first, bytes) = (s.honest_header(), s.bytes.clone());
+    let trickle = tokio::spawn(async move {
+        let send = |kind| tx.send(v1::UploadMessage { kind: Some(kind) });
+        send(first).await.unwrap();
+        for (at, byte) in bytes.into_iter().enumerate() {
+            let chunk = Chunk { offset: at as u64, data: vec![byte].into() };
+            if send(Kind::Chunk(chunk)).await.is_err() {
+                return at;
+            }
+            tokio::time::sleep(Duration::from_millis(300)).await;
+        }
+        panic!("all of it was taken");
+    });
+    let begun = std::time::Instant::now();
+    let e = s.raw.client.upload_update(ReceiverStream::new(rx)).await.unwrap_err();
+    let took = begun.elapsed();
+    assert!(e.code() == Code::Unavailable && e.message().contains("the upload is too slow"), "{e}");
+    // The job's transfer_idle is 2 s, its deadline 30 s.
+    assert!(took >= Duration::from_secs(2) && took < Duration::from_secs(10), "{took:?}");
+    assert!(trickle.await.unwrap() < 50);
+    s.counted(1, "the upload is too slow").await;
+    let honest = |e: &JobEvent| matches!(e, JobEvent::Received { client, .. } if client.as_str() == "honest");
+    let events = s.d.operator().await.watch_until(&s.id, honest).await;
+    assert!(events.0.last().is_some_and(honest), "the other one got its place: {}", events.text());
+    // On a faster line it may still be in time.
+    s.send_whole().await;
+    s.went_on_with(2).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_update_with_other_bytes_counts_as_refused_and_the_first_as_the_update() {
+    let text = job("rounds = 2", "rounds = 1");
+    let mut d = Deployment::start().await;
+    d.trainer("honest", FnTrainer::slow(Duration::from_secs(2))).await;
+    let mut raw = d.raw("raw", ClientRole::Trainer).await;
+    raw.hello(1, 1).await.unwrap();
+    d.wait_connected(2).await;
+    let mut operator = d.operator().await;
+    let id = operator.submit(&text).await.unwrap();
+    let attempt = raw.offer().await.attempt.unwrap();
+    raw.upload(&attempt, &[3 << 16, 3 << 16], 1).await.unwrap();
+    let e = raw.upload(&attempt, &[9 << 16, 9 << 16], 1).await.unwrap_err();
+    assert_eq!(e.code(), Code::FailedPrecondition, "{e}");
+    let all = operator.client.list_clients(v1::ListClientsRequest {}).await.unwrap().into_inner().clients;
+    let refused = all.iter().find(|c| c.client == "raw").unwrap();
+    assert_eq!((refused.uploads_refused, refused.last_refusal.as_str()), (1, e.message()));
+    let events = operator.watch_to_end(&id).await;
+    assert_eq!(*events.outcome(), Outcome::Completed, "{}", events.text());
+    assert_eq!(operator.model(&id).await, [2.0, 2.0], "the mean of 3 and 1");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn floats_that_are_not_finite_are_refused_with_their_place() {
+    for (kind, bad) in [
+        ("f32", f32::NAN.to_le_bytes().to_vec()),
+        ("f32", f32::INFINITY.to_le_bytes().to_vec()),
+        ("bf16", 0x7fc0_u16.to_le_bytes().to_vec()),
+    ] {
+        let text = job("rounds = 2", "rounds = 1").replace(
+            "[deadlines]",
+            &format!("[transport]\nupdates = {{ kind = \"{kind}\" }}\n\n[deadlines]"),
+        );
+        let mut d = Deployment::start().await;
+        d.trainer("honest", FnTrainer::constant(1.0)).await;
+        let mut raw = d.raw("raw", ClientRole::Trainer).await;
+        raw.hello(1, 1).await.unwrap();
+        d.wait_connected(2).await;
+        let mut operator = d.operator().await;
+        let id = operator.submit(&text).await.unwrap();
+        let attempt = raw.offer().await.attempt.unwrap();
+        let bytes = [vec![0; bad.len()], bad].concat();
+        let header = Kind::Header(UploadHeader {
+            attempt: Some(attempt),
+            update: Some(BlobRef::new(Digest::of(&bytes), bytes.len() as u64)),
+            weight: 1,
+            within_clip_norm: None,
+            offset: 0,
+        });
+        let chunk = Kind::Chunk(Chunk { offset: 0, data: bytes.into() });
+        let e = raw.upload_messages(vec![header, chunk]).await.unwrap_err();
+        assert!(e.code() == Code::InvalidArgument && e.message().contains("value 1 "), "{e}");
+        let events = operator.watch_to_end(&id).await;
+        assert_eq!(*events.outcome(), Outcome::Completed, "{}", events.text());
+        assert!(events.text().contains(r#""kind":"refused","round":1,"client":"raw""#), "{}", events.text());
+        assert_eq!(operator.model(&id).await, [1.0, 1.0]);
+    }
+}
