@@ -44,7 +44,10 @@ fn refused(arguments: &[&str]) -> String {
 
 #[test]
 fn rounds_are_measured_whole() {
-    for place in ["--processes", "--in-process"] {
+    // And the bytes of a value up; top-k sends 3 or more for each tenth one.
+    for (place, encoding, up) in
+        [("--processes", "fixed32", 4.0), ("--in-process", "bf16", 2.0), ("--in-process", "top-k:0.1", 0.3)]
+    {
         let report = measured(&[
             "round",
             "--clients",
@@ -56,6 +59,9 @@ fn rounds_are_measured_whole() {
             "--warmup",
             "1",
             "--json",
+            "--tls",
+            "--encoding",
+            encoding,
             place,
         ]);
         let number = |key: &str| report[key].as_f64().unwrap_or_else(|| panic!("no {key} in {report}"));
@@ -65,11 +71,12 @@ fn rounds_are_measured_whole() {
         let (least, middle, most) = (number("min_round_s"), number("median_round_s"), number("max_round_s"));
         assert!(0.0 < least && least <= middle && middle <= most && most < 60.0, "{report}");
         // Two clients fetch a model and send an update; what is around that is little.
-        let payload = 2.0 * 2.0 * 4.0 * params;
+        let payload = 2.0 * (4.0 + up) * params;
         let wire = number("wire_bytes_per_round");
         assert!(payload < wire && wire < 1.2 * payload, "{wire} for {payload}");
-        let share = number("ceiling_share");
-        assert!(0.0 < share && share < 1.0, "{report}");
+        for share in ["ceiling_share", "tls_ceiling_share"] {
+            assert!(0.0 < number(share) && number(share) < 1.0, "{report}");
+        }
         for memory in ["server_peak_rss_bytes", "client_peak_rss_bytes"] {
             assert!((1e6..1e9).contains(&number(memory)), "{report}");
         }
@@ -78,6 +85,27 @@ fn rounds_are_measured_whole() {
             assert!((0.0..2.0 * most + 1.0).contains(&number(time)), "{report}");
         }
     }
+}
+
+#[test]
+fn a_curve_is_measured_point_by_point() {
+    let folder = tempfile::tempdir().unwrap();
+    let kept = folder.path().join("kept");
+    let which =
+        ["curve", "--clients", "3,2", "--params", "1000,100000", "--rounds", "1", "--models", "memory"];
+    let rest = ["--durability", "process", "--json", "--dir", kept.to_str().unwrap()];
+    let output = undertone(&folder, &[&which[..], &rest].concat()).wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let runs = report["runs"].as_array().unwrap();
+    let order: Vec<_> = runs.iter().map(|r| r["clients"].as_u64().unwrap()).collect();
+    assert_eq!(order, [2, 3, 2, 3], "{report}");
+    for run in runs {
+        assert!((1e6..1e9).contains(&run["server_peak_rss_bytes"].as_f64().unwrap()), "{report}");
+    }
+    assert_eq!((runs[0]["peak_ratio"].as_f64(), runs[2]["peak_ratio"].as_f64()), (Some(1.0), Some(1.0)));
+    assert_eq!(report["lines"].as_array().unwrap().len(), 2, "{report}");
+    assert!(kept.join("3x1000/deployment/server.log").exists());
 }
 
 #[test]
@@ -128,6 +156,10 @@ fn what_cannot_be_is_said_before_anything_is_started() {
     assert!(said.contains("--params must be 100 to"), "{said}");
     let said = refused(&["round", "--clients", "1000", "--params", "2684354560"]);
     assert!(said.contains("of disk") && said.contains("--models memory"), "{said}");
+    let said = refused(&["round", "--encoding", "fixed:1"]);
+    assert!(said.contains("bits of a fixed encoding must be 2 to 24, not 1"), "{said}");
+    let said = refused(&["curve", "--clients", "2", "--params", "99"]);
+    assert!(said.contains("--params must be 100 to"), "{said}");
     let said = refused(&["idle", "--cohort", "0"]);
     assert!(said.contains("--cohort must be at least 1"), "{said}");
 }

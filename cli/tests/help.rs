@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::process::Command;
 
-const COMMANDS: [&str; 29] = [
+const COMMANDS: [&str; 30] = [
     "",
     "job",
     "job submit",
@@ -31,6 +31,7 @@ const COMMANDS: [&str; 29] = [
     "privacy audit",
     "bench",
     "bench round",
+    "bench curve",
     "bench idle",
     "demo",
     "nonsense",

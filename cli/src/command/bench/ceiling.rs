@@ -1,57 +1,146 @@
-//! The ceiling: how fast this machine copies the same bytes over as many loopback connections, with no TLS, no HTTP/2, no
-//! digest, no disk and no sum. What a round takes longer is what it costs to do all that.
+//! The ceilings: how fast this machine copies the same bytes over as many loopback connections, with no HTTP/2, no digest, no
+//! disk and no sum; once plain and once in TLS as the coordinator and its clients speak it. What a round takes longer is
+//! what it costs to do all that.
 
 use anyhow::{Context as _, Result};
+use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256};
+use rustls::pki_types::{PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, RootCertStore, ServerConfig, crypto::ring};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
+use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 
-/// Copies that are timed; the median counts.
+/// Copies that are timed of each kind; the median counts.
 const TIMES: usize = 5;
 /// Bytes given to the kernel at once.
-const PIECE: usize = 256 << 10;
+const PIECE: u64 = 256 << 10;
 
-/// The time that `connections` take to move `bytes` in all: one half to the clients, then the other half back, as a
-/// model and an update go. The median of a few.
+/// What is copied: on each connection first a part to the client and then another one back, as a model and an update go.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Traffic {
+    connections: u32,
+    down: u64,
+    up: u64,
+}
+
+impl Traffic {
+    /// So many bytes in all over so many connections, in this proportion down and up.
+    pub(super) fn new(connections: u32, bytes: u64, (down, up): (u64, u64)) -> Self {
+        let each = bytes as f64 / f64::from(connections);
+        let down = (each * down as f64 / (down + up) as f64) as u64;
+        Self { connections, down: down.max(1), up: (each as u64).saturating_sub(down).max(1) }
+    }
+}
+
+/// How long the copy takes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Ceiling {
+    /// In the clear.
+    pub(super) plain: Duration,
+    /// In TLS 1.3, with the provider and the suites of everything here; handshakes do not count.
+    pub(super) tls: Duration,
+}
+
+/// Measures both, in turns; the median of a few each.
 ///
 /// # Errors
 /// If loopback connections cannot be opened.
-pub(super) async fn copy_time(connections: u32, bytes: u64) -> Result<Duration> {
-    let each = (bytes / u64::from(connections) / 2).max(1);
+pub(super) async fn measure(traffic: Traffic) -> Result<Ceiling> {
     // The command's own runtime has one thread.
-    let copies = std::thread::spawn(move || -> Result<Vec<Duration>> {
+    let copies = std::thread::spawn(move || -> Result<[Vec<Duration>; 2]> {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-        (0..TIMES).map(|_| runtime.block_on(copy(connections, each))).collect()
+        let tls = Tls::new()?;
+        let mut times = [vec![], vec![]];
+        for _ in 0..TIMES {
+            times[0]
+                .push(runtime.block_on(async { copy(connect(traffic.connections).await?, traffic).await })?);
+            times[1].push(runtime.block_on(async {
+                copy(tls.wrap(connect(traffic.connections).await?).await?, traffic).await
+            })?);
+        }
+        Ok(times)
     });
     let joined = tokio::task::spawn_blocking(move || copies.join()).await?;
-    let mut times = joined.expect("copying does not panic").context("cannot measure loopback")?;
-    times.sort();
-    Ok(times[TIMES / 2])
+    let times = joined.expect("copying does not panic").context("cannot measure loopback")?;
+    let [plain, tls] = times.map(|mut times| {
+        times.sort();
+        times[TIMES / 2]
+    });
+    Ok(Ceiling { plain, tls })
 }
 
-async fn copy(connections: u32, each: u64) -> Result<Duration> {
+/// Pairs of ends: the client's and the server's.
+type Pairs<S> = Vec<(S, S)>;
+
+async fn connect(connections: u32) -> Result<Pairs<TcpStream>> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?;
     let mut pairs = Vec::new();
     for _ in 0..connections {
-        let here = TcpStream::connect(address).await?;
-        let (there, _) = listener.accept().await?;
-        for end in [&here, &there] {
+        let client = TcpStream::connect(address).await?;
+        let (server, _) = listener.accept().await?;
+        for end in [&client, &server] {
             end.set_nodelay(true)?;
         }
-        pairs.push((here, there));
+        pairs.push((client, server));
     }
+    Ok(pairs)
+}
+
+/// Both sides of TLS.
+struct Tls {
+    connector: TlsConnector,
+    acceptor: TlsAcceptor,
+}
+
+impl Tls {
+    fn new() -> Result<Self> {
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+        let certificate = CertificateParams::new(["localhost".to_owned()])?.self_signed(&key)?;
+        let mut roots = RootCertStore::empty();
+        roots.add(certificate.der().clone())?;
+        let provider = Arc::new(ring::default_provider());
+        let client = ClientConfig::builder_with_provider(provider.clone())
+            .with_safe_default_protocol_versions()?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let key = PrivateKeyDer::try_from(key.serialize_der()).map_err(anyhow::Error::msg)?;
+        let server = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()?
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate.der().clone()], key)?;
+        Ok(Self { connector: Arc::new(client).into(), acceptor: Arc::new(server).into() })
+    }
+
+    async fn wrap(&self, pairs: Pairs<TcpStream>) -> Result<Pairs<TlsStream<TcpStream>>> {
+        let mut wrapped = Vec::with_capacity(pairs.len());
+        for (client, server) in pairs {
+            let name = ServerName::try_from("localhost").expect("a name");
+            let (client, server) =
+                tokio::try_join!(self.connector.connect(name, client), self.acceptor.accept(server))?;
+            wrapped.push((client.into(), server.into()));
+        }
+        Ok(wrapped)
+    }
+}
+
+async fn copy<S>(pairs: Pairs<S>, traffic: Traffic) -> Result<Duration>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let begun = Instant::now();
     let mut ends = JoinSet::new();
     for (mut client, mut server) in pairs {
         ends.spawn(async move {
-            take(&mut client, each).await?;
-            give(&mut client, each).await
+            take(&mut client, traffic.down).await?;
+            give(&mut client, traffic.up).await
         });
         ends.spawn(async move {
-            give(&mut server, each).await?;
-            take(&mut server, each).await
+            give(&mut server, traffic.down).await?;
+            take(&mut server, traffic.up).await
         });
     }
     while let Some(end) = ends.join_next().await {
@@ -60,20 +149,20 @@ async fn copy(connections: u32, each: u64) -> Result<Duration> {
     Ok(begun.elapsed())
 }
 
-async fn give(stream: &mut TcpStream, mut bytes: u64) -> std::io::Result<()> {
-    let piece = vec![0x55; PIECE];
+async fn give(stream: &mut (impl AsyncWrite + Unpin), mut bytes: u64) -> std::io::Result<()> {
+    let piece = vec![0x55; bytes.min(PIECE) as usize];
     while bytes > 0 {
-        let n = bytes.min(PIECE as u64);
+        let n = bytes.min(PIECE);
         stream.write_all(&piece[..n as usize]).await?;
         bytes -= n;
     }
-    Ok(())
+    stream.flush().await
 }
 
-async fn take(stream: &mut TcpStream, mut bytes: u64) -> std::io::Result<()> {
-    let mut piece = vec![0; PIECE];
+async fn take(stream: &mut (impl AsyncRead + Unpin), mut bytes: u64) -> std::io::Result<()> {
+    let mut piece = vec![0; bytes.min(PIECE) as usize];
     while bytes > 0 {
-        let most = bytes.min(PIECE as u64) as usize;
+        let most = bytes.min(PIECE) as usize;
         match stream.read(&mut piece[..most]).await? {
             0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
             n => bytes -= n as u64,
@@ -87,9 +176,18 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn more_bytes_take_longer() {
-        let small = copy_time(2, 1000).await.unwrap();
-        let large = copy_time(2, 200_000_000).await.unwrap();
-        assert!(large > small, "{small:?} {large:?}");
+    async fn more_bytes_take_longer_and_tls_longer_still() {
+        let small = measure(Traffic::new(2, 1000, (1, 1))).await.unwrap();
+        let large = measure(Traffic::new(2, 200_000_000, (3, 1))).await.unwrap();
+        assert!(large.plain > small.plain && large.tls > small.tls, "{small:?} {large:?}");
+        assert!(large.tls > large.plain, "{large:?}");
+    }
+
+    #[test]
+    fn traffic_is_shared_out_in_proportion() {
+        let traffic = Traffic::new(4, 4000, (3, 1));
+        assert_eq!((traffic.down, traffic.up), (750, 250));
+        let traffic = Traffic::new(3, 1, (1, 1));
+        assert_eq!((traffic.down, traffic.up), (1, 1));
     }
 }

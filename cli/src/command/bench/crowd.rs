@@ -2,7 +2,7 @@
 //! waiting for offers until they are told to stop.
 
 use super::client::{Client, Conduct, Models, Server, enrol};
-use super::update::Update;
+use super::update::{Recipe, Update};
 use super::wire::Meter;
 use anyhow::{Context as _, Result, anyhow};
 use serde::{Deserialize, Serialize};
@@ -31,8 +31,8 @@ pub(super) struct Plan {
     pub(super) folder: PathBuf,
     /// How.
     pub(super) models: Models,
-    /// The size of an update.
-    pub(super) update_bytes: u64,
+    /// What they send.
+    pub(super) update: Recipe,
     /// The round whose offer begins the count of bytes.
     pub(super) count_from: u32,
 }
@@ -80,7 +80,7 @@ async fn run(plan: Plan, stop: oneshot::Receiver<()>, say: &impl Fn(Said)) -> Re
     let work = async {
         let (clients, ready) = gather(&plan).await?;
         let meters: Vec<Arc<Meter>> = clients.iter().map(Client::meter).collect();
-        let (update, models, count_from) = (Update::new(plan.update_bytes), plan.models, plan.count_from);
+        let (update, models, count_from) = (Update::new(&plan.update)?, plan.models, plan.count_from);
         let conduct = Arc::new(Conduct { update, models, count_from });
         let mut taking_part = JoinSet::new();
         for client in clients {
@@ -155,8 +155,11 @@ where
 
 #[cfg(test)]
 mod tests {
+    use super::super::job::{Asked, job};
     use super::*;
+    use std::path::Path;
     use std::sync::atomic::{AtomicUsize, Ordering};
+    use undertone_core::encoding::Encoding;
 
     #[tokio::test]
     async fn all_is_done_and_not_all_at_once() {
@@ -185,6 +188,8 @@ mod tests {
     #[tokio::test]
     async fn a_crowd_without_a_coordinator_says_so() {
         let token = JoinToken { server: "https://localhost:1".into(), ca_der: vec![1], secret: [0; 32] };
+        let job = job(1000, 1, Asked::All(1), Encoding::Fixed32).unwrap();
+        let update = Recipe::new(&job, Path::new("/nonexistent")).unwrap();
         let plan = Plan {
             token: token.encode(),
             ca: String::new(),
@@ -192,7 +197,7 @@ mod tests {
             clients: 1,
             folder: "/nonexistent".into(),
             models: Models::File,
-            update_bytes: 4,
+            update,
             count_from: 1,
         };
         let (stop, stopped) = oneshot::channel();

@@ -11,6 +11,7 @@ use serde::Serialize;
 use std::process::ExitCode;
 use std::time::Duration;
 use tokio::time::sleep;
+use undertone_core::encoding::Encoding;
 use undertone_round::job::Job;
 
 /// Connect clients that wait, measure the coordinator's memory, then run a round with some of them
@@ -77,17 +78,18 @@ impl Arguments {
             return Err(bad_input("--cohort must be at least 1, not 0"));
         }
         let cohort = self.cohort.min(self.clients.max(1));
-        let job = job(self.params, self.rounds, Asked::Drawn(cohort))?;
+        let job = job(self.params, self.rounds, Asked::Drawn(cohort), Encoding::default())?;
         let load = Load {
             clients: self.clients,
             cohort,
             place: Place::Processes(self.processes),
-            update_bytes: job.update_bytes(),
             rounds: self.rounds,
             count_from: 1,
         };
-        let report =
-            self.setting.play(load, screen, async |stage| self.measure(stage, &job, cohort).await).await?;
+        let report = self
+            .setting
+            .play(&job, load, screen, async |stage| self.measure(stage, &job, cohort).await)
+            .await?;
         if screen.json {
             screen.json(&report)?
         } else {

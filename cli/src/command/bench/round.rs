@@ -1,6 +1,7 @@
 //! `undertone bench round`: what a round costs, from the first offer to the release.
 
-use super::ceiling;
+use super::ceiling::{self, Traffic};
+use super::encoding;
 use super::job::{Asked, job};
 use super::rounds::{Rounds, median};
 use super::stage::{Load, Place, Setting, Stage};
@@ -13,6 +14,7 @@ use anyhow::{Context as _, Result, bail};
 use serde::Serialize;
 use std::process::ExitCode;
 use undertone::v1;
+use undertone_core::encoding::Encoding;
 use undertone_core::limits::MAX_ROUNDS;
 use undertone_round::event::Outcome;
 use undertone_round::job::Job;
@@ -24,8 +26,8 @@ Makes a deployment in a temporary folder, starts its coordinator, enrols the cli
 each client fetches the round's model, verifies it, writes it to a file as the real client does, and sends an update of \
 the right size. All over mutual TLS on loopback, with everything durable as deployed.
 
-A round is the time from one release to the next, by the coordinator's own events. The ceiling is the time in which the \
-same bytes are copied over as many plain loopback connections, measured right after.")]
+A round is the time from one release to the next, by the coordinator's own events. The ceilings are the times in which \
+the same bytes are copied over as many loopback connections, plain and in TLS, measured right after.")]
 pub(crate) struct Arguments {
     /// Clients; all take part in each round
     #[arg(long, value_name = "N", default_value_t = 2)]
@@ -43,6 +45,15 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "W", default_value_t = 2)]
     warmup: u32,
 
+    /// Encoding of the updates: fixed32, f32, bf16, fixed:BITS, block:BITS:BLOCK or top-k:FRACTION:VALUES, as in a job's
+    /// [transport]; numbers that are left out are as there
+    #[arg(long, value_name = "ENCODING", default_value = "fixed32", value_parser = encoding::parse)]
+    encoding: Encoding,
+
+    /// Over mutual TLS: always, for a coordinator speaks nothing else; the flag only says so
+    #[arg(long = "tls")]
+    _tls: bool,
+
     /// Spread the clients over K processes; one for each client, but at most 32, if no number is given [default]
     #[arg(long, value_name = "K", num_args = 0..=1, conflicts_with = "in_process")]
     processes: Option<Option<u32>>,
@@ -57,25 +68,28 @@ pub(crate) struct Arguments {
 
 /// What came out.
 #[derive(Debug, Serialize)]
-struct Report {
-    clients: u32,
-    params: u64,
+pub(super) struct Report {
+    pub(super) clients: u32,
+    pub(super) params: u64,
+    encoding: String,
     rounds: u32,
     warmup: u32,
     client_processes: u32,
-    median_round_s: f64,
+    pub(super) median_round_s: f64,
     min_round_s: f64,
     max_round_s: f64,
     /// From offer to release: without what the coordinator does between two rounds.
     median_offer_to_release_s: f64,
     wire_bytes_per_round: u64,
     bandwidth_bytes_per_s: f64,
-    server_peak_rss_bytes: u64,
+    pub(super) server_peak_rss_bytes: u64,
     client_peak_rss_bytes: u64,
     server_cpu_s_per_round: f64,
     clients_cpu_s_per_round: f64,
     ceiling_s: f64,
     ceiling_share: f64,
+    tls_ceiling_s: f64,
+    tls_ceiling_share: f64,
 }
 
 impl Arguments {
@@ -84,28 +98,20 @@ impl Arguments {
     /// # Errors
     /// If it makes no sense, is too much for this machine, or fails.
     pub(super) async fn run(self, screen: Screen) -> Result<ExitCode> {
-        let rounds =
-            self.warmup.checked_add(self.rounds).filter(|all| *all <= MAX_ROUNDS).ok_or_else(|| {
-                bad_input(format!(
-                    "--rounds and --warmup are at most {MAX_ROUNDS} together, the limit of a job"
-                ))
-            })?;
-        let job = job(self.params, rounds, Asked::All(self.clients.max(1)))?;
         let place = match self.processes {
             _ if self.in_process => Place::Here,
             Some(Some(n)) => Place::Processes(n.clamp(1, self.clients.max(1))),
             Some(None) | None => Place::of_their_own(self.clients),
         };
-        let load = Load {
+        let run = Run {
             clients: self.clients,
-            cohort: self.clients,
+            params: self.params,
+            rounds: self.rounds,
+            warmup: self.warmup,
+            encoding: self.encoding,
             place,
-            update_bytes: job.update_bytes(),
-            rounds,
-            count_from: self.warmup + 1,
         };
-        let report =
-            self.setting.play(load, screen, async |stage| self.measure(stage, &job, place).await).await?;
+        let report = run.play(&self.setting, screen).await?;
         if screen.json {
             screen.json(&report)?
         } else {
@@ -113,20 +119,59 @@ impl Arguments {
         }
         Ok(ExitCode::SUCCESS)
     }
+}
 
-    async fn measure(&self, mut stage: Stage, job: &Job, place: Place) -> Result<Report> {
+/// One deployment whose rounds are measured.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Run {
+    pub(super) clients: u32,
+    pub(super) params: u64,
+    pub(super) rounds: u32,
+    pub(super) warmup: u32,
+    pub(super) encoding: Encoding,
+    pub(super) place: Place,
+}
+
+impl Run {
+    /// Sets the stage, runs the rounds, clears the stage.
+    ///
+    /// # Errors
+    /// If it makes no sense, is too much for this machine, or fails.
+    pub(super) async fn play(&self, setting: &Setting, screen: Screen) -> Result<Report> {
+        let rounds =
+            self.warmup.checked_add(self.rounds).filter(|all| *all <= MAX_ROUNDS).ok_or_else(|| {
+                bad_input(format!(
+                    "--rounds and --warmup are at most {MAX_ROUNDS} together, the limit of a job"
+                ))
+            })?;
+        let job = job(self.params, rounds, Asked::All(self.clients.max(1)), self.encoding)?;
+        let load = Load {
+            clients: self.clients,
+            cohort: self.clients,
+            place: self.place,
+            rounds,
+            count_from: self.warmup + 1,
+        };
+        setting.play(&job, load, screen, async |stage| self.measure(stage, &job).await).await
+    }
+
+    async fn measure(&self, mut stage: Stage, job: &Job) -> Result<Report> {
         let (times, spent) = run_job(&mut stage, job, self.warmup).await?;
         let (server, client) = (stage.watch.server()?, stage.watch.largest_client()?);
         let wire_bytes_per_round = stage.clear().await? / u64::from(self.rounds);
-        let ceiling_s = ceiling::copy_time(self.clients, wire_bytes_per_round).await?.as_secs_f64();
+        let params = job.layout().len() as u64;
+        let traffic = Traffic::new(self.clients, wire_bytes_per_round, (4 * params, job.update_bytes()));
+        let ceiling = ceiling::measure(traffic).await?;
+        let (ceiling_s, tls_ceiling_s) = (ceiling.plain.as_secs_f64(), ceiling.tls.as_secs_f64());
         let full = times.full_s(self.warmup);
         let median_round_s = median(&full);
         Ok(Report {
             clients: self.clients,
-            params: job.layout().len() as u64,
+            params,
+            encoding: self.encoding.to_string(),
             rounds: self.rounds,
             warmup: self.warmup,
-            client_processes: if let Place::Processes(n) = place { n } else { 0 },
+            client_processes: if let Place::Processes(n) = self.place { n } else { 0 },
             median_round_s,
             min_round_s: full.iter().copied().fold(f64::INFINITY, f64::min),
             max_round_s: full.iter().copied().fold(0.0, f64::max),
@@ -139,6 +184,8 @@ impl Arguments {
             clients_cpu_s_per_round: spent.clients / f64::from(self.rounds),
             ceiling_s,
             ceiling_share: ceiling_s / median_round_s,
+            tls_ceiling_s,
+            tls_ceiling_share: tls_ceiling_s / median_round_s,
         })
     }
 }
@@ -188,8 +235,8 @@ impl Report {
             n => format!("in {n} processes"),
         };
         screen.line(&format!(
-            "{} clients {clients}, {} parameters, {} rounds after {} of warm-up",
-            self.clients, self.params, self.rounds, self.warmup
+            "{} clients {clients}, {} parameters, updates in {}, {} rounds after {} of warm-up",
+            self.clients, self.params, self.encoding, self.rounds, self.warmup
         ))?;
         let row = |name: &str, text: String| screen.line(&format!("  {name:<10}{text}"));
         let median_text = screen.paint.bold(&ms(self.median_round_s));
@@ -213,9 +260,11 @@ impl Report {
         row(
             "ceiling",
             format!(
-                "{} to copy as much over loopback: a round reaches {:.1} % of that speed",
+                "{} to copy as much over loopback, a round reaches {:.1} % of that speed; {} in TLS, {:.1} %",
                 ms(self.ceiling_s),
-                100.0 * self.ceiling_share
+                100.0 * self.ceiling_share,
+                ms(self.tls_ceiling_s),
+                100.0 * self.tls_ceiling_share
             ),
         )?;
         row("server", self.side(self.server_peak_rss_bytes, self.server_cpu_s_per_round))?;

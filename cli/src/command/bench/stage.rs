@@ -4,6 +4,7 @@
 use super::client::Models;
 use super::crowd::{Plan, Ready};
 use super::process::Crowds;
+use super::update::Recipe;
 use super::usage::{Watch, allow_files};
 use crate::command::token::{self, Invitation};
 use crate::demo::deployment::{make, start_server};
@@ -17,6 +18,7 @@ use clap::ValueEnum;
 use std::path::{Path, PathBuf};
 use undertone_core::duration::Span;
 use undertone_core::id::ClientRole;
+use undertone_round::job::Job;
 
 /// Sessions that a coordinator allows as it is configured by `init`; loopback has ports for few more.
 pub(super) const MOST_CLIENTS: u32 = 20_000;
@@ -26,7 +28,7 @@ const PROCESSES: u32 = 32;
 const OTHER_FILES: u64 = 256;
 
 /// How the parts of the benchmark are set up.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 pub(super) struct Setting {
     /// Work in this new or empty folder and leave it, with the server's log; else in a temporary one that is removed
     #[arg(long, value_name = "DIR")]
@@ -74,8 +76,6 @@ pub(super) struct Load {
     pub(super) cohort: u32,
     /// Where they run.
     pub(super) place: Place,
-    /// Size of an update.
-    pub(super) update_bytes: u64,
     /// Rounds in all.
     pub(super) rounds: u32,
     /// The round that begins what is counted.
@@ -94,12 +94,18 @@ pub(super) struct Stage {
 }
 
 impl Setting {
+    /// The same for one of several runs, in a folder of its own below the user's.
+    pub(super) fn of_run(&self, name: &str) -> Self {
+        Self { dir: self.dir.as_ref().map(|dir| dir.join(name)), ..self.clone() }
+    }
+
     /// Sets the stage, lets `work` play on it, and clears it whatever comes: nothing is left running.
     ///
     /// # Errors
     /// If the load is too much for this machine, the stage cannot be set, the work fails, or somebody interrupts it.
     pub(super) async fn play<T>(
         &self,
+        job: &Job,
         load: Load,
         screen: Screen,
         work: impl AsyncFnOnce(Stage) -> Result<T>,
@@ -115,9 +121,9 @@ impl Setting {
         // A connection for each client; two ends of one in the copy that gives the ceiling; a file for each transfer.
         allow_files(u64::from(load.clients) + 2 * u64::from(load.cohort) + OTHER_FILES)?;
         let folder = Folder::new(self.dir.as_deref(), "bench")?;
-        self.check_disk(folder.path(), &load)?;
+        self.check_disk(folder.path(), job, &load)?;
         let play = async {
-            let stage = self.set(folder.path(), &programs, &load, screen).await?;
+            let stage = self.set(folder.path(), &programs, job, &load, screen).await?;
             work(stage).await
         };
         let end = tokio::select! {
@@ -132,11 +138,12 @@ impl Setting {
     }
 
     /// Refuses what would fill the disk half-way.
-    fn check_disk(&self, folder: &Path, load: &Load) -> Result<()> {
+    fn check_disk(&self, folder: &Path, job: &Job, load: &Load) -> Result<()> {
         let kept_by_clients = if self.models == Models::File { 2 * load.cohort } else { 0 };
-        // Updates of a round and of the one before that are being removed; all released models.
-        let files = u64::from(kept_by_clients) + 2 * u64::from(load.cohort) + u64::from(load.rounds) + 2;
-        let needed = load.update_bytes * files;
+        // All released models. Updates of a round and of the one before that are being removed, and one to begin with.
+        let models = u64::from(kept_by_clients) + u64::from(load.rounds) + 2;
+        let updates = 2 * u64::from(load.cohort) + 1;
+        let needed = 4 * job.layout().len() as u64 * models + job.update_bytes() * updates;
         let disk =
             rustix::fs::statvfs(folder).with_context(|| format!("cannot look at {}", folder.display()))?;
         let free = disk.f_bavail * disk.f_frsize;
@@ -152,7 +159,14 @@ impl Setting {
         Ok(())
     }
 
-    async fn set(&self, root: &Path, programs: &Programs, load: &Load, screen: Screen) -> Result<Stage> {
+    async fn set(
+        &self,
+        root: &Path,
+        programs: &Programs,
+        job: &Job,
+        load: &Load,
+        screen: Screen,
+    ) -> Result<Stage> {
         let dir = root.join("deployment");
         make(&dir, "bench", programs).await?;
         if self.durability == Durability::Process {
@@ -172,6 +186,7 @@ impl Setting {
         let ca = std::fs::read_to_string(&ca).with_context(|| format!("cannot read {}", ca.display()))?;
         let folder = root.join("models");
         std::fs::create_dir(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        let update = Recipe::new(job, root)?;
         let plan = |first, clients| Plan {
             token: token.clone(),
             ca: ca.clone(),
@@ -179,7 +194,7 @@ impl Setting {
             clients,
             folder: folder.clone(),
             models: self.models,
-            update_bytes: load.update_bytes,
+            update: update.clone(),
             count_from: load.count_from,
         };
         let mut crowds = match load.place {
