@@ -49,6 +49,7 @@ impl Scene {
             weight: 1,
             within_clip_norm: None,
             offset: 0,
+            number: None,
         })
     }
 
@@ -223,6 +224,7 @@ async fn floats_that_are_not_finite_are_refused_with_their_place() {
             weight: 1,
             within_clip_norm: None,
             offset: 0,
+            number: None,
         });
         let chunk = Kind::Chunk(Chunk { offset: 0, data: bytes.into() });
         let e = raw.upload_messages(vec![header, chunk]).await.unwrap_err();
