@@ -64,7 +64,7 @@ impl World {
         let (model, carried) = (model(round as u8), Carried::default());
         self.feed(Input::Released { key: key.clone(), model, carried }).unwrap();
         assert!(self.effects.iter().any(|e| matches!(e, Effect::Publish { .. })));
-        self.feed(Input::Published { key }).unwrap();
+        self.feed(Input::Published { key, sent_bytes: 0 }).unwrap();
         self.feed(Input::Sessions).unwrap();
     }
 
@@ -221,7 +221,7 @@ fn a_restart_leaves_clients_at_work() {
     w.feed(Input::Released { key: key.clone(), model: model(1), carried: Carried::default() }).unwrap();
     w.feed(Input::Recovered).unwrap();
     assert!(w.effects.iter().any(|e| matches!(e, Effect::Publish { .. })));
-    w.feed(Input::Published { key }).unwrap();
+    w.feed(Input::Published { key, sent_bytes: 0 }).unwrap();
     w.feed(Input::Sessions).unwrap();
     w.send("a", 2, 1).unwrap();
     assert_eq!(w.ordered(), [("slow".into(), 1, 46_341), ("a".into(), 2, 65_536)]);
@@ -526,10 +526,10 @@ proptest! {
                     Input::Sessions
                 }
                 11 | 12 => Input::Released { key: current.clone(), model: model(current.round.0 as u8), carried: Carried::default() },
-                13 => Input::Published { key: current.clone() },
+                13 => Input::Published { key: current.clone(), sent_bytes: 0 },
                 // Everybody comes back, and what can go on does.
                 21 if is_releasing => Input::Released { key: current.clone(), model: model(current.round.0 as u8), carried: Carried::default() },
-                21 if matches!(w.state.phase, Phase::Publishing(_)) => Input::Published { key: current.clone() },
+                21 if matches!(w.state.phase, Phase::Publishing(_)) => Input::Published { key: current.clone(), sent_bytes: 0 },
                 21 => {
                     w.trainers = names.map(name).to_vec();
                     Input::Sessions
