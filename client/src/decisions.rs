@@ -47,7 +47,7 @@ impl DecisionLog {
     /// A decision of the participant machine.
     pub(crate) fn record(&self, decision: &Decision) -> io::Result<()> {
         let (word, reason, details, model) = match &decision.verdict {
-            Verdict::Accept(a) => ("accept", None, a.withheld(), Some(a.model().digest)),
+            Verdict::Accept(a) => ("accept", None, a.withheld(), Some(a.model().digest())),
             Verdict::Decline(r) => ("decline", Some(r.told.as_str()), r.details.as_slice(), None),
         };
         self.append(&Entry {

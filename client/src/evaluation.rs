@@ -1,7 +1,7 @@
 //! Measuring models for a job: what an evaluator does, and nobody else.
 
 use crate::answers::Answered;
-use crate::models::Models;
+use crate::models::{Kept, Models};
 use crate::transfer;
 use crate::work::Tools;
 use std::sync::Arc;
@@ -76,7 +76,7 @@ async fn measure(
         Asked::Privately(answered) => Some(answered),
     };
     let idle = job.spec().deadlines.transfer_idle.0;
-    transfer::fetch(&mut tools.line, &tools.models, model, idle).await.map_err(|e| {
+    transfer::fetch(&mut tools.line, &tools.models, model, Kept::Model, idle).await.map_err(|e| {
         let (Failure::Transient(told) | Failure::Closed(told) | Failure::Final(told)) = e.failure();
         Refusal { told, details: vec![e.to_string()] }
     })?;

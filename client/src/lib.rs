@@ -20,6 +20,7 @@
 //! ```
 
 mod answers;
+mod arrival;
 mod backoff;
 mod client;
 mod config;

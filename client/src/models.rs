@@ -1,13 +1,25 @@
 //! Fetched models by digest: only verified files have their final name, and only the newest few stay.
+//!
+//! ```text
+//! DIGEST.safetensors   a model's file
+//! DIGEST.values        the version of a model that a job trains from: little-endian f32, and their digest
+//! DIGEST.message       a whole version or a difference as it travelled, until the version is made of it
+//! DIGEST.part          what arrived of a file so far
+//! ```
 
 use crate::folder::{ClientFolder, create_private_dir, remove_if_there, sync_parent};
+use crate::models::rebuild::Values;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 use undertone_core::digest::{Digest, Digester};
+use undertone_core::encoding::rebuild::{Rebuild, RebuildError};
 use undertone_core::layout::{LayoutError, ModelLayout};
-use undertone_round::participant::ModelRef;
+use undertone_round::job::Job;
+use undertone_round::participant::{ModelRef, OfferedModel};
+
+mod rebuild;
 
 /// Models kept. A round's model is wanted again only by another attempt at that round.
 const KEPT: usize = 3;
@@ -16,6 +28,22 @@ const KEPT: usize = 3;
 #[derive(Debug, Clone)]
 pub(crate) struct Models {
     dir: PathBuf,
+}
+
+/// What becomes of a fetched file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kept {
+    /// It is the model.
+    Model,
+    /// A version is made of it.
+    Message,
+}
+
+/// What a version is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Arrived {
+    Whole,
+    Delta,
 }
 
 /// Why a model in the cache cannot be used.
@@ -27,6 +55,19 @@ pub(crate) enum ModelError {
     Altered(Digest),
     #[error("the model file does not hold the job's model: {0}")]
     Layout(#[from] LayoutError),
+    #[error(transparent)]
+    Message(RebuildError),
+    #[error("it leads to version {found}, {wanted} was offered")]
+    OtherVersion { found: Digest, wanted: Digest },
+}
+
+impl From<RebuildError> for ModelError {
+    fn from(e: RebuildError) -> Self {
+        match e {
+            RebuildError::Disk(e) => Self::Disk(e),
+            other => Self::Message(other),
+        }
+    }
 }
 
 impl Models {
@@ -34,13 +75,26 @@ impl Models {
         Self { dir: folder.models() }
     }
 
-    fn path(&self, digest: Digest) -> PathBuf {
-        self.dir.join(format!("{digest}.safetensors"))
+    fn path(&self, digest: Digest, kept: Kept) -> PathBuf {
+        let extension = match kept {
+            Kept::Model => "safetensors",
+            Kept::Message => "message",
+        };
+        self.dir.join(format!("{digest}.{extension}"))
     }
 
-    /// Whether the model is here.
-    pub(crate) fn holds(&self, model: ModelRef) -> bool {
-        std::fs::metadata(self.path(model.digest)).is_ok_and(|m| m.len() == model.bytes)
+    fn version_path(&self, version: Digest) -> PathBuf {
+        self.dir.join(format!("{version}.values"))
+    }
+
+    /// Whether the file is here.
+    pub(crate) fn holds(&self, file: ModelRef, kept: Kept) -> bool {
+        std::fs::metadata(self.path(file.digest, kept)).is_ok_and(|m| m.len() == file.bytes)
+    }
+
+    /// Whether the version is here.
+    pub(crate) fn holds_version(&self, version: Digest, layout: &ModelLayout) -> bool {
+        std::fs::metadata(self.version_path(version)).is_ok_and(|m| m.len() == 4 * layout.len() as u64)
     }
 
     /// Opens the model's partial file to go on where it ended.
@@ -66,23 +120,26 @@ impl Models {
     }
 
     /// Gives a complete partial file its final name if its digest is right. A wrong one is removed.
-    pub(crate) fn finish(&self, partial: Partial) -> io::Result<Result<(), Digest>> {
+    pub(crate) fn finish(&self, partial: Partial, kept: Kept) -> io::Result<Result<(), Digest>> {
         let found = partial.digester.finish();
         if found != partial.model.digest || partial.offset != partial.model.bytes {
             remove_if_there(&partial.path)?;
             return Ok(Err(found));
         }
         partial.file.sync_all()?;
-        let path = self.path(found);
+        let path = self.path(found, kept);
         std::fs::rename(&partial.path, &path)?;
         sync_parent(&path)?;
-        self.evict(found)?;
+        // A message makes no room for itself: what it starts from may be the oldest here.
+        if kept == Kept::Model {
+            self.evict(&path)?;
+        }
         Ok(Ok(()))
     }
 
     /// The model's values over `layout`. Verified again: a disk may have rotted.
     pub(crate) fn read(&self, digest: Digest, layout: &ModelLayout) -> Result<Vec<f32>, ModelError> {
-        let path = self.path(digest);
+        let path = self.path(digest, Kept::Model);
         let bytes = std::fs::read(&path)?;
         let found = Digest::of(&bytes);
         if found != digest {
@@ -92,11 +149,72 @@ impl Models {
         Ok(layout.from_safetensors(&bytes)?)
     }
 
-    fn evict(&self, newest: Digest) -> io::Result<()> {
-        let keep = self.path(newest);
+    /// The values that an offer's job trains from.
+    pub(crate) fn read_offered(
+        &self,
+        model: OfferedModel,
+        layout: &ModelLayout,
+    ) -> Result<Vec<f32>, ModelError> {
+        let Some(version) = model.version else { return self.read(model.whole.digest, layout) };
+        let path = self.version_path(version);
+        let bytes = std::fs::read(&path)?;
+        let found = Digest::of(&bytes);
+        if found != version {
+            remove_if_there(&path)?;
+            return Err(ModelError::Altered(found));
+        }
+        Ok(bytes.as_chunks().0.iter().map(|value| f32::from_le_bytes(*value)).collect())
+    }
+
+    /// Makes the offered version of what was fetched for it, block by block. What does not lead there is removed, and so is a
+    /// base that was altered.
+    pub(crate) fn rebuild(&self, model: OfferedModel, arrived: Arrived, job: &Job) -> Result<(), ModelError> {
+        let Some(wanted) = model.version else { return Ok(()) };
+        let delta = model.delta.filter(|_| arrived == Arrived::Delta);
+        let message = self.path(delta.map_or(model.whole, |delta| delta.file).digest, Kept::Message);
+        let base = delta.map(|delta| (self.version_path(delta.base), delta.base));
+        let made = self.made_of(&message, base.as_ref().map(|(path, _)| path), arrived, job);
+        // Whatever became of it, it is of no more use.
+        remove_if_there(&message)?;
+        let (found, values) = made?;
+        if found == wanted {
+            let path = self.version_path(wanted);
+            values.keep(&path)?;
+            sync_parent(&path)?;
+            return Ok(self.evict(&path)?);
+        }
+        if let Some((path, name)) = base
+            && rebuild::digest_of(&path)? != name
+        {
+            remove_if_there(&path)?;
+        }
+        Err(ModelError::OtherVersion { found, wanted })
+    }
+
+    fn made_of(
+        &self,
+        message: &Path,
+        base: Option<&PathBuf>,
+        arrived: Arrived,
+        job: &Job,
+    ) -> Result<(Digest, Values), ModelError> {
+        let (down, len) = (job.spec().transport.down(), job.layout().len());
+        let file = File::open(message)?;
+        let mut values = Values::create(&self.dir, base)?;
+        let rebuild = match arrived {
+            Arrived::Whole if down.whole().is_none() => {
+                return Ok((values.take_file(file, job.layout())?, values));
+            }
+            Arrived::Whole => Rebuild::whole(down, job.grid(), len)?,
+            Arrived::Delta => Rebuild::delta(down, job.grid(), len)?,
+        };
+        Ok((values.take_message(file, rebuild)?, values))
+    }
+
+    fn evict(&self, newest: &Path) -> io::Result<()> {
         let mut others: Vec<(SystemTime, PathBuf)> = std::fs::read_dir(&self.dir)?
             .filter_map(|e| Some((e.as_ref().ok()?.metadata().ok()?.modified().ok()?, e.ok()?.path())))
-            .filter(|(_, path)| *path != keep)
+            .filter(|(_, path)| path != newest)
             .collect();
         others.sort();
         let surplus = others.len().saturating_sub(KEPT - 1);
@@ -165,7 +283,7 @@ mod tests {
         let mut partial = models.resume(model(bytes)).unwrap();
         let offset = partial.offset();
         partial.append(offset, &bytes[offset as usize..]).unwrap();
-        assert_eq!(models.finish(partial).unwrap(), Ok(()));
+        assert_eq!(models.finish(partial, Kept::Model).unwrap(), Ok(()));
     }
 
     #[test]
@@ -179,14 +297,14 @@ mod tests {
         assert!(matches!(partial.append(9, &[0; 100]), Err(PartialError::Gap { .. })));
         drop(partial);
         assert_eq!(models.resume(model(bytes)).unwrap().offset(), 9);
-        assert!(!models.holds(model(bytes)));
+        assert!(!models.holds(model(bytes), Kept::Model));
         fetch(&models, bytes);
-        assert!(models.holds(model(bytes)));
+        assert!(models.holds(model(bytes), Kept::Model));
 
         let other = b"another one, damaged on its way";
         let mut partial = models.resume(model(other)).unwrap();
         partial.append(0, &[7; 31]).unwrap();
-        assert_eq!(models.finish(partial).unwrap(), Err(Digest::of(&[7; 31])));
+        assert_eq!(models.finish(partial, Kept::Model).unwrap(), Err(Digest::of(&[7; 31])));
         assert_eq!(models.resume(model(other)).unwrap().offset(), 0);
     }
 
@@ -200,7 +318,7 @@ mod tests {
         fetch(&models, &bytes);
         assert_eq!(models.read(digest, &layout).unwrap(), [1.0, 2.0, 3.0]);
         *bytes.last_mut().unwrap() ^= 1;
-        std::fs::write(models.path(digest), &bytes).unwrap();
+        std::fs::write(models.path(digest, Kept::Model), &bytes).unwrap();
         assert!(matches!(models.read(digest, &layout), Err(ModelError::Altered(_))));
         assert!(matches!(models.read(digest, &layout), Err(ModelError::Disk(_))));
     }
@@ -211,7 +329,7 @@ mod tests {
         let models = Models::new(&ClientFolder::new(dir.path()));
         for i in 0..8u8 {
             fetch(&models, &[i; 10]);
-            assert!(models.holds(model(&[i; 10])));
+            assert!(models.holds(model(&[i; 10]), Kept::Model));
         }
         assert_eq!(std::fs::read_dir(dir.path().join("models")).unwrap().count(), KEPT);
     }

@@ -2,7 +2,7 @@
 
 use crate::backoff;
 use crate::connect::participation;
-use crate::models::{Models, Partial, PartialError};
+use crate::models::{Kept, ModelError, Models, Partial, PartialError};
 use std::path::Path;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _};
@@ -53,6 +53,8 @@ pub(crate) enum FetchError {
     Partial(#[from] PartialError),
     #[error("the model has digest {found}, {wanted} was offered")]
     WrongDigest { found: String, wanted: String },
+    #[error("what arrived does not lead to the model that was offered: {0}")]
+    Arrived(ModelError),
     #[error("the coordinator sent a piece of {0} bytes, at most {MAX_CHUNK_BYTES}")]
     LongChunk(usize),
     #[error("the model did not arrive: {0}")]
@@ -64,7 +66,7 @@ impl FetchError {
     pub(crate) fn failure(&self) -> Failure {
         match self {
             // Paths and states of this disk are nobody else's business.
-            Self::Disk(_) | Self::Partial(PartialError::Disk { .. }) => {
+            Self::Disk(_) | Self::Partial(PartialError::Disk { .. }) | Self::Arrived(ModelError::Disk(_)) => {
                 Failure::Final("the client cannot store the model: see the client's log".into())
             }
             other => Failure::Final(other.to_string()),
@@ -72,14 +74,15 @@ impl FetchError {
     }
 }
 
-/// Brings a model here; goes on where an earlier transfer ended.
+/// Brings a file here; goes on where an earlier transfer ended.
 pub(crate) async fn fetch(
     line: &mut Line,
     models: &Models,
     model: ModelRef,
+    kept: Kept,
     idle: Duration,
 ) -> Result<(), FetchError> {
-    if models.holds(model) {
+    if models.holds(model, kept) {
         return Ok(());
     }
     let (mut fruitless, mut wrong) = (0, false);
@@ -94,7 +97,7 @@ pub(crate) async fn fetch(
         match download(channel, &mut partial, model, idle).await {
             Ok(()) => {
                 let models = models.clone();
-                match blocking(move || models.finish(partial)).await? {
+                match blocking(move || models.finish(partial, kept)).await? {
                     Ok(()) => return Ok(()),
                     // Perhaps the first part was damaged on this disk: once more from the start.
                     Err(_) if before > 0 && !wrong => wrong = true,
@@ -273,7 +276,7 @@ fn refusal(e: ApiError) -> Failure {
     }
 }
 
-async fn blocking<T: Send + 'static>(
+pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
 ) -> std::io::Result<T> {
     tokio::task::spawn_blocking(work).await.map_err(std::io::Error::other)?

@@ -3,6 +3,7 @@
 //! What went wrong is logged here in full, for the data owner; the input holds only what may be told.
 
 use crate::answers::Answers;
+use crate::arrival;
 use crate::models::{ModelError, Models};
 use crate::outbox::Outbox;
 use crate::trainer_thread::TrainerThread;
@@ -13,7 +14,8 @@ use undertone_core::trainer::TrainerError;
 use undertone_privacy::noise::{NoRandomness, NoiseRng};
 use undertone_round::job::Job;
 use undertone_round::participant::{
-    Acceptance, Account, EncodeError, Failure, Input, ModelRef, Parcel, Policy, Sealed, absent, encode, told,
+    Acceptance, Account, EncodeError, Failure, Input, OfferedModel, Parcel, Policy, Sealed, absent, encode,
+    told,
 };
 
 /// What the steps work with.
@@ -62,9 +64,8 @@ pub(crate) async fn inspect(tools: Tools, key: AttemptKey, job: Arc<Job>) -> Inp
     Input::Inspected(key, report)
 }
 
-pub(crate) async fn fetch(mut tools: Tools, key: AttemptKey, model: ModelRef, job: Arc<Job>) -> Input {
-    let idle = job.spec().deadlines.transfer_idle.0;
-    match transfer::fetch(&mut tools.line, &tools.models, model, idle).await {
+pub(crate) async fn fetch(mut tools: Tools, key: AttemptKey, model: OfferedModel, job: Arc<Job>) -> Input {
+    match arrival::fetch(&mut tools.line, &tools.models, model, &job).await {
         Ok(()) => Input::ModelReady(key),
         Err(e) => {
             tracing::warn!(error = %e, "the model could not be fetched");
@@ -96,7 +97,7 @@ pub(crate) async fn train(tools: Tools, acceptance: Box<Acceptance>) -> Input {
     let outcome = tools.trainer.call(move |trainer| {
         Ok((|| -> Result<(Parcel, u64), TrainFailure> {
             let job = acceptance.job();
-            let weights = models.read(acceptance.model().digest, job.layout())?;
+            let weights = models.read_offered(acceptance.model(), job.layout())?;
             let raw = trainer.train(acceptance.task(), &weights)?;
             let steps = raw.steps;
             Ok((encode(job, acceptance.clip_norm(), raw, &mut NoiseRng::from_os()?)?, steps))

@@ -6,7 +6,7 @@ use crate::driver::{self, Handle, LAST_PAUSE, LoadedJob, record};
 use crate::identity::Authority;
 use crate::ledger::PopulationLedger;
 use crate::refusals::Refusals;
-use crate::release;
+use crate::release::{self, broadcast};
 use crate::sessions::Sessions;
 use crate::sweep::sweep;
 use std::collections::{BTreeMap, HashSet};
@@ -247,7 +247,9 @@ impl Coordinator {
         getrandom::fill(&mut suffix).map_err(|e| internal(&e))?;
         let suffix = u32::from_le_bytes(suffix) & 0xff_ffff;
         let id = JobId::new(format!("{}-{suffix:06x}", job.spec().name)).map_err(|e| internal(&e))?;
-        let state = JobState::new(model, unix_ms());
+        let mut state = JobState::new(model, unix_ms());
+        let broadcast = broadcast::initial(&job, &id, model, &self.shared.blobs).await;
+        state.carried.broadcast = broadcast.map_err(|e| internal(&e))?;
         let record = JobRecord {
             id: id.clone(),
             document: String::from_utf8(job.spec().to_document()).expect("JSON is UTF-8"),

@@ -14,12 +14,14 @@
 //! A disk that fails for a while costs time, not privacy: the release is made again from its beginning with the same noise,
 //! and comes to the same bytes.
 
+pub(crate) mod broadcast;
 mod gather;
 mod model;
 
 use crate::coordinator::Shared;
 use crate::driver::FIRST_PAUSE;
 use crate::spool::Spooled;
+use broadcast::Before;
 pub(crate) use model::initial_model;
 use model::{ModelReader, ModelWriter, Stopped};
 use std::collections::BTreeMap;
@@ -33,7 +35,7 @@ use undertone_privacy::adaptive_clip::ClipState;
 use undertone_privacy::ledger::LedgerEntry;
 use undertone_privacy::noise::AttemptNoise;
 use undertone_privacy::release::{self, Counted, Release, ReleaseError, release_robust};
-use undertone_round::coordinator::{Carried, ModelRef, Update};
+use undertone_round::coordinator::{Broadcast, Carried, ModelRef, Update};
 use undertone_round::job::Job;
 use undertone_store::{BlobError, Blobs, LocalBlob};
 
@@ -116,8 +118,8 @@ pub(crate) async fn release(
                 if pause != FIRST_PAUSE {
                     shared.note_fault(&entry.key.job, None);
                 }
-                let Made { clip, kept: [noise, optimizer, centre] } = made;
-                return Ok(Some((model, Carried { clip, noise, optimizer, centre })));
+                let Made { clip, kept: [noise, optimizer, centre], broadcast, .. } = made;
+                return Ok(Some((model, Carried { clip, noise, optimizer, centre, broadcast })));
             }
             Err(Trouble::Failed(impossible)) => {
                 made.forget(shared).await;
@@ -141,12 +143,14 @@ struct Made {
     clip: Option<ClipState>,
     /// Noise, server optimiser, centre.
     kept: [Option<ModelRef>; 3],
+    model: Option<ModelRef>,
+    broadcast: Option<Broadcast>,
 }
 
 impl Made {
     /// Deletes what no state will name.
     async fn forget(&self, shared: &Shared) {
-        for blob in self.kept.iter().flatten() {
+        for blob in self.kept.iter().flatten().chain(&self.model) {
             if let Err(e) = shared.blobs.delete(&blob.digest).await {
                 tracing::warn!(error = %e, "cannot delete the state of a release that nobody waits for; the next start will");
             }
@@ -165,7 +169,8 @@ async fn attempt(
 ) -> Result<ModelRef, Trouble> {
     let ready = Ready::find(job, entry, inputs, blobs).await?;
     let mut file = ModelWriter::begin(blobs).await.map_err(|e| unwritten("new model", &e))?;
-    let (of_job, entry, noise) = (Arc::clone(job), entry.clone(), Arc::clone(noise));
+    let (of_job, id) = (Arc::clone(job), entry.key.job.clone());
+    let (entry, noise) = (entry.clone(), Arc::clone(noise));
     let plain = ready.plain.clone();
     // Off the async threads: it is work for all cores.
     let poured = tokio::task::spawn_blocking(move || (ready.pour(&of_job, &entry, &noise, &mut file), file));
@@ -190,7 +195,11 @@ async fn attempt(
         let (digest, bytes) = blobs.put(bytes.into()).await.map_err(|e| unwritten(what, &e))?;
         *place = Some(ModelRef { digest, bytes });
     }
-    model::commit(file).await.map_err(|e| unwritten("new model", &e))
+    let model = model::commit(file).await.map_err(|e| unwritten("new model", &e))?;
+    made.model = Some(model);
+    let before = inputs.carried.broadcast.map(|broadcast| Before { model: inputs.model, broadcast });
+    made.broadcast = broadcast::make(job, &id, model, before, blobs).await?;
+    Ok(model)
 }
 
 fn stopped() -> Trouble {

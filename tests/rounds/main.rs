@@ -6,6 +6,7 @@ mod bad_updates;
 mod buffered;
 mod central_noise;
 mod cut_lines;
+mod downlink;
 mod enrolment;
 mod happy;
 mod measuring;

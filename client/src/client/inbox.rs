@@ -11,7 +11,9 @@ use undertone::{InvalidMessage, required};
 use undertone_core::digest::Digest;
 use undertone_core::id::{AttemptKey, ClientRole, JobId, Round};
 use undertone_round::job::Job;
-use undertone_round::participant::{Input, ModelRef, Offer, Refusal, UnreadableOffer, check_model_size};
+use undertone_round::participant::{
+    Input, ModelRef, Offer, OfferedDelta, OfferedModel, Refusal, UnreadableOffer, check_model_size,
+};
 
 /// Jobs whose documents are remembered.
 const MAX_JOBS: usize = 8;
@@ -81,7 +83,7 @@ impl Driver {
     }
 
     async fn offer(&mut self, offer: v1::Offer) -> Result<(), ClientError> {
-        let key = match attempt(offer.attempt) {
+        let key = match attempt(offer.attempt.clone()) {
             Ok(key) => key,
             Err(e) => {
                 // There is no attempt that an answer could be about.
@@ -90,7 +92,7 @@ impl Driver {
             }
         };
         let refusal = if self.config.role == ClientRole::Trainer {
-            match self.read_offer(&key, &offer.job_document, offer.model, offer.clip_norm).await {
+            match self.read_offer(&key, &offer).await {
                 Ok(offer) => return self.feed(Input::Offered(Box::new(offer))).await,
                 Err(problem) => problem,
             }
@@ -104,16 +106,10 @@ impl Driver {
         Ok(())
     }
 
-    async fn read_offer(
-        &mut self,
-        key: &AttemptKey,
-        document: &[u8],
-        model: Option<BlobRef>,
-        clip_norm: Option<f64>,
-    ) -> Result<Offer, String> {
-        let model = model_ref(model).map_err(|e| e.to_string())?;
-        let job = self.job(document).await.map_err(|e| e.to_string())?;
-        Offer::of_job(key.clone(), job, model, clip_norm).map_err(|e| e.to_string())
+    async fn read_offer(&mut self, key: &AttemptKey, offer: &v1::Offer) -> Result<Offer, String> {
+        let model = offered_model(offer).map_err(|e| e.to_string())?;
+        let job = self.job(&offer.job_document).await.map_err(|e| e.to_string())?;
+        Offer::of_job(key.clone(), job, model, offer.clip_norm).map_err(|e| e.to_string())
     }
 
     /// Reads a job document, once: resolving one searches for its noise, which takes a moment.
@@ -214,6 +210,18 @@ impl Driver {
 
 fn attempt(message: Option<v1::AttemptRef>) -> Result<AttemptKey, InvalidMessage> {
     AttemptKey::try_from(required(message, "attempt")?)
+}
+
+fn offered_model(offer: &v1::Offer) -> Result<OfferedModel, InvalidMessage> {
+    let delta = |delta: &v1::ModelDelta| {
+        let base = Digest::try_from(&delta.base[..])?;
+        Ok::<_, InvalidMessage>(OfferedDelta { base, file: model_ref(delta.file.clone())? })
+    };
+    Ok(OfferedModel {
+        whole: model_ref(offer.model.clone())?,
+        version: offer.version.as_ref().map(|version| Digest::try_from(&version[..])).transpose()?,
+        delta: offer.delta.as_ref().map(delta).transpose()?,
+    })
 }
 
 fn model_ref(message: Option<BlobRef>) -> Result<ModelRef, InvalidMessage> {

@@ -10,8 +10,11 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng as _;
 use std::hint::black_box;
 use std::time::Instant;
-use undertone_core::encoding::delta::{Apply, DeltaEncoding};
+use undertone_core::digest::Digest;
+use undertone_core::encoding::broadcast::{Broadcaster, Downlink, Pieces};
+use undertone_core::encoding::delta::DeltaEncoding;
 use undertone_core::encoding::domain::Domain;
+use undertone_core::encoding::rebuild::{Rebuild, Sink};
 use undertone_core::encoding::residual::Residual;
 use undertone_core::encoding::rounding::Rounding;
 use undertone_core::encoding::{Decoder, Encoder, Encoding, SparseValues, Units, Values};
@@ -116,23 +119,33 @@ fn main() {
         line(&format!("model, {encoding}"), encoded, decoded, bytes.len());
     }
     let deltas = [
-        ("exact", DeltaEncoding::Exact {}),
-        ("bf16", DeltaEncoding::Lossy { encoding: Encoding::Bf16 }),
-        ("blocks of 8 bits", DeltaEncoding::Lossy { encoding: Encoding::Block { bits: 8, block: 64 } }),
+        Downlink { models: None, deltas: Some(DeltaEncoding::Exact) },
+        Downlink { models: Some(Encoding::Bf16), deltas: Some(DeltaEncoding::Exact) },
+        Downlink {
+            models: None,
+            deltas: Some(DeltaEncoding::Lossy { encoding: Encoding::Block { bits: 8, block: 64 } }),
+        },
     ];
-    for (name, delta) in &deltas {
-        let make = |bytes: &mut Vec<u8>| {
-            bytes.clear();
-            let emit = &mut |piece: &[u8]| bytes.extend_from_slice(piece);
-            delta.encode(grid, model.clone(), black_box(&next), &rounding, emit).expect("finite");
-        };
-        let encoded = rate(|| make(&mut bytes));
-        let applied = rate(|| {
-            let mut apply = Apply::new(delta, grid, model.clone()).expect("valid");
-            apply.push(black_box(&bytes)).expect("well formed");
-            black_box(apply.finish().expect("the same bits"));
+    let (owner, seed) = (Digest::of(b"job"), Digest::of(b"model"));
+    for down in deltas {
+        let base = version(down, grid, &model);
+        let mut out = Pieces::default();
+        let encoded = rate(|| {
+            out.whole.clear();
+            out.delta.clear();
+            let made = Broadcaster::new(down, grid, VALUES, owner, seed, true, &mut out);
+            let mut made = made.expect("valid");
+            made.push(black_box(&next), &base, &mut out).expect("finite");
+            black_box(made.finish().expect("whole"));
         });
-        line(&format!("delta with its digests, {name}"), encoded, applied, bytes.len());
+        let applied = rate(|| {
+            let mut rebuild = Rebuild::delta(down, grid, VALUES).expect("valid");
+            rebuild.push(black_box(&out.delta), &mut Base(&base)).expect("well formed");
+            black_box(rebuild.finish().expect("whole"));
+        });
+        let models = down.models.map_or("f32".into(), |m| m.to_string());
+        let name = format!("version and its delta, {models}, {}", down.deltas.expect("it has"));
+        line(&name, encoded, applied, out.delta.len());
     }
 
     // What the search for a rounding within the bound costs on top, for an update as long as its bound.
@@ -146,5 +159,37 @@ fn main() {
             "search within the norm bound, {bits} bits      {searched:6.2} GB/s, shrunk by {:.5}",
             found.shrink()
         );
+    }
+}
+
+/// What clients hold of a model.
+fn version(down: Downlink, grid: Grid, model: &[f32]) -> Vec<f32> {
+    match down.models {
+        Some(encoding) => {
+            let mut bytes = Vec::new();
+            let rounding = Rounding::of(Digest::of(b"model"));
+            encode(&encoding, Values::new(grid), model, &rounding, &mut bytes);
+            let mut out = vec![0f32; VALUES];
+            decode(&encoding, Values::new(grid), &bytes, &mut out);
+            out
+        }
+        None => model.to_vec(),
+    }
+}
+
+/// A base in memory, and nowhere to put the version.
+struct Base<'a>(&'a [f32]);
+
+impl Sink for Base<'_> {
+    fn base(&mut self, run: &mut [f32]) -> std::io::Result<()> {
+        let (own, rest) = self.0.split_at(run.len());
+        run.copy_from_slice(own);
+        self.0 = rest;
+        Ok(())
+    }
+
+    fn version(&mut self, run: &[f32]) -> std::io::Result<()> {
+        black_box(run);
+        Ok(())
     }
 }

@@ -11,7 +11,9 @@ use undertone_core::cohort::Cohort;
 use undertone_core::config::{ConfigError, parse_toml, with_suggestion};
 use undertone_core::digest::Digest;
 use undertone_core::duration::Span;
+use undertone_core::encoding::broadcast::Downlink;
 use undertone_core::encoding::composition::{Combination, Promise, Surroundings};
+use undertone_core::encoding::delta::{self, DeltaEncoding};
 use undertone_core::encoding::{EncodedLen, Encoding};
 use undertone_core::fixed::Grid;
 use undertone_core::id::JobId;
@@ -52,7 +54,7 @@ pub struct JobSpec {
     /// How updates become a new model.
     #[serde(default)]
     pub aggregation: Aggregation,
-    /// How updates travel.
+    /// How updates and models travel.
     #[serde(default, skip_serializing_if = "Transport::is_default")]
     pub transport: Transport,
     /// What is promised to whom.
@@ -93,15 +95,27 @@ fn is_mean(rule: &Rule) -> bool {
     *rule == Rule::default()
 }
 
-/// How updates travel: in fewer bytes, at the price of precision.
+/// How updates and models travel: in fewer bytes, at the price of precision.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Transport {
     /// How a client's update is encoded. Whatever it is, the coordinator sums integers on the job's grid.
     pub updates: Encoding,
+    /// How the model that clients train from is encoded; `None`: it is sent as the file that it is. Whatever it is, the
+    /// coordinator's own model keeps all its bits.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub models: Option<Encoding>,
+    /// How a client that has the model of the round before is brought to this round's; `None`: it is sent the whole one.
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "delta::read")]
+    pub deltas: Option<DeltaEncoding>,
 }
 
 impl Transport {
+    /// How models travel down.
+    pub fn down(&self) -> Downlink {
+        Downlink { models: self.models, deltas: self.deltas }
+    }
+
     fn is_default(&self) -> bool {
         *self == Self::default()
     }
@@ -432,6 +446,9 @@ impl JobSpec {
         let with = Surroundings { promise, secure_aggregation: false, combination };
         if let Err(reasons) = encoding.composes_with(&with) {
             return bad(reasons.join("; "));
+        }
+        if let Err(problem) = self.transport.down().validate() {
+            return bad(problem);
         }
         let most = self
             .privacy

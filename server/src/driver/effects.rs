@@ -12,14 +12,20 @@ use undertone_round::coordinator::{Effect, Input};
 impl Driver {
     pub(super) async fn carry_out(&self, effect: Effect) {
         match effect {
-            Effect::Offer { client, key, model, clip_norm, deadline_ms } => {
+            Effect::Offer { client, key, model, broadcast, clip_norm, deadline_ms } => {
+                let whole = broadcast.and_then(|b| b.whole).unwrap_or(model);
                 let seconds_left = deadline_ms.saturating_sub(unix_ms()) / 1000;
                 let offer = v1::Offer {
                     attempt: Some((&key).into()),
                     job_document: self.document.clone(),
-                    model: Some(v1::BlobRef::new(model.digest, model.bytes)),
+                    model: Some(v1::BlobRef::new(whole.digest, whole.bytes)),
                     seconds_left,
                     clip_norm,
+                    version: broadcast.map(|b| b.version.as_bytes().to_vec().into()),
+                    delta: broadcast.and_then(|b| b.delta).map(|delta| v1::ModelDelta {
+                        base: delta.base.as_bytes().to_vec().into(),
+                        file: Some(v1::BlobRef::new(delta.blob.digest, delta.blob.bytes)),
+                    }),
                 };
                 self.shared.sessions.send(&client, Kind::Offer(offer));
             }

@@ -3,7 +3,8 @@
 //! [`Deployment`] starts a coordinator with its CA on a free port in this process, and clients with the trainers
 //! that you give (or the [same one for data in memory](Deployment::trainers)); everything goes over mutual TLS on
 //! loopback, as in production. Faults are yours to make: drop a [`RunningClient`], [restart](Deployment::restart) the
-//! coordinator, fail its disk with [`FaultyStorage`], or speak the wire yourself with [`RawClient`]. [`Processes`] does the same with the real binaries.
+//! coordinator, fail its disk with [`FaultyStorage`], count and cut what passes with a [`Wire`], or speak yourself with
+//! [`RawClient`]. [`Processes`] does the same with the real binaries.
 //!
 //! ```no_run
 //! use undertone_harness::{Deployment, FnTrainer};
@@ -27,6 +28,7 @@ mod operator;
 mod processes;
 mod raw;
 mod trainers;
+mod wire;
 
 pub use deployment::{Deployment, RunningClient};
 pub use faults::FaultyStorage;
@@ -34,6 +36,7 @@ pub use operator::{Events, Operator};
 pub use processes::{Process, Processes, binary};
 pub use raw::RawClient;
 pub use trainers::FnTrainer;
+pub use wire::Wire;
 
 /// How long a test waits for something that must happen.
 pub const PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);

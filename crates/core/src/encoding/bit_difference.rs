@@ -1,8 +1,9 @@
-//! By how many representable numbers each f32 moved: a difference of models without loss.
+//! By how many representable numbers each value moved: a difference of models without loss.
 //!
 //! The bit patterns of f32 are numbered in the order of their values, negative ones below zero; the difference of two
 //! numbers (modulo 2^32, so that any bits may follow any others, NaN included) is small where the values are near each
-//! other. Differences 0, -1, 1, -2, … are coded as 0, 1, 2, 3, ….
+//! other. Differences 0, -1, 1, -2, … are coded as 0, 1, 2, 3, …. Of values that are bf16 the upper halves are numbered:
+//! a weight moves by less than one of those steps in most rounds.
 //!
 //! A block of [`BLOCK`] values is a width w in one byte, then w bits for each code, packed, then what did not fit: a code
 //! of w ones stands for the next u32 behind the packed codes. (No width fits all: a value that crosses zero jumps over
@@ -10,22 +11,32 @@
 //! moved.
 
 use super::bits::{pack, packed_len, unpack};
-use super::delta::{DeltaError, fill};
+use super::codec::RUN;
 
-/// Values that share a width.
+/// Values that share a width; a run holds whole blocks.
 const BLOCK: usize = 128;
+const _: () = assert!(RUN.is_multiple_of(BLOCK));
+
+/// Which numbers are counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Steps {
+    /// All f32.
+    F32,
+    /// Those whose lower half is zero.
+    Bf16,
+}
 
 /// No difference of `values` values is longer: a width for each block, and all bits.
 pub(super) fn largest_len(values: usize) -> u64 {
     (values.div_ceil(BLOCK) + 4 * values) as u64
 }
 
-/// Emits the difference, block by block.
-pub(super) fn encode(old: &[f32], new: &[f32], emit: &mut impl FnMut(&[u8])) {
-    let (mut codes, mut bytes, mut rest) = (Vec::new(), Vec::new(), Vec::new());
+/// Appends the difference of a run, block by block. All runs but the last are whole blocks.
+pub(super) fn encode_run(steps: Steps, old: &[f32], new: &[f32], out: &mut Vec<u8>) {
+    let (mut codes, mut rest) = (Vec::with_capacity(BLOCK), Vec::new());
     for (old, new) in old.chunks(BLOCK).zip(new.chunks(BLOCK)) {
         codes.clear();
-        codes.extend(old.iter().zip(new).map(|(old, new)| code(*old, *new)));
+        codes.extend(old.iter().zip(new).map(|(old, new)| steps.code(*old, *new)));
         let width = best_width(&codes);
         rest.clear();
         if (1..32).contains(&width) {
@@ -35,39 +46,51 @@ pub(super) fn encode(old: &[f32], new: &[f32], emit: &mut impl FnMut(&[u8])) {
                 *code = escape;
             }
         }
-        bytes.clear();
-        bytes.push(width);
+        out.push(width);
         if width > 0 {
-            pack(width, &codes, &mut bytes);
+            pack(width, &codes, out);
         }
-        bytes.extend_from_slice(&rest);
-        emit(&bytes);
+        out.extend_from_slice(&rest);
+    }
+}
+
+impl Steps {
+    fn dropped_bits(self) -> u32 {
+        match self {
+            Self::F32 => 0,
+            Self::Bf16 => 16,
+        }
+    }
+
+    /// The value's place in the order of values.
+    fn place(self, value: f32) -> u32 {
+        let bits = value.to_bits();
+        (if bits >> 31 == 1 { !bits } else { bits | 1 << 31 }) >> self.dropped_bits()
+    }
+
+    fn value(self, place: u32) -> f32 {
+        // The bits that were dropped are those of a zero, whose complement is ones.
+        let positive = place >> (31 - self.dropped_bits()) == 1;
+        let upper = place << self.dropped_bits();
+        let ones = (1 << self.dropped_bits()) - 1;
+        f32::from_bits(if positive { upper & !(1 << 31) } else { !(upper | ones) })
+    }
+
+    fn code(self, old: f32, new: f32) -> u32 {
+        let moved = self.place(new).wrapping_sub(self.place(old)) as i32;
+        (moved << 1 ^ moved >> 31) as u32
+    }
+
+    /// The value after a move.
+    pub(super) fn moved(self, old: f32, code: u32) -> f32 {
+        let by = code >> 1 ^ (code & 1).wrapping_neg();
+        self.value(self.place(old).wrapping_add(by))
     }
 }
 
 /// The code of a width that stands for a longer one.
 fn escape(width: u8) -> u32 {
     u32::MAX >> (32 - width)
-}
-
-/// The bits of an f32 as its place in the order of values.
-fn place(value: f32) -> u32 {
-    let bits = value.to_bits();
-    if bits >> 31 == 1 { !bits } else { bits | 1 << 31 }
-}
-
-fn value(place: u32) -> f32 {
-    f32::from_bits(if place >> 31 == 1 { place & !(1 << 31) } else { !place })
-}
-
-fn code(old: f32, new: f32) -> u32 {
-    let moved = place(new).wrapping_sub(place(old)) as i32;
-    (moved << 1 ^ moved >> 31) as u32
-}
-
-fn moved(old: f32, code: u32) -> f32 {
-    let by = code >> 1 ^ (code & 1).wrapping_neg();
-    value(place(old).wrapping_add(by))
 }
 
 /// The width with the fewest bytes.
@@ -92,7 +115,7 @@ fn best_width(codes: &[u32]) -> u8 {
     best
 }
 
-/// Applies a difference that arrives in pieces.
+/// Reads a difference that arrives in pieces, cut anywhere.
 pub(super) struct BitDifference {
     len: usize,
     done: usize,
@@ -114,12 +137,12 @@ impl BitDifference {
         Self { len, done: 0, awaits: Awaits::Width, carry: Vec::new(), codes: Vec::new() }
     }
 
-    /// Moves the values that the bytes tell of; gives back the bytes after the last value.
-    pub(super) fn apply<'a>(
+    /// Gives the sink the moves of the next values, in order. The error says what is wrong with the bytes.
+    pub(super) fn push(
         &mut self,
-        values: &mut [f32],
-        mut bytes: &'a [u8],
-    ) -> Result<&'a [u8], DeltaError> {
+        mut bytes: &[u8],
+        sink: &mut impl FnMut(&[u32]),
+    ) -> Result<(), &'static str> {
         while self.done < self.len && !bytes.is_empty() {
             let block = BLOCK.min(self.len - self.done);
             let wanted = match self.awaits {
@@ -127,30 +150,41 @@ impl BitDifference {
                 Awaits::Codes { width } => packed_len(width, block),
                 Awaits::Rest { count, .. } => 4 * count,
             };
-            bytes = fill(&mut self.carry, wanted, bytes);
+            let (own, rest) = bytes.split_at(bytes.len().min(wanted - self.carry.len()));
+            self.carry.extend_from_slice(own);
+            bytes = rest;
             if self.carry.len() == wanted {
-                self.step(values, block)?;
+                self.step(block, sink)?;
                 self.carry.clear();
             }
         }
-        Ok(bytes)
+        if bytes.is_empty() { Ok(()) } else { Err("it goes on after its last value") }
     }
 
-    fn step(&mut self, values: &mut [f32], block: usize) -> Result<(), DeltaError> {
+    /// Whether all values have had their move.
+    pub(super) fn is_whole(&self) -> bool {
+        self.done == self.len
+    }
+
+    fn step(&mut self, block: usize, sink: &mut impl FnMut(&[u32])) -> Result<(), &'static str> {
         match self.awaits {
             Awaits::Width => match self.carry[0] {
-                0 => self.done += block,
+                0 => {
+                    self.codes.clear();
+                    self.codes.resize(block, 0);
+                    self.end_block(sink);
+                }
                 width @ 1..=32 => self.awaits = Awaits::Codes { width },
-                _ => return Err(DeltaError::Malformed("a block has a width beyond 32 bits")),
+                _ => return Err("a block has a width beyond 32 bits"),
             },
             Awaits::Codes { width } => {
                 self.codes.resize(block, 0);
                 if !unpack(width, &self.carry, &mut self.codes) {
-                    return Err(DeltaError::Malformed("there are bits after the last value of a block"));
+                    return Err("there are bits after the last value of a block");
                 }
                 let longer = |code: &&u32| width < 32 && **code == escape(width);
                 match self.codes.iter().filter(longer).count() {
-                    0 => self.move_block(values, block),
+                    0 => self.end_block(sink),
                     count => self.awaits = Awaits::Rest { width, count },
                 }
             }
@@ -159,17 +193,15 @@ impl BitDifference {
                 for code in self.codes.iter_mut().filter(|code| **code == escape(width)) {
                     *code = u32::from_le_bytes(*rest.next().expect("counted before"));
                 }
-                self.move_block(values, block);
+                self.end_block(sink);
             }
         }
         Ok(())
     }
 
-    fn move_block(&mut self, values: &mut [f32], block: usize) {
-        for (value, &code) in values[self.done..self.done + block].iter_mut().zip(&self.codes) {
-            *value = moved(*value, code);
-        }
-        self.done += block;
+    fn end_block(&mut self, sink: &mut impl FnMut(&[u32])) {
+        sink(&self.codes);
+        self.done += self.codes.len();
         self.awaits = Awaits::Width;
     }
 }

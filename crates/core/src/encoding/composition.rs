@@ -104,6 +104,10 @@ impl Encoding {
                 "top-k does not carry models: all weights but a few would arrive as zero; use bf16, fixed, block or \
                  deltas",
             ),
+            Self::Fixed32 => Err(
+                "fixed32 does not carry models: its range is that of updates, and it takes as many bytes as f32; use f32, \
+                 bf16, fixed or block",
+            ),
             _ => Ok(()),
         }
     }

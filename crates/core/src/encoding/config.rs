@@ -27,6 +27,21 @@ enum Kind {
     Fixed,
     TopK,
     Block,
+    /// Of differences only.
+    Exact,
+}
+
+impl RawEncoding {
+    /// A difference without loss.
+    pub(super) fn exact() -> Self {
+        Self { kind: Kind::Exact, bits: None, fraction: None, values: None, block: None }
+    }
+
+    /// Whether it is [`RawEncoding::exact`], without keys that it does not have.
+    pub(super) fn is_exact(&self) -> bool {
+        let no_key = self.bits.is_none() && self.fraction.is_none();
+        self.kind == Kind::Exact && no_key && self.values.is_none() && self.block.is_none()
+    }
 }
 
 impl Kind {
@@ -39,6 +54,7 @@ impl Kind {
             Self::Fixed => ("fixed", &["bits"]),
             Self::TopK => ("top-k", &["fraction", "values"]),
             Self::Block => ("block", &["bits", "block"]),
+            Self::Exact => ("exact", &[]),
         }
     }
 }
@@ -70,6 +86,7 @@ impl TryFrom<RawEncoding> for Encoding {
                 values: raw.values.unwrap_or(SparseValues::Bf16),
             },
             Kind::Block => Self::Block { bits: raw.bits.unwrap_or(8), block: raw.block.unwrap_or(64) },
+            Kind::Exact => return Err("exact is a kind of deltas: of a whole vector, take f32".into()),
         };
         encoding.validate()?;
         Ok(encoding)

@@ -13,8 +13,8 @@
 //! depend on the order, and a model arrives as f32 ([`Values`]). Decoding is integer arithmetic and correctly rounded
 //! f64 arithmetic only: the same bits on every machine. [`encoder`] and [`decoder`] work on streams that may be cut
 //! anywhere and hold one block; [`rounding`] keeps an update within its norm bound through a rounding that may lengthen
-//! it; [`delta`] brings a client from one version of a model to the next; [`composition`] says what does not go
-//! together.
+//! it; [`broadcast`] makes what a model is sent as, whole and as the difference from the one before ([`delta`]), and
+//! [`rebuild`] makes the model of it again; [`composition`] says what does not go together.
 //!
 //! Messages carry no header: the job names the encoding, the model's layout the number of values, and the transfer the
 //! digest.
@@ -22,6 +22,7 @@
 mod bit_difference;
 mod bits;
 pub mod block;
+pub mod broadcast;
 mod codec;
 pub mod composition;
 mod config;
@@ -32,6 +33,7 @@ pub mod encoder;
 mod error;
 pub mod fixed_point;
 mod plain;
+pub mod rebuild;
 pub mod residual;
 pub mod rounding;
 mod sparse;

@@ -18,6 +18,7 @@
 use super::codec::{Codec, Codes, RUN, Unencodable};
 use super::domain::{Domain, Units};
 use super::{Direction, EncodeError, Encoding};
+use crate::digest::Digest;
 use crate::fixed::Grid;
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
@@ -43,6 +44,11 @@ impl Rounding {
     /// without a norm bound.
     pub fn draw(rng: &mut impl Rng) -> Self {
         Self::drawn(rng, 1.0)
+    }
+
+    /// The coins that everybody can draw who knows what they are for: the same thing is rounded the same way each time.
+    pub fn of(what: Digest) -> Self {
+        Self { mode: Mode::Encodings(*what.as_bytes()), shrink: 1.0 }
     }
 
     /// Each magnitude down to the next that can be said: biased, and never longer.

@@ -89,6 +89,7 @@ impl Buffering {
             round: self.round,
             attempt: self.attempt,
             model: step.next.model,
+            broadcast: step.next.carried.broadcast,
             deadline_ms: ctx.now_ms + ctx.job.spec().deadlines.round.0.as_millis() as u64,
             away_since_ms: None,
         };

@@ -268,6 +268,7 @@ impl Collecting {
                 client: client.clone(),
                 key: key(ctx.id, self.round, self.attempt),
                 model: state.model,
+                broadcast: state.carried.broadcast,
                 clip_norm: state.clip_norm(ctx.job),
                 deadline_ms: self.deadline_ms,
             });

@@ -21,6 +21,7 @@
 //! entries and events in one compare-and-swap transaction *before* it carries out an effect; it feeds inputs one
 //! at a time; and after a restart it feeds [`Input::Recovered`] first.
 
+mod broadcast;
 mod buffering;
 mod closing;
 mod collecting;
@@ -31,6 +32,7 @@ mod pool;
 mod publishing;
 mod releasing;
 
+pub use broadcast::{Broadcast, Delta};
 pub use buffering::Buffering;
 pub use closing::Closing;
 pub use collecting::{Collecting, Member, Standing};
@@ -80,12 +82,16 @@ pub struct Carried {
     /// Where the centre of a rule that has one lies.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub centre: Option<BlobRef>,
+    /// What clients are sent the newest model as, where it is not its file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub broadcast: Option<Broadcast>,
 }
 
 impl Carried {
     /// The blobs that it names.
     pub fn blobs(&self) -> impl Iterator<Item = Digest> {
-        [self.noise, self.optimizer, self.centre].into_iter().flatten().map(|blob| blob.digest)
+        let states = [self.noise, self.optimizer, self.centre].into_iter().flatten().map(|blob| blob.digest);
+        states.chain(self.broadcast.into_iter().flat_map(|broadcast| broadcast.blobs().collect::<Vec<_>>()))
     }
 
     fn is_nothing(&self) -> bool {
@@ -197,6 +203,7 @@ pub enum Phase {
 
 /// What may happen to a job.
 #[derive(Debug, Clone, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "few are alive at a time, and most that come are answers")]
 pub enum Input {
     /// The coordinator (or this job's driver) restarted: nothing that was under way goes on, and what was told to
     /// anybody may be lost.
@@ -344,6 +351,8 @@ pub enum Effect {
         key: AttemptKey,
         /// From which model.
         model: ModelRef,
+        /// What it is sent as, where that is not its file.
+        broadcast: Option<Broadcast>,
         /// To which norm updates are clipped, where it moves.
         clip_norm: Option<f64>,
         /// Until when.
@@ -482,12 +491,15 @@ impl JobState {
         let mut models = self.measuring.models(client);
         if let Phase::Collecting(p) = &self.phase
             && p.members.get(client).is_some_and(|m| !matches!(m.standing, Standing::Out(_)))
-            && self.model.digest == *digest
+            && let Some(file) = broadcast::sent(self.model, self.carried.broadcast)
+                .into_iter()
+                .flatten()
+                .find(|file| file.digest == *digest)
         {
-            return Some(self.model.bytes);
+            return Some(file.bytes);
         }
-        if let Some(model) = self.pool.model(client).filter(|m| m.digest == *digest) {
-            return Some(model.bytes);
+        if let Some(file) = self.pool.files(client).find(|file| file.digest == *digest) {
+            return Some(file.bytes);
         }
         models.find(|m| m.digest == *digest).map(|m| m.bytes)
     }
@@ -497,6 +509,7 @@ impl JobState {
         let mut blobs = vec![self.model.digest];
         blobs.extend(self.measuring.all_models().map(|m| m.digest));
         blobs.extend(self.carried.blobs());
+        blobs.extend(self.pool.broadcasts().flat_map(|b| b.blobs().collect::<Vec<_>>()));
         blobs.extend(self.pool.at_work.values().map(|work| work.model.digest));
         blobs.extend(self.pool.waiting.iter().map(|u| u.blob));
         match &self.phase {

@@ -188,6 +188,7 @@ impl Offering {
                 client: client.clone(),
                 key: key.clone(),
                 model: state.model,
+                broadcast: state.carried.broadcast,
                 clip_norm: state.clip_norm(ctx.job),
                 deadline_ms,
             })

@@ -5,10 +5,14 @@
 //! first in, first out, so that round is known when the update is accepted, and with it the staleness, which is the number of
 //! that round less the one in which the client was asked. Nobody is at work whose update would come too late for its bound.
 
-use super::{Context, Effect, Input, JobState, ModelRef, Origin, Phase, Refusal, Step, Update, key};
+use super::broadcast::sent;
+use super::{
+    BlobRef, Broadcast, Context, Effect, Input, JobState, ModelRef, Origin, Phase, Refusal, Step, Update, key,
+};
 use crate::event::JobEvent;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
+use undertone_core::digest::Digest;
 use undertone_core::id::{Attempt, AttemptKey, ClientId, JobId, Round};
 
 /// Clients at work, and updates that wait to count.
@@ -36,6 +40,9 @@ pub struct AtWork {
     pub attempt: Attempt,
     /// The model that it began from.
     pub model: ModelRef,
+    /// What that was sent as, where it is not its file: kept as long as somebody works from it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub broadcast: Option<Broadcast>,
     /// Its own deadline.
     pub deadline_ms: u64,
     /// Since when its session is broken.
@@ -71,9 +78,14 @@ impl Pool {
         }
     }
 
-    /// The model that a client at work needs.
-    pub(super) fn model(&self, client: &ClientId) -> Option<ModelRef> {
-        self.at_work.get(client).map(|work| work.model)
+    /// What a client at work needs: the model that it began from, or what that was sent as.
+    pub(super) fn files(&self, client: &ClientId) -> impl Iterator<Item = BlobRef> {
+        self.at_work.get(client).into_iter().flat_map(|work| sent(work.model, work.broadcast)).flatten()
+    }
+
+    /// What somebody at work may still fetch.
+    pub(super) fn broadcasts(&self) -> impl Iterator<Item = Broadcast> {
+        self.at_work.values().filter_map(|work| work.broadcast)
     }
 
     /// Whether `client` works for `about`: asking it again is a repetition.
@@ -143,6 +155,7 @@ impl AtWork {
             client: client.clone(),
             key: key(id, self.round, self.attempt),
             model: self.model,
+            broadcast: self.broadcast,
             clip_norm: None,
             deadline_ms: self.deadline_ms,
         }
@@ -355,6 +368,13 @@ pub(super) fn tidy(before: &JobState, step: &mut Step, ctx: &Context<'_>) {
     let held = before.held().map(|u| u.blob).chain(step.accepted.iter().map(|(_, u)| u.blob));
     let gone: BTreeSet<_> = held.filter(|blob| !kept.contains(blob)).collect();
     step.effects.extend(gone.into_iter().map(|blob| Effect::Discard { blob }));
+    // Versions that nobody works from any more.
+    let blobs = |broadcasts: &mut dyn Iterator<Item = Broadcast>| -> BTreeSet<Digest> {
+        broadcasts.flat_map(|b| b.blobs().collect::<Vec<_>>()).collect()
+    };
+    let was = blobs(&mut before.pool.broadcasts());
+    let is = blobs(&mut step.next.pool.broadcasts().chain(step.next.carried.broadcast));
+    step.effects.extend(was.difference(&is).map(|&blob| Effect::Discard { blob }));
     // An attempt is forgotten as a whole, once nobody can speak of it any more.
     let open = step.next.open_attempts();
     let mut closed = before.open_attempts();

@@ -80,8 +80,9 @@ impl Releasing {
         }
         // In the step that commits: noise goes on from a release exactly if there is one.
         let before = std::mem::replace(&mut step.next.carried, carried);
-        // Equal bytes are one blob: a state that did not change stays.
-        let kept: Vec<_> = carried.blobs().collect();
+        // Equal bytes are one blob: a state that did not change stays. So does a version that somebody works from.
+        let at_work = step.next.pool.broadcasts().flat_map(|b| b.blobs().collect::<Vec<_>>());
+        let kept: Vec<_> = carried.blobs().chain(at_work).collect();
         let old = before.blobs().filter(|blob| !kept.contains(blob));
         step.effects.extend(old.map(|blob| Effect::Discard { blob }));
         step.next.phase = Phase::Publishing(Publishing {

@@ -4,7 +4,7 @@
 //! [`consider`] then adds what the check of the data found. Only it can make an [`Acceptance`], and nothing is
 //! trained without one.
 
-use super::{Account, ModelRef, Offer};
+use super::{Account, Offer, OfferedModel};
 use crate::job::{Job, Weights};
 use serde::Serialize;
 use std::sync::Arc;
@@ -85,7 +85,7 @@ pub struct Refusal {
 pub struct Acceptance {
     key: AttemptKey,
     job: Arc<Job>,
-    model: ModelRef,
+    model: OfferedModel,
     clip_norm: Option<f64>,
     task: TrainTask,
     weight: u32,
@@ -148,7 +148,7 @@ impl Acceptance {
     }
 
     /// The model to start from.
-    pub fn model(&self) -> ModelRef {
+    pub fn model(&self) -> OfferedModel {
         self.model
     }
 

@@ -1,6 +1,8 @@
 //! Each transition of the participant, one at a time.
 
-use super::sample::{CLIENT, LOCAL, NONE, RECORD, fit, job, job_limited, job_with, key, offer, unfit};
+use super::sample::{
+    CLIENT, LOCAL, NONE, RECORD, fit, job, job_limited, job_sent, job_with, key, offer, unfit,
+};
 use super::*;
 use crate::job::Job;
 use std::sync::Arc;
@@ -429,6 +431,30 @@ fn offers_that_make_no_sense_are_not_read() {
     assert!(matches!(Offer::read(key("j", 1, 1), b"{}", model, None), Err(UnreadableOffer::Job(_))));
     let read = Offer::read(key("j", 1, 1), &job.spec().to_document(), model, None).unwrap();
     assert_eq!(read.job().digest(), job.digest());
+}
+
+#[test]
+fn a_model_comes_as_the_job_says_or_not_at_all() {
+    let digest = Digest::of(b"m");
+    let file = |bytes| ModelRef { digest, bytes };
+    let plain = job(NONE);
+    let sent = job_sent("models = { kind = \"bf16\" }\ndeltas = true");
+    let values = sent.layout().len() as u64;
+    let delta = |bytes| Some(OfferedDelta { base: digest, file: file(bytes) });
+    let of = |job: &Arc<Job>, model: OfferedModel| Offer::of_job(key("j", 1, 1), job.clone(), model, None);
+    let good = OfferedModel { whole: file(40 + 2 * values), version: Some(digest), delta: None };
+    assert_eq!(of(&sent, good).unwrap().model(), good);
+    assert!(of(&sent, OfferedModel { delta: delta(40 + values), ..good }).is_ok());
+    for (job, bad) in [
+        (&sent, OfferedModel { version: None, ..good }),
+        (&sent, OfferedModel { whole: file(40 + 2 * values + 1), ..good }),
+        (&sent, OfferedModel { delta: delta(1 << 40), ..good }),
+        (&plain, OfferedModel { whole: file(plain.update_bytes() + 100), ..good }),
+        (&plain, OfferedModel { version: None, delta: delta(41), whole: file(plain.update_bytes() + 100) }),
+    ] {
+        let e = of(job, bad).unwrap_err();
+        assert!(matches!(e, UnreadableOffer::Transport(_)), "{bad:?}: {e}");
+    }
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! What goes into the machine and what comes out.
 
-use super::{Acceptance, Account, Decision, ModelRef, Offer, Parcel, Refusal, Sealed};
+use super::{Acceptance, Account, Decision, Offer, OfferedModel, Parcel, Refusal, Sealed};
 use crate::job::Job;
 use std::sync::Arc;
 use undertone_core::id::AttemptKey;
@@ -66,7 +66,7 @@ pub enum Effect {
     /// Check the data against the job's contract; answer [`Input::Inspected`].
     Inspect(AttemptKey, Arc<Job>),
     /// Bring the model here; answer [`Input::ModelReady`] or [`Input::Failed`].
-    Fetch(AttemptKey, ModelRef, Arc<Job>),
+    Fetch(AttemptKey, OfferedModel, Arc<Job>),
     /// Train; answer [`Input::Trained`] or [`Input::Failed`].
     Train(Box<Acceptance>),
     /// Stop what is done for the attempt; its result will be ignored.

@@ -15,12 +15,45 @@ pub struct ModelRef {
     pub bytes: u64,
 }
 
+/// What an offer's model is fetched as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OfferedModel {
+    /// The whole: the model's file, or its version as the job encodes it.
+    pub whole: ModelRef,
+    /// The name of the version that the client trains from, whichever way it comes; `None`: the file is the model.
+    pub version: Option<Digest>,
+    /// The difference from another version.
+    pub delta: Option<OfferedDelta>,
+}
+
+/// A difference from a version that the client may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OfferedDelta {
+    /// The name of that version.
+    pub base: Digest,
+    /// The difference.
+    pub file: ModelRef,
+}
+
+impl From<ModelRef> for OfferedModel {
+    fn from(whole: ModelRef) -> Self {
+        Self { whole, version: None, delta: None }
+    }
+}
+
+impl OfferedModel {
+    /// What the model is known by: its version, or its file.
+    pub fn digest(&self) -> Digest {
+        self.version.unwrap_or(self.whole.digest)
+    }
+}
+
 /// An offer whose job document holds together. Everything the client decides on comes from the document.
 #[derive(Debug, Clone)]
 pub struct Offer {
     key: AttemptKey,
     job: Arc<Job>,
-    model: ModelRef,
+    model: OfferedModel,
     clip_norm: Option<f64>,
 }
 
@@ -44,6 +77,9 @@ pub enum UnreadableOffer {
         /// The norm.
         offered: Option<f64>,
     },
+    /// A model that does not come as the job says.
+    #[error("the offered model does not come as the job's [transport] says: {0}")]
+    Transport(&'static str),
     /// A model file that cannot be this job's model.
     #[error("a model file of {bytes} bytes cannot hold this job's {values} values")]
     ModelSize {
@@ -65,7 +101,7 @@ impl Offer {
     pub fn read(
         key: AttemptKey,
         document: &[u8],
-        model: ModelRef,
+        model: impl Into<OfferedModel>,
         clip_norm: Option<f64>,
     ) -> Result<Self, UnreadableOffer> {
         Self::of_job(key, Arc::new(Job::from_document(document)?), model, clip_norm)
@@ -78,13 +114,14 @@ impl Offer {
     pub fn of_job(
         key: AttemptKey,
         job: Arc<Job>,
-        model: ModelRef,
+        model: impl Into<OfferedModel>,
         clip_norm: Option<f64>,
     ) -> Result<Self, UnreadableOffer> {
+        let model = model.into();
         if key.round.0 > job.spec().rounds {
             return Err(UnreadableOffer::NoSuchRound { round: key.round.0, rounds: job.spec().rounds });
         }
-        check_model_size(&job, model)?;
+        check_offered(&job, &model)?;
         let allowed = match (job.spec().privacy.adaptive_clip(), clip_norm) {
             (Some(rule), Some(norm)) => rule.allows(norm),
             (None, None) => true,
@@ -112,8 +149,28 @@ impl Offer {
     }
 
     /// The model to start from.
-    pub fn model(&self) -> ModelRef {
+    pub fn model(&self) -> OfferedModel {
         self.model
+    }
+}
+
+/// Refuses a model that cannot come as it is announced, before a byte is fetched.
+fn check_offered(job: &Job, model: &OfferedModel) -> Result<(), UnreadableOffer> {
+    let (down, values) = (job.spec().transport.down(), job.layout().len());
+    if model.version.is_none() != down.is_plain() {
+        let text =
+            if down.is_plain() { "there is a version, and the job has none" } else { "it has no version" };
+        return Err(UnreadableOffer::Transport(text));
+    }
+    if let Some(delta) = model.delta
+        && !down.delta_len(values).is_some_and(|len| len.admits(delta.file.bytes))
+    {
+        return Err(UnreadableOffer::Transport("the difference has another size"));
+    }
+    match down.whole_len(values) {
+        None => check_model_size(job, model.whole),
+        Some(len) if len.admits(model.whole.bytes) => Ok(()),
+        Some(_) => Err(UnreadableOffer::Transport("the whole version has another size")),
     }
 }
 

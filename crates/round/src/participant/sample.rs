@@ -41,6 +41,12 @@ pub(super) fn job_limited(privacy: &str, limit: u32, separation: u32) -> Arc<Job
     job_of(privacy, "", &format!("participations = {limit}\nseparation = {separation}"))
 }
 
+/// A job with these lines in `[transport]`.
+pub(super) fn job_sent(transport: &str) -> Arc<Job> {
+    let aggregation = format!("[transport]\n{transport}");
+    job_of(NONE, &aggregation, "")
+}
+
 fn job_of(privacy: &str, aggregation: &str, cohort: &str) -> Arc<Job> {
     let text = format!(
         r#"

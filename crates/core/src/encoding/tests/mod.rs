@@ -1,8 +1,8 @@
 //! What all encodings promise, checked on all of them.
 
+mod broadcasts;
 mod chunks;
 mod config;
-mod deltas;
 mod malformed;
 mod norms;
 mod parts;

@@ -591,3 +591,49 @@ proptest! {
         prop_assert_eq!(books.counted.len() as u32, 2 * w.state.released);
     }
 }
+
+/// What a client at work was offered stays readable and durable until nobody works from it, and no longer.
+#[test]
+fn a_version_is_kept_as_long_as_somebody_works_from_it() {
+    let blob = |n: u8| BlobRef { digest: Digest::of(&[100, n]), bytes: 5 };
+    let carried = |n: u8| Carried {
+        broadcast: Some(Broadcast {
+            version: Digest::of(&[200, n]),
+            whole: Some(blob(n)),
+            delta: Some(Delta { base: Digest::of(&[201, n]), blob: blob(n + 50) }),
+        }),
+        ..Carried::default()
+    };
+    let mut w = world(RULE, NONE, 3, &["a", "b", "slow"]);
+    w.state.carried = carried(0);
+    w.feed(Input::Sessions).unwrap();
+    for round in 1..=2 {
+        w.send("a", round, 1).unwrap();
+        w.send("b", round, 1).unwrap();
+        let key = w.key(round, 1);
+        let model = model(round as u8);
+        w.feed(Input::Released { key: key.clone(), model, carried: carried(round as u8) }).unwrap();
+        // Of the first version the slow one is still at work; of the second nobody is.
+        let gone: &[u8] = if round == 1 { &[] } else { &[1, 51] };
+        let gone: BTreeSet<_> = gone.iter().map(|n| blob(*n).digest).collect();
+        let versions = (0..=2).flat_map(|n| [blob(n).digest, blob(n + 50).digest]).collect();
+        let discarded: BTreeSet<_> = w.discarded().intersection(&versions).copied().collect();
+        assert_eq!(discarded, gone, "round {round}");
+        w.feed(Input::Published { key }).unwrap();
+        w.feed(Input::Sessions).unwrap();
+    }
+    let readable = |client: &str, n: u8| w.state.readable(&name(client), &blob(n).digest);
+    assert_eq!((readable("slow", 0), readable("slow", 50), readable("slow", 2)), (Some(5), Some(5), None));
+    assert_eq!((readable("a", 2), readable("a", 52), readable("a", 0)), (Some(5), Some(5), None));
+    for n in [0, 50, 2, 52] {
+        assert!(w.state.blobs().contains(&blob(n).digest));
+    }
+    w.feed(Input::Connected { client: name("slow") }).unwrap();
+    let again = w.effects.iter().find_map(|e| match e {
+        Effect::Offer { broadcast, .. } => *broadcast,
+        _ => None,
+    });
+    assert_eq!(again, carried(0).broadcast, "asked again from the same bytes");
+    w.send("slow", 1, 1).unwrap();
+    assert!(w.discarded().is_superset(&BTreeSet::from([blob(0).digest, blob(50).digest])));
+}

@@ -1,0 +1,44 @@
+//! What clients are sent a model as, where it is not simply the model's file.
+
+use super::{BlobRef, ModelRef};
+use serde::{Deserialize, Serialize};
+use undertone_core::digest::Digest;
+
+/// The version of the newest model that clients train from, made once for all of them. Part of what one release leaves
+/// to the next: offers that are repeated, attempts that follow and restarts go on with the same bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Broadcast {
+    /// Its name: the digest of its values, whichever way they come.
+    pub version: Digest,
+    /// The whole of it; `None`: the model's own file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub whole: Option<BlobRef>,
+    /// The difference from the version before, where that is smaller.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub delta: Option<Delta>,
+}
+
+/// A difference of versions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Delta {
+    /// The name of the version that it starts from.
+    pub base: Digest,
+    /// Where it lies.
+    pub blob: BlobRef,
+}
+
+impl Broadcast {
+    /// The blobs that were made for it. The model's own file is not among them.
+    pub fn blobs(&self) -> impl Iterator<Item = Digest> {
+        let delta = self.delta.map(|delta| delta.blob);
+        self.whole.into_iter().chain(delta).map(|blob| blob.digest)
+    }
+}
+
+/// What a client may fetch that is offered a model, and what it is sent as.
+pub(super) fn sent(model: ModelRef, broadcast: Option<Broadcast>) -> [Option<BlobRef>; 2] {
+    let whole = broadcast.and_then(|broadcast| broadcast.whole).unwrap_or(model);
+    [Some(whole), broadcast.and_then(|broadcast| broadcast.delta).map(|delta| delta.blob)]
+}
