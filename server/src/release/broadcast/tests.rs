@@ -6,7 +6,7 @@ use undertone_core::encoding::broadcast::values_digest;
 use undertone_round::job::JobSpec;
 use undertone_store::MemoryBlobs;
 
-/// 65,601 values: more than a block, and no multiple of anything.
+/// 160,001 values: more than a block, and no multiple of anything.
 fn job(transport: &str) -> Arc<Job> {
     let text = format!(
         r#"
@@ -14,7 +14,7 @@ name = "t"
 rounds = 2
 [model]
 kind = "mlp"
-hidden = [16400]
+hidden = [40000]
 [training]
 learning_rate = 0.1
 local_steps = 1
