@@ -891,7 +891,7 @@ fn a_broadcast_goes_with_its_model() {
     let old = Effect::Discard { blob: blob(0).digest };
     assert!(w.effects.contains(&old), "{:?}", w.effects);
     assert!(w.state.blobs().contains(&blob(1).digest) && w.state.blobs().contains(&blob(51).digest));
-    w.feed(Input::Published { key }).unwrap();
+    w.feed(Input::Published { key, sent_bytes: 0 }).unwrap();
     w.feed(Input::Sessions).unwrap();
     assert_eq!(offers(&w), [Some(broadcast(1, true)); 3]);
     assert_eq!((readable(&w, blob(1).digest), readable(&w, blob(51).digest)), (Some(5), Some(5)));

@@ -619,7 +619,7 @@ fn a_version_is_kept_as_long_as_somebody_works_from_it() {
         let versions = (0..=2).flat_map(|n| [blob(n).digest, blob(n + 50).digest]).collect();
         let discarded: BTreeSet<_> = w.discarded().intersection(&versions).copied().collect();
         assert_eq!(discarded, gone, "round {round}");
-        w.feed(Input::Published { key }).unwrap();
+        w.feed(Input::Published { key, sent_bytes: 0 }).unwrap();
         w.feed(Input::Sessions).unwrap();
     }
     let readable = |client: &str, n: u8| w.state.readable(&name(client), &blob(n).digest);
