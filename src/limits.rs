@@ -4,6 +4,8 @@
 pub const MAX_MESSAGE_BYTES: usize = 8 << 20;
 /// Size of a chunk of a model or an update: full speed and flat memory on loopback and long links alike.
 pub const CHUNK_BYTES: usize = 256 << 10;
+/// Largest HTTP/2 frame either side accepts: of the standard's 16 KiB each would fill a TLS record and begin another.
+pub const FRAME_BYTES: u32 = 64 << 10;
 /// Largest chunk either side accepts.
 pub const MAX_CHUNK_BYTES: usize = 4 << 20;
 /// Largest certificate signing request, DER.

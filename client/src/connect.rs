@@ -5,7 +5,7 @@ use rustls::{AlertDescription, CertificateError};
 use std::error::Error;
 use std::time::Duration;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
-use undertone::limits::MAX_MESSAGE_BYTES;
+use undertone::limits::{FRAME_BYTES, MAX_MESSAGE_BYTES};
 use undertone::v1::participation_client::ParticipationClient;
 
 /// Why there is no connection.
@@ -84,6 +84,7 @@ pub(crate) fn endpoint(
         .http2_keep_alive_interval(PING_EVERY)
         .keep_alive_timeout(PING_TIMEOUT)
         .keep_alive_while_idle(true)
+        .max_frame_size(FRAME_BYTES)
         .initial_stream_window_size(WINDOW_BYTES)
         .initial_connection_window_size(2 * WINDOW_BYTES))
 }

@@ -26,8 +26,9 @@ pub(crate) struct Line(watch::Receiver<Option<Channel>>);
 const WORTH_ASKING: u64 = 4 * CHUNK_BYTES as u64;
 /// Tries without a single new byte before a download is given up.
 const FRUITLESS_TRIES: u32 = 5;
-/// How long an upload may stand still. The coordinator has its own, tighter limit; this one only frees the client.
-const UPLOAD_IDLE: Duration = Duration::from_secs(120);
+/// How long an upload may stand still. Long, for it may wait for its place in the coordinator's pool; the coordinator has its own,
+/// tighter limit once it takes the upload, and a line that is dead is found by its pings.
+const UPLOAD_IDLE: Duration = Duration::from_secs(3600);
 
 impl Line {
     pub(crate) fn new(channel: watch::Receiver<Option<Channel>>) -> Self {

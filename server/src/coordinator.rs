@@ -45,13 +45,17 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// The length of a model that this participant needs now, for training or for measuring, and where the job counts
-    /// what is sent of it. Other blobs (spooled updates!) and other models are not for it.
-    pub(crate) fn readable(&self, client: &ClientId, digest: &Digest) -> Option<(u64, Arc<AtomicU64>)> {
+    /// The length of a model that this participant needs now, for training or for measuring, where the job counts what is
+    /// sent of it, and how long its transfers may stand still. Other blobs (spooled updates!) and other models are not for it.
+    pub(crate) fn readable(
+        &self,
+        client: &ClientId,
+        digest: &Digest,
+    ) -> Option<(u64, Arc<AtomicU64>, Duration)> {
         let running = self.running.read().expect("no panic while locked");
         running.values().find_map(|handle| {
             let bytes = handle.watch().borrow().state.readable(client, digest)?;
-            Some((bytes, handle.sent.clone()))
+            Some((bytes, handle.sent.clone(), handle.job.spec().deadlines.transfer_idle.0))
         })
     }
 

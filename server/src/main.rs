@@ -95,12 +95,25 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Run(args) => {
             start_log(args.log_format);
             let config = ServerConfig::load(&args.dir)?;
+            allow_files();
             tokio::runtime::Builder::new_multi_thread()
                 .enable_all()
                 .build()
                 .context("cannot start the runtime")?
                 .block_on(serve(config))
         }
+    }
+}
+
+/// Lets this process open as many files as the system lets it: each connection is one, and each update of a release.
+fn allow_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let now = getrlimit(Resource::Nofile);
+    if now.current == now.maximum {
+        return;
+    }
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: now.maximum, maximum: now.maximum }) {
+        tracing::warn!(%error, limit = now.current, "cannot raise the limit of open files");
     }
 }
 

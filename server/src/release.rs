@@ -27,6 +27,7 @@ use model::{ModelReader, ModelWriter, Stopped};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
+use undertone_core::digest::Digest;
 use undertone_core::encoding::Encoding;
 use undertone_core::optimizer::{OptimizerState, ServerRound, StateError};
 use undertone_core::part::Part;
@@ -37,7 +38,7 @@ use undertone_privacy::noise::AttemptNoise;
 use undertone_privacy::release::{self, Counted, Release, ReleaseError, release_robust};
 use undertone_round::coordinator::{Broadcast, Carried, ModelRef, Update};
 use undertone_round::job::Job;
-use undertone_store::{BlobError, Blobs, LocalBlob};
+use undertone_store::{BlobError, BlobWriter, Blobs, LocalBlob};
 
 /// Values of a block: half a megabyte of an update, which with its sum stays in a core's cache. A multiple of 4096, so that
 /// every encoding can be cut here.
@@ -99,14 +100,24 @@ impl From<ReleaseError> for Trouble {
     }
 }
 
-/// Makes the model of an attempt. `None`: the daemon shuts down, or nobody `wanted` it any more. Everything that waiting does not mend is a sentence
-/// for the job's log.
+/// What a release may ask of the job that it is for.
+pub(crate) trait Wanted: Send + Sync {
+    /// Whether the job waits for it.
+    fn is_wanted(&self) -> bool;
+    /// Whether the job is over.
+    fn is_over(&self) -> bool;
+    /// Whether the job's state names this blob.
+    fn names(&self, blob: &Digest) -> bool;
+}
+
+/// Makes the model of an attempt. `None`: the daemon shuts down, or nobody wanted it any more. Everything that waiting does
+/// not mend is a sentence for the job's log.
 pub(crate) async fn release(
     job: Arc<Job>,
     entry: LedgerEntry,
     inputs: Inputs,
     shared: &Arc<Shared>,
-    wanted: &(dyn Fn() -> bool + Send + Sync),
+    wanted: &dyn Wanted,
 ) -> Result<Option<(ModelRef, Carried)>, Impossible> {
     let noise = AttemptNoise::from_os();
     let noise = Arc::new(noise.map_err(|e| Impossible { reason: e.to_string(), is_final: false })?);
@@ -122,14 +133,21 @@ pub(crate) async fn release(
                 return Ok(Some((model, Carried { clip, noise, optimizer, centre, broadcast })));
             }
             Err(Trouble::Failed(impossible)) => {
-                made.forget(shared).await;
+                if pause != FIRST_PAUSE {
+                    shared.note_fault(&entry.key.job, None);
+                }
+                discard(made.blobs(), &shared.blobs, wanted).await;
                 return Err(impossible);
             }
             Err(Trouble::Now(reason)) => {
                 tracing::error!(reason, "cannot release yet; trying again");
                 shared.note_fault(&entry.key.job, Some(reason));
-                if shared.wait_or_stop(&mut pause).await.is_err() || !wanted() {
-                    made.forget(shared).await;
+                if shared.wait_or_stop(&mut pause).await.is_err() || !wanted.is_wanted() {
+                    // Another release of the same attempt may have come to the same bytes: only of a job that is over is it
+                    // known that nobody needs them. What stays is swept at the next start.
+                    if wanted.is_over() {
+                        discard(made.blobs(), &shared.blobs, wanted).await;
+                    }
                     return Ok(None);
                 }
             }
@@ -148,12 +166,17 @@ struct Made {
 }
 
 impl Made {
-    /// Deletes what no state will name.
-    async fn forget(&self, shared: &Shared) {
-        for blob in self.kept.iter().flatten().chain(&self.model) {
-            if let Err(e) = shared.blobs.delete(&blob.digest).await {
-                tracing::warn!(error = %e, "cannot delete the state of a release that nobody waits for; the next start will");
-            }
+    fn blobs(&self) -> Vec<Digest> {
+        let kept = self.kept.iter().flatten().chain(&self.model).map(|blob| blob.digest);
+        kept.chain(self.broadcast.iter().flat_map(Broadcast::blobs)).collect()
+    }
+}
+
+/// Deletes what no state will name. Equal bytes are one blob, so that what a state names may be among it.
+pub(crate) async fn discard(made: Vec<Digest>, blobs: &Arc<dyn Blobs>, wanted: &dyn Wanted) {
+    for blob in made.into_iter().filter(|blob| !wanted.names(blob)) {
+        if let Err(e) = blobs.delete(&blob).await {
+            tracing::warn!(error = %e, "cannot delete what a release made that nobody waits for; the next start will");
         }
     }
 }
@@ -167,23 +190,15 @@ async fn attempt(
     blobs: &Arc<dyn Blobs>,
     made: &mut Made,
 ) -> Result<ModelRef, Trouble> {
-    let ready = Ready::find(job, entry, inputs, blobs).await?;
-    let mut file = ModelWriter::begin(blobs).await.map_err(|e| unwritten("new model", &e))?;
-    let (of_job, id) = (Arc::clone(job), entry.key.job.clone());
-    let (entry, noise) = (entry.clone(), Arc::clone(noise));
-    let plain = ready.plain.clone();
-    // Off the async threads: it is work for all cores.
-    let poured = tokio::task::spawn_blocking(move || (ready.pour(&of_job, &entry, &noise, &mut file), file));
-    let poured = poured.await.map_err(|e| Trouble::failed(format!("the release broke: {e}")));
+    let mut plain = vec![];
+    let poured = pour(job, entry, inputs, noise, blobs, &mut plain).await;
     for blob in plain {
         if let Err(e) = blobs.delete(&blob).await {
             tracing::warn!(error = %e, "cannot delete a decoded update; the next start will");
         }
     }
     let (left, file) = poured?;
-    let file = file.written().await.map_err(|e| unwritten("new model", &e));
-    // A file that cannot be written is the cause of all that follows.
-    let (file, left) = (file?, left?);
+    let id = &entry.key.job;
     made.clip = left.clip;
     let states = [
         ("noise that goes on", left.noise),
@@ -198,8 +213,29 @@ async fn attempt(
     let model = model::commit(file).await.map_err(|e| unwritten("new model", &e))?;
     made.model = Some(model);
     let before = inputs.carried.broadcast.map(|broadcast| Before { model: inputs.model, broadcast });
-    made.broadcast = broadcast::make(job, &id, model, before, blobs).await?;
+    made.broadcast = broadcast::make(job, id, model, before, blobs).await?;
     Ok(model)
+}
+
+/// From what is found to a model's file that is written and not yet durable. Files that are made only to be read now are told
+/// in `plain`, whatever comes of it.
+async fn pour(
+    job: &Arc<Job>,
+    entry: &LedgerEntry,
+    inputs: &Inputs,
+    noise: &Arc<AttemptNoise>,
+    blobs: &Arc<dyn Blobs>,
+    plain: &mut Vec<Digest>,
+) -> Result<(Left, Box<dyn BlobWriter>), Trouble> {
+    let ready = Ready::find(job, entry, inputs, blobs, plain).await?;
+    let mut file = ModelWriter::begin(blobs).await.map_err(|e| unwritten("new model", &e))?;
+    let (job, entry, noise) = (Arc::clone(job), entry.clone(), Arc::clone(noise));
+    // Off the async threads: it is work for all cores.
+    let poured = tokio::task::spawn_blocking(move || (ready.pour(&job, &entry, &noise, &mut file), file));
+    let (left, file) = poured.await.map_err(|e| Trouble::failed(format!("the release broke: {e}")))?;
+    // A file that cannot be written is the cause of all that follows.
+    let file = file.written().await.map_err(|e| unwritten("new model", &e))?;
+    Ok((left?, file))
 }
 
 fn stopped() -> Trouble {
@@ -213,8 +249,6 @@ fn unwritten(what: &str, e: &BlobError) -> Trouble {
 /// What a release is made from, found.
 struct Ready {
     updates: Vec<Spooled>,
-    /// Files that were only made to be read now.
-    plain: Vec<undertone_core::digest::Digest>,
     model: ModelRef,
     file: LocalBlob,
     clip: Option<ClipState>,
@@ -238,6 +272,7 @@ impl Ready {
         entry: &LedgerEntry,
         inputs: &Inputs,
         blobs: &Arc<dyn Blobs>,
+        plain: &mut Vec<Digest>,
     ) -> Result<Self, Trouble> {
         let mut updates = Vec::with_capacity(inputs.updates.len());
         for update in &inputs.updates {
@@ -247,7 +282,6 @@ impl Ready {
         }
         // A rule reads updates again and again, at any place: they must lie plainly.
         let rule_reads = job.spec().aggregation.rule.needs_all_rows();
-        let mut plain = vec![];
         if rule_reads && job.spec().transport.updates != Encoding::Fixed32 {
             for update in &mut updates {
                 *update = update.plain(job, blobs).await?;
@@ -260,7 +294,7 @@ impl Ready {
         let optimizer = state("the state of the server optimiser", carried.optimizer, blobs).await?;
         let (model, clip) = (inputs.model, carried.clip);
         let file = blobs.local(&model.digest).await.map_err(|e| Trouble::blob("the current model", &e))?;
-        Ok(Self { updates, plain, model, file, clip, noise, optimizer, centre })
+        Ok(Self { updates, model, file, clip, noise, optimizer, centre })
     }
 
     /// Sum or rule, noise, server optimiser: the new model, block by block into `out`.
@@ -272,13 +306,16 @@ impl Ready {
         out: &mut ModelWriter,
     ) -> Result<Left, Trouble> {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        let own = |bytes: &[u8]| bytes.get(name(entry).len()..).unwrap_or_default().to_vec();
+        let skip = name(entry).len();
         // The state of another optimiser or model, or a damaged one, cannot be begun again half-way.
         let lost = |e: StateError| Trouble::lost(format!("the server optimiser: {e}"));
         let server = &job.spec().aggregation.server;
         let len = job.part().len();
-        let mut state = match &self.optimizer {
-            Some(bytes) => OptimizerState::from_bytes(server, len, &own(bytes)).map_err(lost)?,
+        let mut state = match self.optimizer {
+            Some(bytes) => {
+                let own = bytes.get(skip..).unwrap_or_default();
+                OptimizerState::from_bytes(server, len, own).map_err(lost)?
+            }
             None => server.start(len),
         };
         let mut moving = Moving {
@@ -294,7 +331,7 @@ impl Ready {
         };
         let mut left = Left::default();
         if job.spec().aggregation.rule.needs_all_rows() {
-            let centre = self.centre.as_deref().map(|bytes| values(&own(bytes)));
+            let centre = self.centre.as_deref().map(|bytes| values(bytes.get(skip..).unwrap_or_default()));
             let aggregate = gather::robust(job, &self.updates, threads, centre.as_deref())?;
             if job.spec().aggregation.rule.needs_centre() {
                 left.centre = Some(centre_bytes(entry, &aggregate, job));
@@ -333,7 +370,12 @@ impl Ready {
             })?;
             (left.clip, left.noise) = (next.clip, next.noise);
         }
-        left.optimizer = server.keeps_state().then(|| [name(entry), state.to_bytes()].concat());
+        left.optimizer = server.keeps_state().then(|| {
+            let mut bytes = name(entry);
+            bytes.reserve_exact(state.stored_bytes());
+            state.write_to(&mut bytes).expect("a vector takes everything");
+            bytes
+        });
         Ok(left)
     }
 }

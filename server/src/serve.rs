@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Certificate, Identity, Server as Transport, ServerTlsConfig};
-use undertone::limits::MAX_MESSAGE_BYTES;
+use undertone::limits::{FRAME_BYTES, MAX_MESSAGE_BYTES};
 use undertone::v1::enrolment_server::EnrolmentServer;
 use undertone::v1::operator_server::OperatorServer;
 use undertone::v1::participation_server::ParticipationServer;
@@ -137,6 +137,7 @@ impl Server {
         let router = Transport::builder()
             .tls_config(tls)
             .map_err(ServerError::Tls)?
+            .max_frame_size(FRAME_BYTES)
             .http2_keepalive_interval(Some(Duration::from_secs(20)))
             .http2_keepalive_timeout(Some(Duration::from_secs(20)))
             .add_service(health_service)

@@ -137,6 +137,8 @@ pub(crate) async fn receive(
         writer = blobs.resume(&name, &mut |_| {}).await.map_err(storage)?;
     }
     let begun_at = check.bytes;
+    // Neither the wait for a place nor the reading of what was kept is the client's slowness.
+    let pace = &pace.begin(Instant::now());
     if let Err(e) = take_chunks(&mut messages, &mut check, &mut *writer, claim.bytes, pace).await {
         match e {
             Rejected::Invalid(_) => {

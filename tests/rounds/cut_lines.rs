@@ -69,6 +69,7 @@ async fn a_line_that_is_cut_at_every_other_chunk_carries_model_and_update() {
         .replace("rounds = 2", "rounds = 1")
         .replace("kind = \"logistic\"", "kind = \"mlp\"\nhidden = [600, 497]")
         .replace("round = \"30s\"", "round = \"10m\"")
+        .replace("gather = \"20s\"", "gather = \"10m\"")
         .replace("reconnect = \"2s\"", "reconnect = \"5m\"");
     let mut d = Deployment::start().await;
     let mut config = d.enrol("far", ClientRole::Trainer).await;

@@ -1,11 +1,14 @@
 //! Carrying out what a step decided.
 
-use super::{Command, Driver};
+use super::{Command, Driver, Snapshot};
 use crate::clock::unix_ms;
 use crate::coordinator::Shared;
-use crate::release::{Impossible, Inputs, release};
+use crate::release::{Impossible, Inputs, Wanted, discard, release};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use tokio::sync::watch;
 use undertone::v1::{self, server_message::Kind};
+use undertone_core::digest::Digest;
 use undertone_core::id::AttemptKey;
 use undertone_round::coordinator::{Effect, Input};
 
@@ -72,14 +75,19 @@ impl Driver {
             return self.feed_self(Input::ReleaseFailed { key, reason, is_final: false });
         };
         let (job, shared, own) = (self.job.clone(), self.shared.clone(), self.own.clone());
-        let (watch, about) = (self.snapshot.subscribe(), key.clone());
-        let wanted = move || watch.borrow().state.is_releasing(&about);
-        let work = async move { release(job, entry, inputs, &shared, &wanted).await };
+        let wanted = Arc::new(Waiting { snapshot: self.snapshot.subscribe(), about: key.clone() });
+        let (of_release, asks) = (shared.clone(), wanted.clone());
+        let work = async move { release(job, entry, inputs, &of_release, &*asks).await };
         let work = tokio::spawn(tracing::Instrument::in_current_span(work));
         let under_way = self.releasing.clone();
         under_way.store(true, Ordering::SeqCst);
         tokio::spawn(tracing::Instrument::in_current_span(async move {
             let input = match work.await {
+                // Cancelled at the last moment: nobody takes it in.
+                Ok(Ok(Some((model, carried)))) if wanted.is_over() => {
+                    discard(carried.blobs().chain([model.digest]).collect(), &shared.blobs, &*wanted).await;
+                    None
+                }
                 Ok(Ok(Some((model, carried)))) => Some(Input::Released { key, model, carried }),
                 // Shutting down, or the job was cancelled meanwhile.
                 Ok(Ok(None)) => None,
@@ -105,6 +113,26 @@ impl Driver {
                 let _ = own.send(Command { input, reply: None }).await;
             });
         }
+    }
+}
+
+/// A job as its release asks about it.
+struct Waiting {
+    snapshot: watch::Receiver<Snapshot>,
+    about: AttemptKey,
+}
+
+impl Wanted for Waiting {
+    fn is_wanted(&self) -> bool {
+        self.snapshot.borrow().state.is_releasing(&self.about)
+    }
+
+    fn is_over(&self) -> bool {
+        self.snapshot.borrow().state.is_over()
+    }
+
+    fn names(&self, blob: &Digest) -> bool {
+        self.snapshot.borrow().state.blobs().contains(blob)
     }
 }
 

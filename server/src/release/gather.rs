@@ -117,12 +117,13 @@ enum Part {
 
 fn read(job: &Job, mut updates: Vec<Reading<'_>>, out: &SyncSender<Part>) -> Result<(), Trouble> {
     let mut units = vec![0; BLOCK.min(job.part().len())];
+    let mut bytes = vec![];
     for block in blocks(job.part().len()) {
         let units = &mut units[..block.len()];
         let mut sum = IntegerSum::zero(job.grid(), block.len());
         for reading in &mut updates {
             let update = &reading.of().update;
-            reading.block(block.clone(), units)?;
+            reading.block(block.clone(), units, &mut bytes)?;
             sum.fold(units, update.weight)
                 .map_err(|e| Trouble::failed(format!("the update of {}: {e}", update.client)))?;
         }

@@ -1,6 +1,6 @@
 //! Models read and written as a stream: what a release moves, what it makes, and what a job begins with.
 
-use super::{BLOCK, Impossible, Trouble};
+use super::{BLOCK, Trouble};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
@@ -143,8 +143,8 @@ pub(crate) async fn initial_model(job: &Arc<Job>, blobs: &Arc<dyn Blobs>) -> Res
 }
 
 fn damaged(how: &str) -> Trouble {
-    Trouble::Failed(Impossible {
-        reason: format!("the current model is damaged ({how}): check the disk, restore the file"),
-        is_final: false,
-    })
+    // No other attempt could do better, and each would be paid for: the job waits for a person.
+    Trouble::Now(format!(
+        "the current model is damaged ({how}): check the disk, restore the file from a copy, or cancel the job"
+    ))
 }

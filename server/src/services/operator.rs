@@ -1,6 +1,6 @@
 //! What operators ask and order.
 
-use super::{chunk_channel, send_blob};
+use super::{OPERATOR_IDLE, chunk_channel, send_blob};
 use crate::clock::unix_s;
 use crate::coordinator::Coordinator;
 use crate::driver::Snapshot;
@@ -126,7 +126,7 @@ impl Operator for OperatorService {
         let (tx, rx) = chunk_channel();
         let first = v1::ReleaseMessage { kind: Some(release_message::Kind::Header(header)) };
         tx.try_send(Ok(first)).expect("a new queue has room");
-        send_blob(&shared.blobs, &release.model, 0, tx, |chunk| v1::ReleaseMessage {
+        send_blob(&shared.blobs, &release.model, 0, tx, OPERATOR_IDLE, |chunk| v1::ReleaseMessage {
             kind: Some(release_message::Kind::Chunk(chunk)),
         })
         .await?;

@@ -51,7 +51,7 @@ impl Participation for ParticipationService {
         let digest =
             Digest::try_from(&m.digest[..]).map_err(|e| ApiError::new(Fault::BadRequest, e.to_string()))?;
         let shared = &self.0.shared;
-        let (bytes, sent) = shared.readable(&client, &digest).ok_or_else(|| {
+        let (bytes, sent, idle) = shared.readable(&client, &digest).ok_or_else(|| {
             let text =
                 format!("{} is not a model that {client} is asked to train or measure now", digest.short());
             ApiError::new(Fault::NotFound, text)
@@ -68,7 +68,7 @@ impl Participation for ParticipationService {
             sent.fetch_add(chunk.data.len() as u64, Ordering::Relaxed);
             chunk
         };
-        send_blob(&shared.blobs, &digest, m.offset, tx, count).await?;
+        send_blob(&shared.blobs, &digest, m.offset, tx, idle, count).await?;
         Ok(Response::new(ReceiverStream::new(rx)))
     }
 
@@ -231,7 +231,7 @@ impl ParticipationService {
         let received = tokio::time::timeout(left, async {
             // A bounded pool: the others wait here without memory.
             let _slot = shared.upload_slots.acquire().await.expect("the pool is never closed");
-            spool::receive(messages, &claim, &job, bound, &shared.blobs, &pace.begin(Instant::now())).await
+            spool::receive(messages, &claim, &job, bound, &shared.blobs, &pace).await
         });
         let received = received.await.map_err(|_| {
             ApiError::new(

@@ -16,7 +16,7 @@ use undertone_store::{BlobError, Blobs, LocalBlob};
 const OWN: usize = 4 + Said::BYTES;
 
 /// Bytes of an update without places that are read at once.
-const PIECE: u64 = 16 << 10;
+const PIECE: u64 = 2 << 10;
 
 /// A spooled update that can be read back, in blocks and by several threads.
 #[derive(Clone)]
@@ -51,11 +51,11 @@ impl Spooled {
         let reading = tokio::task::spawn_blocking(move || {
             let len = job.part().len();
             let mut reading = Reading::new(&source, &job)?;
-            let mut units = vec![0; RUN];
+            let (mut units, mut bytes) = (vec![0; RUN], vec![]);
             for start in (0..len).step_by(RUN) {
                 let range = start..len.min(start + RUN);
                 let units = &mut units[..range.len()];
-                reading.block(range, units)?;
+                reading.block(range, units, &mut bytes)?;
                 // A writer that failed says so itself.
                 let _ = runs.blocking_send(units.iter().flat_map(|u| u.to_le_bytes()).collect());
             }
@@ -119,7 +119,6 @@ pub(crate) struct Reading<'a> {
     crc: crc32fast::Hasher,
     /// Bytes read.
     at: u64,
-    bytes: Vec<u8>,
     ahead: Option<Ahead>,
     /// What follows the last value.
     tail: Vec<u8>,
@@ -154,7 +153,7 @@ impl<'a> Reading<'a> {
             None
         };
         let crc = crc32fast::Hasher::new();
-        Ok(Self { of, encoding, domain, values, crc, at: 0, bytes: vec![], ahead, tail })
+        Ok(Self { of, encoding, domain, values, crc, at: 0, ahead, tail })
     }
 
     pub(crate) fn of(&self) -> &'a Spooled {
@@ -166,22 +165,33 @@ impl<'a> Reading<'a> {
         self.tail.last_chunk().map_or(Said::default(), |bytes| Said::of_bytes(*bytes))
     }
 
-    /// The values of the next block, which begins at a multiple of 4096.
-    pub(crate) fn block(&mut self, range: Range<usize>, out: &mut [i32]) -> Result<(), Trouble> {
+    /// The values of the next block, which begins at a multiple of 4096. `bytes` is room that all readings of a thread share:
+    /// what a reading holds from block to block must not grow with the model.
+    pub(crate) fn block(
+        &mut self,
+        range: Range<usize>,
+        out: &mut [i32],
+        bytes: &mut Vec<u8>,
+    ) -> Result<(), Trouble> {
         debug_assert_eq!(range.len(), out.len());
         let Some(part) = self.encoding.part(range.clone(), self.values) else {
-            return self.sparse(range, out);
+            return self.sparse(range, out, bytes);
         };
         debug_assert_eq!(part.start, self.at);
-        self.read(part.end - part.start)?;
+        self.read(part.end - part.start, bytes)?;
         let copied = |start: usize, run: &[i32]| out[start..start + run.len()].copy_from_slice(run);
-        self.decode(range, copied)
+        self.decode(range, bytes, copied)
     }
 
-    fn decode(&self, range: Range<usize>, mut sink: impl FnMut(usize, &[i32])) -> Result<(), Trouble> {
+    fn decode(
+        &self,
+        range: Range<usize>,
+        bytes: &[u8],
+        mut sink: impl FnMut(usize, &[i32]),
+    ) -> Result<(), Trouble> {
         let mut decode = || -> Result<(), DecodeError> {
             let mut decoder = Decoder::new(&self.encoding, self.domain, range.len())?;
-            decoder.push(&self.bytes, &mut sink)?;
+            decoder.push(bytes, &mut sink)?;
             decoder.finish()
         };
         let about = |e| format!("among its values from {} on: {e}", range.start);
@@ -189,7 +199,7 @@ impl<'a> Reading<'a> {
     }
 
     /// Reads on until a value beyond the block, or the end, has come.
-    fn sparse(&mut self, range: Range<usize>, out: &mut [i32]) -> Result<(), Trouble> {
+    fn sparse(&mut self, range: Range<usize>, out: &mut [i32], bytes: &mut Vec<u8>) -> Result<(), Trouble> {
         out.fill(0);
         let mut ahead = self.ahead.take().expect("an update without places");
         loop {
@@ -201,22 +211,22 @@ impl<'a> Reading<'a> {
             if !ahead.values.is_empty() || left == 0 {
                 break;
             }
-            self.read(left.min(PIECE))?;
+            self.read(left.min(PIECE), bytes)?;
             let values = &mut ahead.values;
             let mut sink = |start: usize, run: &[i32]| {
                 values.extend(run.iter().enumerate().map(|(i, &value)| (start + i, value)));
             };
-            ahead.decoder.push(&self.bytes, &mut sink).map_err(|e| self.of.unreadable(&e))?;
+            ahead.decoder.push(bytes, &mut sink).map_err(|e| self.of.unreadable(&e))?;
         }
         self.ahead = Some(ahead);
         Ok(())
     }
 
-    fn read(&mut self, bytes: u64) -> Result<(), Trouble> {
-        self.bytes.resize(bytes as usize, 0);
-        self.of.blob.read_at(&mut self.bytes, self.at).map_err(|e| self.of.failing(&e))?;
-        self.crc.update(&self.bytes);
-        self.at += bytes;
+    fn read(&mut self, len: u64, bytes: &mut Vec<u8>) -> Result<(), Trouble> {
+        bytes.resize(len as usize, 0);
+        self.of.blob.read_at(bytes, self.at).map_err(|e| self.of.failing(&e))?;
+        self.crc.update(bytes);
+        self.at += len;
         Ok(())
     }
 

@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
-use undertone::limits::MAX_MESSAGE_BYTES;
+use undertone::limits::{FRAME_BYTES, MAX_MESSAGE_BYTES};
 use undertone::v1::enrolment_client::EnrolmentClient;
 use undertone::v1::participation_client::ParticipationClient;
 use undertone::v1::{self, client_message, server_message};
@@ -77,6 +77,7 @@ impl Server {
             .http2_keep_alive_interval(PING_EVERY)
             .keep_alive_timeout(PING_TIMEOUT)
             .keep_alive_while_idle(true)
+            .max_frame_size(FRAME_BYTES)
             .initial_stream_window_size(WINDOW_BYTES)
             .initial_connection_window_size(2 * WINDOW_BYTES);
         let connector = Connector::new(self.addresses.clone(), meter);

@@ -36,6 +36,8 @@ struct FolderWriter {
     blobs: FolderBlobs,
     tmp: PathBuf,
     file: Place,
+    /// What will be written at once.
+    waiting: Vec<Bytes>,
     bytes: u64,
     /// No write was given up half-way.
     whole: bool,
@@ -44,6 +46,9 @@ struct FolderWriter {
     /// Whoever comes later may go on.
     resumable: bool,
 }
+
+/// Bytes that are written at once: a hop to another thread for each piece would cost as much as the piece.
+const TOGETHER: usize = 1 << 20;
 
 /// Where the next bytes go.
 enum Place {
@@ -223,7 +228,16 @@ impl Blobs for FolderBlobs {
         let (tmp, file) = blocking(&self.root, move || blobs.begin()).await?;
         let file = Place::Here(Open { file, digester: Digester::new() });
         let blobs = self.clone();
-        Ok(Box::new(FolderWriter { blobs, tmp, file, bytes: 0, whole: true, kept: false, resumable: false }))
+        Ok(Box::new(FolderWriter {
+            blobs,
+            tmp,
+            file,
+            waiting: vec![],
+            bytes: 0,
+            whole: true,
+            kept: false,
+            resumable: false,
+        }))
     }
 
     async fn resume(
@@ -252,7 +266,16 @@ impl Blobs for FolderBlobs {
             bytes += block.len() as u64;
         }
         let (blobs, file) = (self.clone(), Place::Here(open));
-        Ok(Box::new(FolderWriter { blobs, tmp, file, bytes, whole: true, kept: false, resumable: true }))
+        Ok(Box::new(FolderWriter {
+            blobs,
+            tmp,
+            file,
+            waiting: vec![],
+            bytes,
+            whole: true,
+            kept: false,
+            resumable: true,
+        }))
     }
 
     async fn unfinished(&self) -> Result<Vec<(String, u64)>, BlobError> {
@@ -338,27 +361,41 @@ impl FolderWriter {
             _ => Err(BlobError::Spoilt),
         }
     }
+
+    /// Begins to write what waits, once what came before is written.
+    async fn pass_on(&mut self) -> Result<(), BlobError> {
+        self.settled().await?;
+        if self.waiting.is_empty() {
+            return Ok(());
+        }
+        let Place::Here(mut open) = std::mem::replace(&mut self.file, Place::Lost) else {
+            return Err(BlobError::Spoilt);
+        };
+        let waiting = std::mem::take(&mut self.waiting);
+        self.file = Place::Behind(tokio::task::spawn_blocking(move || {
+            let written = waiting.iter().try_for_each(|bytes| open.file.write_all(bytes));
+            waiting.iter().for_each(|bytes| open.digester.update(bytes));
+            (open, written)
+        }));
+        Ok(())
+    }
 }
 
 #[async_trait]
 impl BlobWriter for FolderWriter {
     async fn write(&mut self, bytes: Bytes) -> Result<(), BlobError> {
         let whole = std::mem::replace(&mut self.whole, false);
-        self.settled().await?;
-        let Place::Here(mut open) = std::mem::replace(&mut self.file, Place::Lost) else {
-            return Err(BlobError::Spoilt);
-        };
         self.bytes += bytes.len() as u64;
-        self.file = Place::Behind(tokio::task::spawn_blocking(move || {
-            let written = open.file.write_all(&bytes);
-            open.digester.update(&bytes);
-            (open, written)
-        }));
+        self.waiting.push(bytes);
+        if self.waiting.iter().map(Bytes::len).sum::<usize>() >= TOGETHER {
+            self.pass_on().await?;
+        }
         self.whole = whole;
         if whole { Ok(()) } else { Err(BlobError::Spoilt) }
     }
 
     async fn settle(&mut self) -> Result<Digest, BlobError> {
+        self.pass_on().await?;
         self.settled().await?;
         match &self.file {
             Place::Here(open) if self.whole => Ok(open.digester.clone().finish()),
