@@ -84,9 +84,9 @@ async fn a_line_that_is_cut_at_every_other_chunk_carries_model_and_update() {
     assert_eq!(*events.outcome(), Outcome::Completed, "{}", events.text());
     let received = events.0.iter().filter(|e| matches!(e, JobEvent::Received { .. })).count();
     assert_eq!((events.released(), received), (1, 1), "it counts once: {}", events.text());
-    // Ten chunks, two for each connection; and not many more, for nothing that arrived was sent again.
+    // 2.4 MB do not fit through three connections; and not many more than four, for what arrived is not sent again.
     let connections = proxy.connections();
-    assert!((5..=9).contains(&connections), "{connections} connections");
+    assert!((4..=8).contains(&connections), "{connections} connections");
     let spec = undertone_round::job::JobSpec::from_toml(&text, "job.toml").unwrap().resolve().unwrap();
     let model = operator.model(&id).await;
     assert_eq!(model.len(), 300_395);
