@@ -371,7 +371,9 @@ async fn a_slow_client_has_its_version_through_the_releases_of_others() {
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    assert_eq!(storage.blobs().list().await.unwrap().len(), 13, "the initial model and twelve releases");
+    let left = storage.blobs().list().await.unwrap().len();
+    // A start sweeps the initial model, unless the slow one works from it just then.
+    assert!((12..=13).contains(&left), "twelve releases, perhaps the initial model, and no version: {left}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
