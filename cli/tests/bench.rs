@@ -259,3 +259,26 @@ fn wait(failure: &str, mut until: impl FnMut() -> bool) {
         std::thread::sleep(Duration::from_millis(50));
     }
 }
+
+/// The coordinator's peak for a round of one client with so many values, in bytes; the update is of 2 bits a value.
+fn peak(params: &str) -> f64 {
+    let arguments = ["round", "--clients", "1", "--params", params, "--rounds", "1", "--warmup", "0"];
+    let quick = ["--durability", "process", "--models", "memory", "--encoding", "fixed:2", "--json"];
+    let report = measured(&[&arguments[..], &quick[..]].concat());
+    report["server_peak_rss_bytes"].as_f64().unwrap()
+}
+
+/// A model of 120 MB passes through a coordinator that never has as much.
+#[test]
+fn a_round_takes_no_memory_for_the_model() {
+    let (small, large) = (peak("100000"), peak("30000000"));
+    assert!(large < small + 40e6, "{large} bytes, {small} with a small model");
+}
+
+/// 10.4 GB: takes some minutes and 21 GB of disk.
+#[test]
+#[ignore = "minutes and 21 GB of disk: cargo test -p undertone-cli --test bench -- --ignored"]
+fn the_largest_model_passes_through_200_mb() {
+    let peak = peak("2600000000");
+    assert!(peak < 200e6, "{peak} bytes");
+}
