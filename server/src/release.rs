@@ -21,6 +21,7 @@ mod model;
 use crate::coordinator::Shared;
 use crate::driver::FIRST_PAUSE;
 use crate::spool::Spooled;
+use crate::sweep::let_go;
 use broadcast::Before;
 pub(crate) use model::initial_model;
 use model::{ModelReader, ModelWriter, Stopped};
@@ -174,11 +175,8 @@ impl Made {
 
 /// Deletes what no state will name. Equal bytes are one blob, so that what a state names may be among it.
 pub(crate) async fn discard(made: Vec<Digest>, blobs: &Arc<dyn Blobs>, wanted: &dyn Wanted) {
-    for blob in made.into_iter().filter(|blob| !wanted.names(blob)) {
-        if let Err(e) = blobs.delete(&blob).await {
-            tracing::warn!(error = %e, "cannot delete what a release made that nobody waits for; the next start will");
-        }
-    }
+    let gone = made.into_iter().filter(|blob| !wanted.names(blob));
+    let_go(&**blobs, gone, "what a release made that nobody waits for").await;
 }
 
 /// One try: from its beginning, with the noise of the tries before.
@@ -192,11 +190,7 @@ async fn attempt(
 ) -> Result<ModelRef, Trouble> {
     let mut plain = vec![];
     let poured = pour(job, entry, inputs, noise, blobs, &mut plain).await;
-    for blob in plain {
-        if let Err(e) = blobs.delete(&blob).await {
-            tracing::warn!(error = %e, "cannot delete a decoded update; the next start will");
-        }
-    }
+    let_go(&**blobs, plain, "a decoded update").await;
     let (left, file) = poured?;
     let id = &entry.key.job;
     made.clip = left.clip;

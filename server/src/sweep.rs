@@ -1,4 +1,4 @@
-//! Sweeping at a start: blobs that a crash left and that nothing refers to.
+//! Blobs that nothing refers to: deleted as they are let go, and swept at a start where a crash left them.
 
 use std::collections::HashSet;
 use undertone_core::digest::Digest;
@@ -35,4 +35,14 @@ pub(crate) async fn sweep(
         }
     }
     Ok(swept)
+}
+
+/// Deletes blobs that nothing refers to any more; `what` they are is for the log. One that cannot be deleted now is swept at
+/// the next start.
+pub(crate) async fn let_go(blobs: &dyn Blobs, gone: impl IntoIterator<Item = Digest>, what: &str) {
+    for blob in gone {
+        if let Err(e) = blobs.delete(&blob).await {
+            tracing::warn!(error = %e, what, "cannot delete a blob that is no longer needed; the next start will");
+        }
+    }
 }

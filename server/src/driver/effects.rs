@@ -4,6 +4,7 @@ use super::{Command, Driver, Snapshot};
 use crate::clock::unix_ms;
 use crate::coordinator::Shared;
 use crate::release::{Impossible, Inputs, Wanted, discard, release};
+use crate::sweep::let_go;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use tokio::sync::watch;
@@ -61,9 +62,7 @@ impl Driver {
                 ));
             }
             Effect::Discard { blob } => {
-                if let Err(e) = self.shared.blobs.delete(&blob).await {
-                    tracing::warn!(error = %e, "cannot delete a blob that is no longer needed; the next start will");
-                }
+                let_go(&*self.shared.blobs, [blob], "what a step of the job let go").await;
             }
         }
     }
@@ -148,9 +147,5 @@ async fn forget(shared: &Shared, key: &AttemptKey) {
             return;
         }
     };
-    for update in updates {
-        if let Err(e) = shared.blobs.delete(&update.blob).await {
-            tracing::warn!(error = %e, client = %update.client, "cannot delete a spooled update");
-        }
-    }
+    let_go(&*shared.blobs, updates.into_iter().map(|update| update.blob), "a spooled update").await;
 }

@@ -6,6 +6,7 @@
 
 use super::model::ModelReader;
 use super::{BLOCK, Impossible, Trouble, blocks};
+use crate::sweep::let_go;
 use std::io;
 use std::sync::Arc;
 use tokio::sync::mpsc;
@@ -157,10 +158,8 @@ async fn once(
     let delta = commit(delta).await?.zip(before);
     let delta = delta.map(|(blob, before)| Delta { base: before.broadcast.version, blob });
     let small = delta.filter(|delta| delta.blob.bytes < whole.unwrap_or(model).bytes);
-    if let (Some(delta), None) = (delta, small)
-        && let Err(e) = blobs.delete(&delta.blob.digest).await
-    {
-        tracing::warn!(error = %e, "cannot delete a difference that is larger than the whole; the next start will");
+    if let (Some(delta), None) = (delta, small) {
+        let_go(&**blobs, [delta.blob.digest], "a difference that is larger than the whole").await;
     }
     Ok(Broadcast { version, whole, delta: small })
 }
@@ -173,9 +172,10 @@ async fn write(writer: &mut Option<Box<dyn BlobWriter>>, bytes: Vec<u8>) -> Resu
 }
 
 async fn commit(writer: Option<Box<dyn BlobWriter>>) -> Result<Option<BlobRef>, BlobError> {
-    let Some(writer) = writer else { return Ok(None) };
-    let (digest, bytes) = writer.commit(None).await?;
-    Ok(Some(BlobRef { digest, bytes }))
+    match writer {
+        Some(writer) => super::model::commit(writer).await.map(Some),
+        None => Ok(None),
+    }
 }
 
 fn lost(e: BlobError) -> Unmade {

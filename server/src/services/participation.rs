@@ -6,6 +6,7 @@ use crate::coordinator::{Coordinator, Shared};
 use crate::identity::{Peer, peer_of};
 use crate::pace::Pace;
 use crate::spool::{self, Claim, Rejected};
+use crate::sweep::let_go;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -272,9 +273,8 @@ async fn take_in(
     let fed = handle.feed(Input::Update { key, update }).await;
     if fed.as_ref().is_err_and(|e| e.fault == Fault::NotNow)
         && !handle.snapshot().state.blobs().contains(&blob)
-        && let Err(e) = shared.blobs.delete(&blob).await
     {
-        tracing::warn!(error = %e, "cannot delete a refused update");
+        let_go(&*shared.blobs, [blob], "a refused update").await;
     }
     fed
 }
