@@ -196,6 +196,9 @@ impl Driver {
             Effect::Upload { key, sealed, tries } => {
                 self.begin(key.clone(), work::upload(self.tools.clone(), key, sealed, tries));
             }
+            Effect::Settle { key, sealed, tries } => {
+                self.begin(key.clone(), work::settle(self.tools.clone(), key, sealed, tries));
+            }
             Effect::Discard { account, delivered } => {
                 let outbox = self.tools.outbox.clone();
                 let job = self.jobs.iter().find(|(digest, _)| *digest == account.document());

@@ -176,22 +176,16 @@ pub(crate) async fn upload(
         Failure::Final("the client cannot read its outbox: see the client's log".into())
     };
     let mut file = tokio::fs::File::open(path).await.map_err(unreadable)?;
-    let mut stub = participation(channel);
-    let mut header = UploadHeader {
-        attempt: Some(AttemptRef::from(key)),
-        update: Some(BlobRef::new(sealed.update, sealed.bytes)),
-        weight: sealed.weight,
-        within_clip_norm: sealed.within,
-        number: sealed.number,
-        offset: 0,
-    };
+    let mut stub = participation(channel.clone());
+    let mut header = header(key, sealed);
     if sealed.bytes > WORTH_ASKING {
-        let asked = timeout(UPLOAD_IDLE, stub.resume_upload(header.clone())).await;
-        let progress = asked
-            .map_err(|_| Failure::Transient("the coordinator does not answer".into()))?
-            .map_err(|status| refusal(status.into()))?;
+        let progress = progress(channel, header.clone()).await?;
+        if progress.counted_already {
+            tracing::info!("the update counts already: its receipt was lost");
+            return Ok(());
+        }
         // What it cannot have is begun anew.
-        header.offset = Some(progress.into_inner().offset).filter(|at| *at <= sealed.bytes).unwrap_or(0);
+        header.offset = Some(progress.offset).filter(|at| *at <= sealed.bytes).unwrap_or(0);
         file.seek(std::io::SeekFrom::Start(header.offset)).await.map_err(unreadable)?;
     }
     let (messages, stream) = mpsc::channel(2);
@@ -204,7 +198,45 @@ pub(crate) async fn upload(
     if !same {
         return Err(Failure::Final("the coordinator's receipt is for another update".into()));
     }
+    if receipt.counted_already {
+        tracing::info!("the update counts already: its receipt was lost");
+    }
     Ok(())
+}
+
+/// Asks whether an update without a receipt counts; does not send it. [`Failure::Closed`]: it does not, and never will.
+pub(crate) async fn counted(
+    line: &mut Line,
+    key: &AttemptKey,
+    sealed: &Sealed,
+    tries: u32,
+) -> Result<(), Failure> {
+    if tries > 0 {
+        sleep(backoff::wait(tries, getrandom::u32().unwrap_or_default())).await;
+    }
+    match progress(line.channel().await, header(key, sealed)).await? {
+        progress if progress.counted_already => Ok(()),
+        _ => Err(Failure::Closed("the coordinator does not have it, and asks for a newer one".into())),
+    }
+}
+
+fn header(key: &AttemptKey, sealed: &Sealed) -> UploadHeader {
+    UploadHeader {
+        attempt: Some(AttemptRef::from(key)),
+        update: Some(BlobRef::new(sealed.update, sealed.bytes)),
+        weight: sealed.weight,
+        within_clip_norm: sealed.within,
+        number: sealed.number,
+        offset: 0,
+    }
+}
+
+/// How much of an update the coordinator has.
+async fn progress(channel: Channel, header: UploadHeader) -> Result<v1::UploadProgress, Failure> {
+    let mut stub = participation(channel);
+    let asked = timeout(UPLOAD_IDLE, stub.resume_upload(header)).await;
+    let answer = asked.map_err(|_| Failure::Transient("the coordinator does not answer".into()))?;
+    Ok(answer.map_err(|status| refusal(status.into()))?.into_inner())
 }
 
 /// Runs the call beside its feeder until the receipt, or until nothing has moved for [`UPLOAD_IDLE`].

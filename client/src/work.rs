@@ -140,6 +140,24 @@ pub(crate) async fn store(
     }
 }
 
+/// Whether an update counted whose receipt never came: asked before something newer begins.
+pub(crate) async fn settle(mut tools: Tools, key: AttemptKey, sealed: Sealed, tries: u32) -> Input {
+    match transfer::counted(&mut tools.line, &key, &sealed, tries).await {
+        Ok(()) => {
+            tracing::info!("the update counted: its receipt was lost");
+            Input::Uploaded(key)
+        }
+        Err(failure) => {
+            let (Failure::Transient(reason) | Failure::Closed(reason) | Failure::Final(reason)) = &failure;
+            match &failure {
+                Failure::Closed(_) => tracing::info!(reason, "the update did not count; it is dropped"),
+                _ => tracing::warn!(reason, tries, "it is not known whether the update counted"),
+            }
+            Input::Failed(key, failure)
+        }
+    }
+}
+
 pub(crate) async fn upload(mut tools: Tools, key: AttemptKey, sealed: Sealed, tries: u32) -> Input {
     let path = tools.outbox.update(&key.job);
     match transfer::upload(&mut tools.line, &key, &sealed, &path, tries).await {

@@ -14,6 +14,7 @@ pub mod init;
 mod jobs;
 mod ledger;
 mod pace;
+mod receipts;
 mod refusals;
 mod release;
 pub mod serve;

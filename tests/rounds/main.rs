@@ -13,6 +13,7 @@ mod measuring;
 mod participation;
 mod parts;
 mod privacy;
+mod receipts;
 mod rescaling;
 mod restart;
 mod resume;

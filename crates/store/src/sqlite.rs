@@ -150,6 +150,10 @@ impl Store for SqliteStore {
         jobs::uploads(&mut self.reader.get().await?.sql(), key).await
     }
 
+    async fn upload(&self, key: &AttemptKey, client: &ClientId) -> Result<Option<UploadRecord>, StoreError> {
+        jobs::upload(&mut self.reader.get().await?.sql(), key, client).await
+    }
+
     async fn releases(&self, job: &JobId) -> Result<Vec<ReleaseRecord>, StoreError> {
         jobs::releases(&mut self.reader.get().await?.sql(), job).await
     }

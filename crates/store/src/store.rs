@@ -84,6 +84,11 @@ pub trait Store: Send + Sync + Debug {
     /// The updates accepted into an attempt, by client.
     async fn uploads(&self, key: &AttemptKey) -> Result<Vec<UploadRecord>, StoreError>;
 
+    /// The update of one client that was accepted into an attempt. Records stay, whatever becomes of the attempt.
+    async fn upload(&self, key: &AttemptKey, client: &ClientId) -> Result<Option<UploadRecord>, StoreError> {
+        Ok(self.uploads(key).await?.into_iter().find(|upload| upload.client == *client))
+    }
+
     /// The models that a job published, by round.
     async fn releases(&self, job: &JobId) -> Result<Vec<ReleaseRecord>, StoreError>;
 

@@ -81,15 +81,19 @@ impl Participation for ParticipationService {
         if role != ClientRole::Trainer {
             return Err(ApiError::new(Fault::NotAllowed, "an evaluator sends no updates").into());
         }
-        let (handle, claim) = self.claim(client, request.get_ref()).await?;
-        let state = handle.snapshot().state;
+        let claim = claim(client, request.get_ref())?;
+        // Before all else, also while the attempt is open: a receipt that was lost costs no second transfer.
+        if self.0.shared.counts_already(&claim).await? {
+            return Ok(Response::new(v1::UploadProgress { offset: claim.bytes, counted_already: true }));
+        }
+        let state = self.0.running_job(&claim.key.job).await?.snapshot().state;
         let not_now = |e: Refusal| ApiError::new(Fault::NotNow, e.to_string());
         state.expects(&claim.key.job, &claim.client, &claim.key).map_err(not_now)?;
         let offset = spool::progress(&claim, &self.0.shared.blobs).await.map_err(|e| {
             tracing::error!(error = %e, "cannot look for an unfinished upload");
             ApiError::new(Fault::Unavailable, "the coordinator cannot read its storage now")
         })?;
-        Ok(Response::new(v1::UploadProgress { offset }))
+        Ok(Response::new(v1::UploadProgress { offset, counted_already: false }))
     }
 
     async fn upload_update(
@@ -111,28 +115,6 @@ impl Participation for ParticipationService {
 }
 
 impl ParticipationService {
-    /// What an upload claims to be.
-    async fn claim(
-        &self,
-        client: ClientId,
-        header: &v1::UploadHeader,
-    ) -> Result<(crate::driver::Handle, Claim), ApiError> {
-        let key: AttemptKey = required(header.attempt.clone(), "attempt")?.try_into()?;
-        let reference = required(header.update.as_ref(), "update")?;
-        let handle = self.0.running_job(&key.job).await?;
-        let claim = Claim {
-            key,
-            client,
-            digest: reference.parsed_digest()?,
-            bytes: reference.bytes,
-            weight: header.weight,
-            within: header.within_clip_norm,
-            number: header.number,
-            offset: header.offset,
-        };
-        Ok((handle, claim))
-    }
-
     /// The enrolled participant behind a request.
     async fn participant<T>(&self, request: &Request<T>) -> Result<(ClientId, ClientRole), ApiError> {
         let Peer::Client(name, role) = peer_of(request)? else {
@@ -214,14 +196,27 @@ impl ParticipationService {
             Some(Err(status)) => return Err(status.into()),
             _ => return Err(bad("the first message of an upload is its header".into())),
         };
-        let (handle, claim) = self.claim(client, &header).await?;
+        let claim = claim(client, &header)?;
+        // Where a client goes on that was told that it counts already, and does not know what that means.
+        if claim.offset == claim.bytes && self.0.shared.counts_already(&claim).await? {
+            return Ok(v1::UploadReceipt { update: header.update, counted_already: true });
+        }
+        let handle = match self.0.running_job(&claim.key.job).await {
+            Ok(handle) => handle,
+            Err(over) => return self.0.shared.receipt_of_before(&claim, &header, over).await,
+        };
         let (job, idle) = (handle.job.clone(), handle.job.spec().deadlines.transfer_idle.0);
         if let Err(reason) = plausible(&claim, &job) {
             return refuse(&handle, &claim, reason).await;
         }
-        let not_now = |e: Refusal| ApiError::new(Fault::NotNow, e.to_string());
         let state = handle.snapshot().state;
-        let deadline_ms = state.expects(&claim.key.job, &claim.client, &claim.key).map_err(not_now)?;
+        let deadline_ms = match state.expects(&claim.key.job, &claim.client, &claim.key) {
+            Ok(deadline_ms) => deadline_ms,
+            Err(refusal) => {
+                let over = ApiError::new(Fault::NotNow, refusal.to_string());
+                return self.0.shared.receipt_of_before(&claim, &header, over).await;
+            }
+        };
         // The clip norm moves between rounds: this one's stands as long as the upload is of use.
         let bound = job.bound_beside(claim.number, state.norm_bound(&job));
         let shared = &self.0.shared;
@@ -244,10 +239,10 @@ impl ParticipationService {
             Ok(update) => {
                 // A task of its own: a client that hangs up now leaves no blob that nobody knows.
                 let fed = tokio::spawn(take_in(handle, shared.clone(), claim.key, update)).await;
-                fed.map_err(|e| {
+                let counted_already = fed.map_err(|e| {
                     ApiError::new(Fault::Unavailable, format!("taking the update in broke: {e}"))
                 })??;
-                Ok(v1::UploadReceipt { update: header.update })
+                Ok(v1::UploadReceipt { update: header.update, counted_already })
             }
             Err(Rejected::Transfer(e)) => Err(e),
             Err(Rejected::Improper(e)) => {
@@ -262,21 +257,41 @@ impl ParticipationService {
     }
 }
 
-/// Offers a spooled update to the round; what it refuses for good is deleted, unless the round counts it already.
+/// What an upload claims to be.
+fn claim(client: ClientId, header: &v1::UploadHeader) -> Result<Claim, ApiError> {
+    let reference = required(header.update.as_ref(), "update")?;
+    Ok(Claim {
+        key: required(header.attempt.clone(), "attempt")?.try_into()?,
+        client,
+        digest: reference.parsed_digest()?,
+        bytes: reference.bytes,
+        weight: header.weight,
+        within: header.within_clip_norm,
+        number: header.number,
+        offset: header.offset,
+    })
+}
+
+/// Offers a spooled update to the round; what it refuses for good is deleted, unless the round counts it already. Says whether
+/// it was taken in before, by an upload whose attempt closed while this one was under way.
 async fn take_in(
     handle: crate::driver::Handle,
     shared: Arc<Shared>,
     key: AttemptKey,
     update: Update,
-) -> Result<(), ApiError> {
-    let blob = update.blob;
-    let fed = handle.feed(Input::Update { key, update }).await;
-    if fed.as_ref().is_err_and(|e| e.fault == Fault::NotNow)
-        && !handle.snapshot().state.blobs().contains(&blob)
-    {
+) -> Result<bool, ApiError> {
+    let (blob, client) = (update.blob, update.client.clone());
+    let Err(refusal) = handle.feed(Input::Update { key: key.clone(), update }).await else {
+        return Ok(false);
+    };
+    if refusal.fault != Fault::NotNow {
+        return Err(refusal);
+    }
+    let before = shared.taken_in(&key, &client).await;
+    if !handle.snapshot().state.blobs().contains(&blob) {
         let_go(&*shared.blobs, [blob], "a refused update").await;
     }
-    fed
+    if before?.is_some_and(|record| record.blob == blob) { Ok(true) } else { Err(refusal) }
 }
 
 /// What can be said of an upload before its first byte.

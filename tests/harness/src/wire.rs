@@ -2,7 +2,7 @@
 
 use crate::PATIENCE;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
@@ -15,6 +15,9 @@ pub struct Wire {
     port: u16,
     counts: Arc<Counts>,
     limit: watch::Sender<u64>,
+    /// Rises with each cut.
+    cuts: watch::Sender<u64>,
+    held: Arc<AtomicBool>,
     task: JoinHandle<()>,
 }
 
@@ -33,17 +36,24 @@ impl Wire {
         let (limit, limited) = watch::channel(u64::MAX);
         let counts = Arc::new(Counts::default());
         let counted = counts.clone();
+        let (cuts, cut) = watch::channel(0);
+        let held = Arc::<AtomicBool>::default();
+        let is_held = held.clone();
         let task = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 // A coordinator that is away: the client sees its connection end.
                 let Ok(server) = TcpStream::connect(&target).await else { continue };
+                if is_held.load(Ordering::SeqCst) {
+                    continue;
+                }
                 let ((from_client, to_client), (from_server, to_server)) =
                     (client.into_split(), server.into_split());
-                tokio::spawn(up(from_client, to_server, counted.clone()));
-                tokio::spawn(down(from_server, to_client, counted.clone(), limited.clone()));
+                tokio::spawn(until_cut(cut.clone(), up(from_client, to_server, counted.clone())));
+                let down = down(from_server, to_client, counted.clone(), limited.clone());
+                tokio::spawn(until_cut(cut.clone(), down));
             }
         });
-        Self { port, counts, limit, task }
+        Self { port, counts, limit, cuts, held, task }
     }
 
     /// Where a client finds the coordinator.
@@ -66,8 +76,19 @@ impl Wire {
         self.limit.send_replace(self.down() + bytes);
     }
 
+    /// Ends all connections, with what has not passed yet.
+    pub fn cut(&self) {
+        self.cuts.send_modify(|cuts| *cuts += 1);
+    }
+
+    /// Lets no new connection through before [`Wire::mend`].
+    pub fn hold(&self) {
+        self.held.store(true, Ordering::SeqCst);
+    }
+
     /// Everything passes again.
     pub fn mend(&self) {
+        self.held.store(false, Ordering::SeqCst);
         self.limit.send_replace(u64::MAX);
     }
 
@@ -84,6 +105,16 @@ impl Wire {
 impl Drop for Wire {
     fn drop(&mut self) {
         self.task.abort();
+    }
+}
+
+/// One direction of a connection, as long as nobody cuts it.
+async fn until_cut(mut cuts: watch::Receiver<u64>, pump: impl Future<Output = ()>) {
+    cuts.mark_unchanged();
+    tokio::select! {
+        () = pump => {}
+        // The relay itself may be gone: what goes through it ends with its connections.
+        Ok(()) = cuts.changed() => {}
     }
 }
 

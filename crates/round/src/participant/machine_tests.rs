@@ -54,6 +54,7 @@ fn words(effects: &[Effect]) -> Vec<String> {
             Effect::Abandon(k) => format!("abandon {}", short(k)),
             Effect::Store { account, .. } => format!("store {}", short(&account.last())),
             Effect::Upload { key, tries, .. } => format!("upload {} try {tries}", short(key)),
+            Effect::Settle { key, tries, .. } => format!("settle {} try {tries}", short(key)),
             Effect::Discard { account, .. } => format!("discard {}", short(&account.last())),
             Effect::ReportFailure(k, _) => format!("fail {}", short(k)),
         })
@@ -330,11 +331,10 @@ fn a_withdrawal_of_something_else_changes_nothing() {
 fn a_newer_attempt_replaces_the_older_and_an_older_one_is_declined() {
     let (job, k) = (job(RECORD), key("j", 3, 1));
     let newer = key("j", 3, 2);
-    let cases: [(Bring, &[&str]); 4] = [
+    let cases: [(Bring, &[&str]); 3] = [
         (At::inspecting, &["abandon j/3/1", "inspect j/3/2"]),
         (At::fetching, &["abandon j/3/1", "inspect j/3/2"]),
         (At::training, &["abandon j/3/1", "inspect j/3/2"]),
-        (At::uploading, &["abandon j/3/1", "discard j/3/1", "inspect j/3/2"]),
     ];
     for (bring, effects) in cases {
         let mut p = client();
@@ -352,6 +352,74 @@ fn a_newer_attempt_replaces_the_older_and_an_older_one_is_declined() {
     At::storing(&mut p, &k, &job);
     expect(p.step(offered(&newer, &job)), &[]);
     expect(p.step(Input::Stored(k, sealed("old"))), &["discard j/3/1", "inspect j/3/2"]);
+}
+
+/// Whether the update in the outbox went back to what waits to be sent.
+fn taken_back(effects: &[Effect]) -> bool {
+    let delivered = effects.iter().find_map(|e| match e {
+        Effect::Discard { delivered, .. } => Some(*delivered),
+        _ => None,
+    });
+    !delivered.expect("the outbox is emptied")
+}
+
+/// The receipt may be what was lost: only the coordinator's word takes an update back, and the newer offer waits for it.
+#[test]
+fn an_update_without_a_receipt_is_settled_before_a_newer_offer() {
+    let (job, k) = (job(RECORD), key("j", 3, 1));
+    let answers: [(Input, bool); 4] = [
+        (Input::Uploaded(k.clone()), false),
+        (Input::Failed(k.clone(), Failure::Closed("is over".into())), true),
+        // Nobody can tell: lost perhaps, but not sent twice.
+        (Input::Failed(k.clone(), last("x")), false),
+        (Input::Withdrawn(k.clone()), true),
+    ];
+    for (answer, back) in answers {
+        let withdrawn = matches!(answer, Input::Withdrawn(_));
+        // Still on its way when the offer comes.
+        let mut p = client();
+        At::uploading(&mut p, &k, &job);
+        expect(p.step(offered(&key("j", 4, 1), &job)), &["abandon j/3/1", "settle j/3/1 try 0"]);
+        // A newer one still takes the place of the one that waits; older ones and the settled one are declined.
+        expect(p.step(offered(&key("j", 4, 2), &job)), &[]);
+        expect(p.step(offered(&key("j", 2, 9), &job)), &["record no", "decline j/2/9"]);
+        expect(p.step(offered(&k, &job)), &["record no", "decline j/3/1"]);
+        expect(p.step(Input::Failed(k.clone(), transient())), &["settle j/3/1 try 1"]);
+        let out = p.step(answer.clone());
+        let words = words(&out);
+        let words: Vec<_> = words.iter().skip(usize::from(withdrawn)).map(String::as_str).collect();
+        assert_eq!((words, taken_back(&out)), (vec!["discard j/3/1", "inspect j/4/2"], back));
+        // After a restart, whichever comes first, the session or the offer.
+        let account = Account::charge(None, &k, job.digest(), None).unwrap().with_sealed(sealed("u"));
+        let mut p = Participant::new(policy(), [account]);
+        expect(p.step(offered(&key("j", 4, 1), &job)), &["settle j/3/1 try 0"]);
+        expect(p.step(Input::SessionUp), &[]);
+        let out = p.step(answer);
+        assert_eq!(taken_back(&out), back);
+        assert_eq!(p.in_hand(), Some(&key("j", 4, 1)));
+    }
+}
+
+#[test]
+fn a_coordinator_that_never_answers_the_question_holds_nobody_up() {
+    let (job, k) = (job(RECORD), key("j", 3, 1));
+    let mut p = client();
+    At::uploading(&mut p, &k, &job);
+    p.step(offered(&key("j", 4, 1), &job));
+    for tries in 1..5 {
+        expect(p.step(Input::Failed(k.clone(), transient())), &[&format!("settle j/3/1 try {tries}")]);
+    }
+    let out = expect(p.step(Input::Failed(k, transient())), &["discard j/3/1", "inspect j/4/1"]);
+    assert!(!taken_back(&out));
+}
+
+#[test]
+fn an_offer_that_is_declined_leaves_the_update_before_it_to_be_sent() {
+    let (job, k) = (job(RECORD), key("j", 3, 1));
+    let account = Account::charge(None, &k, job.digest(), None).unwrap().with_sealed(sealed("u"));
+    let mut p = Participant::new(policy(), [account]);
+    let out = p.step(offered(&key("j", 4, 1), &self::job(CLIENT)));
+    expect(out, &["record no", "decline j/4/1", "upload j/3/1 try 0"]);
 }
 
 #[test]

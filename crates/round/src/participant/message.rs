@@ -25,7 +25,7 @@ pub enum Input {
     Trained(AttemptKey, Parcel),
     /// The update and the account are durable.
     Stored(AttemptKey, Sealed),
-    /// The coordinator has made the update durable.
+    /// The coordinator has made the update durable, now or earlier.
     Uploaded(AttemptKey),
     /// The step that the attempt is in did not succeed.
     Failed(AttemptKey, Failure),
@@ -34,7 +34,7 @@ pub enum Input {
 /// Why a step did not succeed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Failure {
-    /// Trying the same again may help (uploads only).
+    /// Trying the same again may help (uploads and questions about them only).
     Transient(String),
     /// The attempt is over on the coordinator's side: nobody is waiting.
     Closed(String),
@@ -91,12 +91,22 @@ pub enum Effect {
         /// Times that this was tried before: wait longer each time.
         tries: u32,
     },
+    /// Ask whether an update counted whose receipt never came, without sending it; answer [`Input::Uploaded`], or
+    /// [`Input::Failed`]: [`Failure::Closed`] is the coordinator's word that it does not have it.
+    Settle {
+        /// The attempt.
+        key: AttemptKey,
+        /// The stored update.
+        sealed: Sealed,
+        /// Times that this was tried before: wait longer each time.
+        tries: u32,
+    },
     /// Make the account durable, then remove its update's bytes: the attempt is closed.
     Discard {
         /// The account.
         account: Account,
-        /// Whether the coordinator has the update. Else what an encoding left out of it was not sent, and neither was the
-        /// rest.
+        /// Whether the coordinator has the update, or may have it. Else what an encoding left out of it was not sent, and
+        /// neither was the rest.
         delivered: bool,
     },
     /// Tell the coordinator that the client had accepted but cannot deliver.

@@ -4,6 +4,7 @@
 //!
 //! ```text
 //! Idle -> Inspecting -> Fetching -> Training -> Storing -> Uploading -> Idle
+//!   \-> Settling -> Idle: an update without a receipt stands before the next offer
 //! ```
 //!
 //! Rules that the states keep together:
@@ -11,6 +12,8 @@
 //! - *One draw of noise for an attempt*: the update is counted and durable before its first byte leaves; from then
 //!   on the attempt gets those bytes or none, however often it is offered.
 //! - *The newest attempt of a job counts*: a newer offer replaces the older one; an older one is declined.
+//! - *An update is not taken back unasked*: its receipt may have been lost. Only the coordinator's word closes an attempt as
+//!   undelivered.
 //! - *Jobs take turns*: offers of other jobs wait, one for each job.
 
 mod account;
@@ -20,6 +23,7 @@ mod fetching;
 mod inspecting;
 mod message;
 mod offer;
+mod settling;
 mod storing;
 mod training;
 mod uploading;
@@ -40,6 +44,7 @@ pub use offer::{ModelRef, Offer, OfferedDelta, OfferedModel, UnreadableOffer, ch
 
 use fetching::Fetching;
 use inspecting::Inspecting;
+use settling::Settling;
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use storing::Storing;
@@ -75,6 +80,7 @@ enum State {
     Training(Training),
     Storing(Storing),
     Uploading(Uploading),
+    Settling(Settling),
 }
 
 impl Participant {
@@ -121,6 +127,7 @@ impl Participant {
             }),
             Input::Uploaded(key) => self.advance(&key, |state, books| match state {
                 State::Uploading(s) => s.uploaded(books, &mut out),
+                State::Settling(s) => s.counted(books, &mut out),
                 other => other,
             }),
             Input::Failed(key, failure) => self.advance(&key, |state, books| match state {
@@ -128,6 +135,7 @@ impl Participant {
                 State::Training(s) => s.failed(failure, &mut out),
                 State::Storing(s) => s.failed(failure, &mut out),
                 State::Uploading(s) => s.failed(failure, books, &mut out),
+                State::Settling(s) => s.failed(failure, books, &mut out),
                 State::Idle | State::Inspecting(_) => state,
             }),
         }
@@ -154,6 +162,9 @@ impl Participant {
     fn offered(&mut self, offer: Offer, out: &mut Vec<Effect>) {
         let key = offer.key().clone();
         match self.state.order_to(&key) {
+            Some(Ordering::Equal) if matches!(self.state, State::Settling(_)) => {
+                return self.decline(&offer, OLDER, out);
+            }
             Some(Ordering::Equal) if !self.state.is_unwanted() => {
                 // The coordinator asks again after a broken session: the work goes on, the answer is repeated.
                 if !matches!(self.state, State::Inspecting(_)) {
@@ -162,7 +173,7 @@ impl Participant {
                 return;
             }
             Some(Ordering::Greater) => return self.decline(&offer, OLDER, out),
-            Some(Ordering::Less) => self.drop_in_hand(out),
+            Some(Ordering::Less) => self.supersede_in_hand(out),
             Some(Ordering::Equal) | None => {}
         }
         if let Some(account) = self.books.accounts.get(&key.job) {
@@ -174,7 +185,8 @@ impl Participant {
                 }
                 Ordering::Equal => return self.decline(&offer, DONE, out),
                 Ordering::Greater => return self.decline(&offer, OLDER, out),
-                Ordering::Less => self.books.close(&key.job, false, out),
+                // An update that has no receipt is settled before this begins.
+                Ordering::Less => {}
             }
         } else if self.books.accounts.len() >= MAX_ACCOUNTS {
             return self.decline(&offer, "this client keeps accounts of too many jobs already", out);
@@ -183,6 +195,11 @@ impl Participant {
         let terms = Terms::of(offer.job(), account, &self.books.policy);
         if let Err(refusal) = consider::check_offer(&terms, &offer, account, &self.books.policy) {
             self.waiting.remove_job(&key.job);
+            if let Some((older, _)) = self.books.unsettled(&key)
+                && self.state.key() != Some(&older)
+            {
+                self.waiting.push_resend(older);
+            }
             out.push(Effect::Record(Box::new(Decision {
                 key: key.clone(),
                 terms,
@@ -212,6 +229,18 @@ impl Participant {
         }
     }
 
+    /// A newer attempt of the job takes the place of the one in hand.
+    fn supersede_in_hand(&mut self, out: &mut Vec<Effect>) {
+        match std::mem::replace(&mut self.state, State::Idle) {
+            State::Uploading(s) => self.state = s.superseded(out),
+            s @ State::Settling(_) => self.state = s,
+            other => {
+                self.state = other;
+                self.drop_in_hand(out);
+            }
+        }
+    }
+
     /// Lets go of the attempt in hand, whatever state it is in. Storing is brief and finishes first.
     fn drop_in_hand(&mut self, out: &mut Vec<Effect>) {
         self.state = match std::mem::replace(&mut self.state, State::Idle) {
@@ -220,7 +249,8 @@ impl Participant {
             State::Fetching(s) => s.dropped(out),
             State::Training(s) => s.dropped(out),
             State::Storing(s) => s.dropped(),
-            State::Uploading(s) => s.dropped(&mut self.books, out),
+            State::Uploading(s) => s.withdrawn(&mut self.books, out),
+            State::Settling(s) => s.withdrawn(&mut self.books, out),
         };
     }
 
@@ -228,7 +258,13 @@ impl Participant {
         while matches!(self.state, State::Idle) {
             self.state = match self.waiting.pop() {
                 None => return,
-                Some(Next::Offer(offer)) => Inspecting::begin(*offer, out),
+                Some(Next::Offer(offer)) => match self.books.unsettled(offer.key()) {
+                    Some((key, sealed)) => {
+                        self.waiting.put_back(offer);
+                        Settling::begin(key, sealed, out)
+                    }
+                    None => Inspecting::begin(*offer, out),
+                },
                 Some(Next::Resend(key)) => match self.books.sealed(&key) {
                     Some(sealed) => Uploading::begin(key, sealed, out),
                     None => State::Idle,
@@ -244,6 +280,12 @@ const DONE: &str = "this client has made its update for this attempt already";
 impl Books {
     fn sealed(&self, key: &AttemptKey) -> Option<Sealed> {
         self.accounts.get(&key.job).filter(|a| a.last() == *key).and_then(|a| a.sealed().cloned())
+    }
+
+    /// The update of the job before `newer` that is stored and has no receipt.
+    fn unsettled(&self, newer: &AttemptKey) -> Option<(AttemptKey, Sealed)> {
+        let account = self.accounts.get(&newer.job).filter(|account| account.last() < *newer)?;
+        Some((account.last(), account.sealed()?.clone()))
     }
 
     /// Empties the job's place in the outbox.
@@ -266,6 +308,7 @@ impl State {
             Self::Training(s) => Some(s.key()),
             Self::Storing(s) => Some(s.key()),
             Self::Uploading(s) => Some(s.key()),
+            Self::Settling(s) => Some(s.key()),
         }
     }
 

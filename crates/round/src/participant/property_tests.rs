@@ -57,6 +57,8 @@ struct World {
     old: Vec<Input>,
     accepted: BTreeSet<AttemptKey>,
     uploaded: BTreeMap<AttemptKey, Sealed>,
+    /// The updates that the coordinator counts, with or without the client's knowledge.
+    counted: BTreeSet<AttemptKey>,
     /// Makes each trained update another: a second draw of noise would show.
     draws: u32,
 }
@@ -75,6 +77,7 @@ impl World {
             old: Vec::new(),
             accepted: BTreeSet::new(),
             uploaded: BTreeMap::new(),
+            counted: BTreeSet::new(),
             draws: 0,
         }
     }
@@ -89,7 +92,11 @@ impl World {
                 self.feed(Input::Offered(Box::new(offer)));
             }
             Op::Withdraw { job, round, attempt } => {
-                self.feed(Input::Withdrawn(key(&name(*job), *round, *attempt)));
+                let key = key(&name(*job), *round, *attempt);
+                // No coordinator withdraws an attempt from who has delivered.
+                if !self.counted.contains(&key) {
+                    self.feed(Input::Withdrawn(key));
+                }
             }
             Op::Finish(how) => {
                 if let Some(step) = self.step.take() {
@@ -149,12 +156,24 @@ impl World {
                     }
                 }
             }
-            (Effect::Fetch(key, ..), Some(f)) | (Effect::Upload { key, .. }, Some(f)) => {
-                Input::Failed(key, f)
+            (Effect::Fetch(key, ..), Some(f)) => Input::Failed(key, f),
+            // Taken in, and the receipt is lost.
+            (Effect::Upload { key, .. }, Some(Failure::Transient(_))) => {
+                self.counted.insert(key.clone());
+                Input::Failed(key, Failure::Transient("t".into()))
             }
+            (Effect::Upload { key, .. }, Some(f)) if !self.counted.contains(&key) => Input::Failed(key, f),
+            (Effect::Settle { key, .. }, Some(f @ Failure::Transient(_))) => Input::Failed(key, f),
+            (Effect::Settle { key, .. }, _) if !self.counted.contains(&key) => {
+                Input::Failed(key, Failure::Closed("c".into()))
+            }
+            (Effect::Settle { key, .. }, _) => Input::Uploaded(key),
             (Effect::Train(a), Some(f)) => Input::Failed(a.key().clone(), f),
             (Effect::Fetch(key, ..), None) => Input::ModelReady(key),
-            (Effect::Upload { key, .. }, None) => Input::Uploaded(key),
+            (Effect::Upload { key, .. }, _) => {
+                self.counted.insert(key.clone());
+                Input::Uploaded(key)
+            }
             (Effect::Train(a), None) => {
                 self.draws += 1;
                 let units = vec![self.draws as i32; self.job.part().len()];
@@ -184,9 +203,10 @@ impl World {
                 self.accepted.insert(key);
             }
             Effect::Abandon(key) => self.leave(&key),
-            Effect::Discard { account, .. } => {
+            Effect::Discard { account, delivered } => {
                 assert!(account.sealed().is_none());
                 let key = account.last();
+                assert!(delivered || !self.counted.contains(&key), "an update that counts was taken back");
                 let there = self.disk.insert(account.job().clone(), account);
                 assert!(there.is_some_and(|a| a.last() == key), "discarded what is not there");
                 self.leave(&key);
@@ -214,6 +234,7 @@ impl World {
                 assert_eq!(first, sealed, "two updates for one attempt");
                 self.begin(effect);
             }
+            Effect::Settle { .. } => self.begin(effect),
         }
     }
 
@@ -234,6 +255,10 @@ impl World {
 
     /// Its result may still arrive.
     fn leave_behind(&mut self, step: Effect) {
+        if let Effect::Upload { key, .. } = step {
+            // Withdrawn before it was taken in.
+            return self.old.push(Input::Uploaded(key));
+        }
         if !matches!(step, Effect::Store { .. }) {
             let result = self.finish(step, 9);
             self.old.push(result);
@@ -243,7 +268,10 @@ impl World {
 
 fn step_key(step: &Effect) -> AttemptKey {
     match step {
-        Effect::Inspect(key, _) | Effect::Fetch(key, ..) | Effect::Upload { key, .. } => key.clone(),
+        Effect::Inspect(key, _)
+        | Effect::Fetch(key, ..)
+        | Effect::Upload { key, .. }
+        | Effect::Settle { key, .. } => key.clone(),
         Effect::Train(acceptance) => acceptance.key().clone(),
         Effect::Store { account, .. } => account.last(),
         other => panic!("not a step: {other:?}"),

@@ -1,11 +1,12 @@
 //! The update is durable here and on its way.
 
+use super::settling::Settling;
 use super::{Books, Effect, Failure, Sealed, State};
 use undertone_core::id::AttemptKey;
 
 /// Times that an upload is tried before the client turns to other work. The bytes stay in the outbox; the next
 /// session, or the same offer again, sends them.
-const MAX_TRIES: u32 = 5;
+pub(super) const MAX_TRIES: u32 = 5;
 
 #[derive(Debug)]
 pub(super) struct Uploading {
@@ -47,7 +48,14 @@ impl Uploading {
         }
     }
 
-    pub(super) fn dropped(self, books: &mut Books, out: &mut Vec<Effect>) -> State {
+    /// Something newer is offered. The bytes may be there for all that is known here.
+    pub(super) fn superseded(self, out: &mut Vec<Effect>) -> State {
+        out.push(Effect::Abandon(self.key.clone()));
+        Settling::begin(self.key, self.sealed, out)
+    }
+
+    /// The coordinator said that it goes on without the update.
+    pub(super) fn withdrawn(self, books: &mut Books, out: &mut Vec<Effect>) -> State {
         out.push(Effect::Abandon(self.key.clone()));
         books.close(&self.key.job, false, out);
         State::Idle

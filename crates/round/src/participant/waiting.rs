@@ -51,6 +51,11 @@ impl Waiting {
         true
     }
 
+    /// Puts an offer back that was taken too early.
+    pub(super) fn put_back(&mut self, offer: Box<Offer>) {
+        self.0.push_front(Next::Offer(offer));
+    }
+
     pub(super) fn pop(&mut self) -> Option<Next> {
         self.0.pop_front()
     }

@@ -7,7 +7,7 @@ use crate::rules;
 use sqlx::query;
 use sqlx::sqlite::SqliteRow;
 use undertone_core::digest::Digest;
-use undertone_core::id::{Attempt, AttemptKey, JobId, Round};
+use undertone_core::id::{Attempt, AttemptKey, ClientId, JobId, Round};
 
 pub(super) async fn insert(sql: &mut Sql<'_>, job: JobRecord, events: &[NewEvent]) -> Result<(), StoreError> {
     let insert = query(
@@ -110,12 +110,7 @@ async fn add_upload(sql: &mut Sql<'_>, upload: &UploadRecord) -> Result<(), Comm
     if sql.execute(insert).await? > 0 {
         return Ok(());
     }
-    let stored = query("SELECT * FROM uploads WHERE job = ? AND round = ? AND attempt = ? AND client = ?")
-        .bind(key.job.as_str())
-        .bind(key.round.0)
-        .bind(key.attempt.0)
-        .bind(upload.client.as_str());
-    let stored = sql.first(stored, upload_row).await?;
+    let stored = self::upload(sql, key, &upload.client).await?;
     stored.map_or(Ok(()), |stored| rules::check_upload(&stored, upload))
 }
 
@@ -166,6 +161,19 @@ pub(super) async fn uploads(sql: &mut Sql<'_>, key: &AttemptKey) -> Result<Vec<U
     let select = query("SELECT * FROM uploads WHERE job = ? AND round = ? AND attempt = ? ORDER BY client");
     let select = select.bind(key.job.as_str()).bind(key.round.0).bind(key.attempt.0);
     sql.all(select, upload_row).await
+}
+
+pub(super) async fn upload(
+    sql: &mut Sql<'_>,
+    key: &AttemptKey,
+    client: &ClientId,
+) -> Result<Option<UploadRecord>, StoreError> {
+    let select = query("SELECT * FROM uploads WHERE job = ? AND round = ? AND attempt = ? AND client = ?")
+        .bind(key.job.as_str())
+        .bind(key.round.0)
+        .bind(key.attempt.0)
+        .bind(client.as_str());
+    sql.first(select, upload_row).await
 }
 
 pub(super) async fn releases(sql: &mut Sql<'_>, job: &JobId) -> Result<Vec<ReleaseRecord>, StoreError> {
