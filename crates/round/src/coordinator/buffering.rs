@@ -1,7 +1,7 @@
 //! Buffering: Collecting's counterpart where rounds are asynchronous. Free places are filled at once; the round is released
 //! over the first updates that fill the buffer.
 
-use super::pool::AtWork;
+use super::pool::{AtWork, Version};
 use super::{Context, Effect, Input, JobState, Phase, Refusal, Releasing, Running, Step, Update, key};
 use crate::event::{JobEvent, Outcome};
 use crate::job::Job;
@@ -88,13 +88,12 @@ impl Buffering {
         let work = AtWork {
             round: self.round,
             attempt: self.attempt,
-            model: step.next.model,
-            broadcast: step.next.carried.broadcast,
             deadline_ms: ctx.now_ms + ctx.job.spec().deadlines.round.0.as_millis() as u64,
             away_since_ms: None,
         };
-        step.next.pool.ask(clients, &work);
-        step.effects.extend(clients.iter().map(|client| work.offer(client, ctx.id)));
+        let version = Version { model: step.next.model, broadcast: step.next.carried.broadcast };
+        step.next.pool.ask(clients, &work, version);
+        step.effects.extend(clients.iter().filter_map(|client| step.next.pool.offer(client, ctx.id)));
     }
 
     /// Goes on to the release once the buffer is full; else fills free places, or waits for somebody to fill them with.

@@ -31,7 +31,7 @@ pub enum Invariant {
     /// counts what its staleness says.
     NoneTooStale,
     /// Where rounds are asynchronous, no more clients are at work than there are places, and none whose update is held here:
-    /// so a release holds one update of a client at most. And no client works twice for one attempt.
+    /// so a release holds one update of a client at most. And no client works twice for one attempt, or changes its model.
     OneTaskEach,
     /// Where the coordinator draws noise, it does so once over the updates of an attempt.
     OneDraw,
@@ -212,7 +212,8 @@ fn one_task_each(before: &JobState, step: &Step, ctx: &Context<'_>) -> bool {
         Effect::Offer { client, key, .. } => !is_second(client, key),
         _ => true,
     });
-    once && busy.len() <= rule.concurrency as usize
+    once && pool.keeps_versions(&before.pool)
+        && busy.len() <= rule.concurrency as usize
         && step.next.held().all(|update| busy.insert(&update.client))
         // What waits is bounded: everybody who was at work when a release began, and a buffer.
         && pool.waiting.len() <= (rule.concurrency + rule.buffer) as usize

@@ -38,7 +38,7 @@ pub use closing::Closing;
 pub use collecting::{Collecting, Member, Standing};
 pub use measuring::{Measuring, Progress};
 pub use offering::Offering;
-pub use pool::{AtWork, Gone, Pool};
+pub use pool::{AtWork, Gone, Pool, Version};
 pub use publishing::Publishing;
 pub use releasing::Releasing;
 
@@ -510,7 +510,7 @@ impl JobState {
         blobs.extend(self.measuring.all_models().map(|m| m.digest));
         blobs.extend(self.carried.blobs());
         blobs.extend(self.pool.broadcasts().flat_map(|b| b.blobs().collect::<Vec<_>>()));
-        blobs.extend(self.pool.at_work.values().map(|work| work.model.digest));
+        blobs.extend(self.pool.models().map(|model| model.digest));
         blobs.extend(self.pool.waiting.iter().map(|u| u.blob));
         match &self.phase {
             Phase::Collecting(p) => blobs.extend(p.received().map(|u| u.blob)),

@@ -4,6 +4,11 @@
 //! the releases of others. Its update waits in the buffer and counts in the round that takes it from there: the buffer is
 //! first in, first out, so that round is known when the update is accepted, and with it the staleness, which is the number of
 //! that round less the one in which the client was asked. Nobody is at work whose update would come too late for its bound.
+//!
+//! Each step writes the whole of it, so a client at work is a line of numbers: the model that it began from is that of the round
+//! in which it was asked, and is kept once for all who were asked in it ([`Version`]).
+
+mod form;
 
 use super::broadcast::sent;
 use super::{
@@ -17,17 +22,28 @@ use undertone_core::id::{Attempt, AttemptKey, ClientId, JobId, Round};
 
 /// Clients at work, and updates that wait to count.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(try_from = "form::Stored")]
 pub struct Pool {
+    /// What clients at work began from, by the round in which they were asked: no others. (A round has one model to begin
+    /// from, whichever of its attempts they were asked in.)
+    versions: BTreeMap<Round, Version>,
     /// Clients at work.
-    #[serde(default)]
     pub at_work: BTreeMap<ClientId, AtWork>,
     /// The buffer, in the order of arrival: each client once, and none that is at work.
-    #[serde(default)]
     pub waiting: Vec<Update>,
     /// Whose work is not waited for any more, until they are asked again or forgotten.
-    #[serde(default)]
     pub gone: BTreeMap<ClientId, Gone>,
+}
+
+/// A model that somebody works from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Version {
+    /// The model.
+    pub model: ModelRef,
+    /// What it was sent as, where that is not its file: kept as long as somebody works from it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub broadcast: Option<Broadcast>,
 }
 
 /// A client at work.
@@ -38,11 +54,6 @@ pub struct AtWork {
     pub round: Round,
     /// The attempt in which it was asked.
     pub attempt: Attempt,
-    /// The model that it began from.
-    pub model: ModelRef,
-    /// What that was sent as, where it is not its file: kept as long as somebody works from it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub broadcast: Option<Broadcast>,
     /// Its own deadline.
     pub deadline_ms: u64,
     /// Since when its session is broken.
@@ -80,12 +91,18 @@ impl Pool {
 
     /// What a client at work needs: the model that it began from, or what that was sent as.
     pub(super) fn files(&self, client: &ClientId) -> impl Iterator<Item = BlobRef> {
-        self.at_work.get(client).into_iter().flat_map(|work| sent(work.model, work.broadcast)).flatten()
+        let version = self.at_work.get(client).and_then(|work| self.versions.get(&work.round));
+        version.into_iter().flat_map(|version| sent(version.model, version.broadcast)).flatten()
+    }
+
+    /// The models that somebody at work began from.
+    pub(super) fn models(&self) -> impl Iterator<Item = ModelRef> {
+        self.versions.values().map(|version| version.model)
     }
 
     /// What somebody at work may still fetch.
     pub(super) fn broadcasts(&self) -> impl Iterator<Item = Broadcast> {
-        self.at_work.values().filter_map(|work| work.broadcast)
+        self.versions.values().filter_map(|version| version.broadcast)
     }
 
     /// Whether `client` works for `about`: asking it again is a repetition.
@@ -99,12 +116,42 @@ impl Pool {
         self.at_work.values().map(due).min()
     }
 
-    /// Puts clients to work.
-    pub(super) fn ask(&mut self, clients: &[ClientId], work: &AtWork) {
+    /// Puts clients to work from a model.
+    pub(super) fn ask(&mut self, clients: &[ClientId], work: &AtWork, version: Version) {
+        if clients.is_empty() {
+            return;
+        }
+        self.versions.insert(work.round, version);
         for client in clients {
             self.gone.remove(client);
             self.at_work.insert(client.clone(), work.clone());
         }
+    }
+
+    /// The offer to a client at work, for the first time or again.
+    pub(super) fn offer(&self, client: &ClientId, id: &JobId) -> Option<Effect> {
+        let work = self.at_work.get(client)?;
+        let version = self.versions.get(&work.round)?;
+        Some(Effect::Offer {
+            client: client.clone(),
+            key: key(id, work.round, work.attempt),
+            model: version.model,
+            broadcast: version.broadcast,
+            clip_norm: None,
+            deadline_ms: work.deadline_ms,
+        })
+    }
+
+    /// Whether whoever was at work `before` and still is works from the same model.
+    pub(super) fn keeps_versions(&self, before: &Self) -> bool {
+        self.at_work.values().all(|work| self.versions.contains_key(&work.round))
+            && before.versions.iter().all(|(round, was)| self.versions.get(round).is_none_or(|is| is == was))
+    }
+
+    /// Forgets the models that nobody works from any more.
+    fn forget_versions(&mut self) {
+        let rounds: BTreeSet<Round> = self.at_work.values().map(|work| work.round).collect();
+        self.versions.retain(|round, _| rounds.contains(round));
     }
 
     /// Forgets who left so long ago that its update would be too old in any case.
@@ -146,19 +193,6 @@ impl Pool {
             }
         }
         back
-    }
-}
-
-impl AtWork {
-    pub(super) fn offer(&self, client: &ClientId, id: &JobId) -> Effect {
-        Effect::Offer {
-            client: client.clone(),
-            key: key(id, self.round, self.attempt),
-            model: self.model,
-            broadcast: self.broadcast,
-            clip_norm: None,
-            deadline_ms: self.deadline_ms,
-        }
     }
 }
 
@@ -259,11 +293,7 @@ pub(super) fn attend(step: &mut Step, input: &Input, ctx: &Context<'_>) -> Resul
         _ => {}
     }
     time_out(step, ctx);
-    for client in &back {
-        if let Some(work) = step.next.pool.at_work.get(client) {
-            step.effects.push(work.offer(client, ctx.id));
-        }
-    }
+    step.effects.extend(back.iter().filter_map(|client| step.next.pool.offer(client, ctx.id)));
     Ok(())
 }
 
@@ -364,6 +394,7 @@ pub(super) fn tidy(before: &JobState, step: &mut Step, ctx: &Context<'_>) {
     if matches!(step.next.phase, Phase::Ended { .. } | Phase::Closing(_)) {
         step.next.pool = Pool::default();
     }
+    step.next.pool.forget_versions();
     let kept: BTreeSet<_> = step.next.held().map(|u| u.blob).collect();
     let held = before.held().map(|u| u.blob).chain(step.accepted.iter().map(|(_, u)| u.blob));
     let gone: BTreeSet<_> = held.filter(|blob| !kept.contains(blob)).collect();
