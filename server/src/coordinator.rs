@@ -9,9 +9,10 @@ use crate::refusals::Refusals;
 use crate::release::{self, broadcast};
 use crate::sessions::Sessions;
 use crate::sweep::sweep;
-use std::collections::{BTreeMap, HashSet};
+use crate::turns::{Turn, Turns};
+use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, RwLock};
 use std::time::Duration;
 use tokio::sync::{Semaphore, watch};
 use undertone::{ApiError, Fault};
@@ -22,6 +23,9 @@ use undertone_round::coordinator::JobState;
 use undertone_round::event::JobEvent;
 use undertone_round::job::Job;
 use undertone_store::{Blobs, JobRecord, NewEvent, Store};
+
+/// Model downloads that one client may have under way at once.
+const DOWNLOADS_OF_A_CLIENT: usize = 4;
 
 /// What drivers and services share.
 pub struct Shared {
@@ -39,7 +43,8 @@ pub struct Shared {
     /// What jobs that go on are waiting for just now, when it is a fault.
     waiting_for: RwLock<BTreeMap<JobId, String>>,
     evaluators: RwLock<Arc<Vec<ClientId>>>,
-    uploading: Arc<Mutex<HashSet<ClientId>>>,
+    uploading: Turns,
+    downloading: Turns,
     pub(crate) refusals: Refusals,
     stop: watch::Sender<bool>,
 }
@@ -93,12 +98,23 @@ impl Shared {
     }
 
     /// One upload at a time for each client, so that none of them can hold all slots.
-    pub(crate) fn upload_turn(&self, client: &ClientId) -> Result<UploadTurn, ApiError> {
-        if !self.uploading.lock().expect("no panic while locked").insert(client.clone()) {
+    pub(crate) fn upload_turn(&self, client: &ClientId) -> Result<Turn, ApiError> {
+        self.uploading.take(client).ok_or_else(|| {
             let text = format!("another upload of {client} is under way: try again when it has ended");
-            return Err(ApiError::new(Fault::Unavailable, text));
-        }
-        Ok(UploadTurn { client: client.clone(), uploading: self.uploading.clone() })
+            ApiError::new(Fault::Unavailable, text)
+        })
+    }
+
+    /// A few downloads at a time for each client. Ours has one; more are those of broken connections, until that is noticed.
+    pub(crate) fn download_turn(&self, client: &ClientId) -> Result<Turn, ApiError> {
+        self.downloading.take(client).ok_or_else(|| {
+            let text = format!(
+                "{client} has {DOWNLOADS_OF_A_CLIENT} downloads under way, as many as one client may: read one to its end or \
+                 cancel it, then ask again from where you are"
+            );
+            self.refusals.note_download(client, &text);
+            ApiError::new(Fault::Unavailable, text)
+        })
     }
 
     /// Resolves when the daemon shuts down.
@@ -115,18 +131,6 @@ impl Shared {
             () = tokio::time::sleep(now) => Ok(()),
             () = self.stopping() => Err(()),
         }
-    }
-}
-
-/// A client's upload under way; ends when it is dropped.
-pub(crate) struct UploadTurn {
-    client: ClientId,
-    uploading: Arc<Mutex<HashSet<ClientId>>>,
-}
-
-impl Drop for UploadTurn {
-    fn drop(&mut self) {
-        self.uploading.lock().expect("no panic while locked").remove(&self.client);
     }
 }
 
@@ -158,7 +162,8 @@ impl Coordinator {
             unreadable: RwLock::default(),
             waiting_for: RwLock::default(),
             evaluators: RwLock::new(Arc::new(evaluators.collect())),
-            uploading: Arc::default(),
+            uploading: Turns::of(1),
+            downloading: Turns::of(DOWNLOADS_OF_A_CLIENT),
             refusals: Refusals::default(),
             stop: watch::channel(false).0,
             config,

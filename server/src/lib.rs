@@ -22,6 +22,7 @@ mod services;
 mod sessions;
 mod spool;
 mod sweep;
+mod turns;
 
 pub use config::ServerConfig;
 pub use serve::{Server, ServerError};

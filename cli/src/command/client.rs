@@ -59,26 +59,32 @@ fn print(operator: &Operator, clients: &[v1::ClientSummary]) -> Result<()> {
             if c.connected { "yes" } else { "no" }.into(),
             c.last_seen_unix_s.map_or("never".into(), |t| distance(t, now)),
             moment(c.enrolled_unix_s),
-            c.uploads_refused.to_string(),
+            (c.uploads_refused + c.downloads_refused).to_string(),
             c.software.clone(),
         ]);
     }
     operator
         .screen
         .table(&table, "nobody is enrolled: invite somebody with `undertone token create --role trainer`")?;
-    for c in clients.iter().filter(|c| c.uploads_refused > 0) {
+    for c in clients.iter().filter(|c| c.uploads_refused + c.downloads_refused > 0) {
         operator.screen.line(&format!(
             "{}: {} refused since the coordinator started, the last one: {}",
             printable(&c.client),
-            if c.uploads_refused == 1 {
-                "1 upload".to_owned()
-            } else {
-                format!("{} uploads", c.uploads_refused)
-            },
+            refused(c),
             printable(&c.last_refusal)
         ))?;
     }
     Ok(())
+}
+
+/// What was refused, in words.
+fn refused(c: &v1::ClientSummary) -> String {
+    let counted = [(c.uploads_refused, "upload"), (c.downloads_refused, "download")];
+    let words = counted.into_iter().filter(|(count, _)| *count > 0).map(|(count, what)| match count {
+        1 => format!("1 {what}"),
+        _ => format!("{count} {what}s"),
+    });
+    words.collect::<Vec<_>>().join(" and ")
 }
 
 fn to_json(c: &v1::ClientSummary) -> Value {
@@ -90,6 +96,7 @@ fn to_json(c: &v1::ClientSummary) -> Value {
         "last_seen_unix_s": c.last_seen_unix_s,
         "software": c.software,
         "uploads_refused": c.uploads_refused,
+        "downloads_refused": c.downloads_refused,
         "last_refusal": if c.last_refusal.is_empty() { None } else { Some(&c.last_refusal) },
     })
 }

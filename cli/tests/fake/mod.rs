@@ -219,6 +219,7 @@ impl Operator for Service {
             last_seen_unix_s: None,
             software: "0.1.0\u{1b}[31m".into(),
             uploads_refused: u64::from(connected),
+            downloads_refused: 0,
             last_refusal: if connected { "chunk at 5, expected one at 4".into() } else { String::new() },
         };
         let clients =

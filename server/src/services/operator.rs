@@ -142,7 +142,8 @@ impl Operator for OperatorService {
             .map(|c| (shared.refusals.of(&c.id), c))
             .map(|(refused, c)| v1::ClientSummary {
                 connected: shared.sessions.is_connected(&c.id),
-                uploads_refused: refused.count,
+                uploads_refused: refused.uploads,
+                downloads_refused: refused.downloads,
                 last_refusal: refused.last,
                 client: c.id.to_string(),
                 role: role_message(c.role).into(),
