@@ -5,11 +5,25 @@
 use crate::models::{Arrived, Kept, ModelError, Models};
 use crate::transfer::{FetchError, Line, blocking, fetch as fetch_file};
 use std::sync::Arc;
+use undertone_core::id::JobId;
 use undertone_round::job::Job;
 use undertone_round::participant::{ModelRef, OfferedModel};
 
-/// Brings the model here.
+/// Brings the model here, and keeps it for the job.
 pub(crate) async fn fetch(
+    line: &mut Line,
+    models: &Models,
+    model: OfferedModel,
+    (id, job): (&JobId, &Arc<Job>),
+) -> Result<(), FetchError> {
+    let (own, name) = (models.clone(), id.clone());
+    blocking(move || own.expect(&name, model)).await?;
+    fetch_offered(line, models, model, job).await?;
+    let (own, name) = (models.clone(), id.clone());
+    Ok(blocking(move || own.arrived(&name, model.digest())).await?)
+}
+
+async fn fetch_offered(
     line: &mut Line,
     models: &Models,
     model: OfferedModel,

@@ -1,8 +1,8 @@
 //! Measuring models for a job: what an evaluator does, and nobody else.
 
 use crate::answers::Answered;
-use crate::models::{Kept, Models};
-use crate::transfer;
+use crate::arrival;
+use crate::models::Models;
 use crate::work::Tools;
 use std::sync::Arc;
 use undertone::v1::{self, BlobRef, evaluation};
@@ -10,7 +10,7 @@ use undertone_core::id::{JobId, Round};
 use undertone_core::trainer::{Metrics, TrainerError};
 use undertone_privacy::noise::NoiseRng;
 use undertone_round::job::Job;
-use undertone_round::participant::{DATA_UNFIT, Failure, ModelRef, Refusal, told};
+use undertone_round::participant::{DATA_UNFIT, Failure, ModelRef, OfferedModel, Refusal, told};
 
 /// A request that could be read.
 #[derive(Debug, Clone)]
@@ -66,8 +66,7 @@ async fn measure(
     if !report.is_fit() {
         return Err(Refusal { told: DATA_UNFIT.into(), details: report.problems });
     }
-    // One at a time: the cache keeps the newest few models, and another fetch could push this one out before it is
-    // read.
+    // One at a time: the cache keeps one model of a job, and another fetch could push this one out before it is read.
     let turn = Arc::clone(&tools.measuring);
     let _turn = turn.lock().await;
     let answered = match private_answer(tools, job_id, round, &job)? {
@@ -75,8 +74,8 @@ async fn measure(
         Asked::Again(metrics) => return Ok(metrics),
         Asked::Privately(answered) => Some(answered),
     };
-    let idle = job.spec().deadlines.transfer_idle.0;
-    transfer::fetch(&mut tools.line, &tools.models, model, Kept::Model, idle).await.map_err(|e| {
+    let offered = OfferedModel { whole: model, version: None, delta: None };
+    arrival::fetch(&mut tools.line, &tools.models, offered, (job_id, &job)).await.map_err(|e| {
         let (Failure::Transient(told) | Failure::Closed(told) | Failure::Final(told)) = e.failure();
         Refusal { told, details: vec![e.to_string()] }
     })?;

@@ -1,33 +1,35 @@
-//! Fetched models by digest: only verified files have their final name, and only the newest few stay.
+//! Fetched models by digest: only verified files have their final name, and only what a job may still need stays.
 //!
 //! ```text
 //! DIGEST.safetensors   a model's file
 //! DIGEST.values        the version of a model that a job trains from: little-endian f32, and their digest
 //! DIGEST.message       a whole version or a difference as it travelled, until the version is made of it
 //! DIGEST.part          what arrived of a file so far
+//! needed.json          which of them each job needs
 //! ```
 
 use crate::folder::{ClientFolder, create_private_dir, remove_if_there, sync_parent};
+use crate::models::needed::Needed;
 use crate::models::rebuild::Values;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::sync::{Arc, Mutex};
 use undertone_core::digest::{Digest, Digester};
 use undertone_core::encoding::rebuild::{Rebuild, RebuildError};
+use undertone_core::id::JobId;
 use undertone_core::layout::{LayoutError, ModelLayout};
 use undertone_round::job::Job;
 use undertone_round::participant::{ModelRef, OfferedModel};
 
+mod needed;
 mod rebuild;
-
-/// Models kept. A round's model is wanted again only by another attempt at that round.
-const KEPT: usize = 3;
 
 /// The cache of models.
 #[derive(Debug, Clone)]
 pub(crate) struct Models {
     dir: PathBuf,
+    needed: Arc<Mutex<Needed>>,
 }
 
 /// What becomes of a fetched file.
@@ -71,8 +73,29 @@ impl From<RebuildError> for ModelError {
 }
 
 impl Models {
+    /// Opens the cache; removes what an earlier run of the client left half-made, and what no job needs any more.
     pub(crate) fn new(folder: &ClientFolder) -> Self {
-        Self { dir: folder.models() }
+        let dir = folder.models();
+        let mut needed = Needed::load(&dir);
+        if dir.exists()
+            && let Err(e) = remove_half_made(&dir).and_then(|()| needed.sweep(&dir, needed::OTHERS_BYTES))
+        {
+            tracing::warn!(error = %e, "old models cannot be removed");
+        }
+        Self { dir, needed: Arc::new(Mutex::new(needed)) }
+    }
+
+    /// A job is offered this model: what it needs to get there stays, and what it started from before.
+    pub(crate) fn expect(&self, job: &JobId, model: OfferedModel) -> io::Result<()> {
+        create_private_dir(&self.dir)?;
+        let files = [Some(model.whole.digest), model.version, model.delta.map(|delta| delta.file.digest)];
+        let coming = files.into_iter().flatten().collect();
+        self.needed.lock().expect("no panic while locked").expect(job, coming, &self.dir)
+    }
+
+    /// It is here, under this name. What the job started from before goes.
+    pub(crate) fn arrived(&self, job: &JobId, model: Digest) -> io::Result<()> {
+        self.needed.lock().expect("no panic while locked").arrived(job, model, &self.dir)
     }
 
     fn path(&self, digest: Digest, kept: Kept) -> PathBuf {
@@ -130,10 +153,6 @@ impl Models {
         let path = self.path(found, kept);
         std::fs::rename(&partial.path, &path)?;
         sync_parent(&path)?;
-        // A message makes no room for itself: what it starts from may be the oldest here.
-        if kept == Kept::Model {
-            self.evict(&path)?;
-        }
         Ok(Ok(()))
     }
 
@@ -180,8 +199,7 @@ impl Models {
         if found == wanted {
             let path = self.version_path(wanted);
             values.keep(&path)?;
-            sync_parent(&path)?;
-            return Ok(self.evict(&path)?);
+            return Ok(sync_parent(&path)?);
         }
         if let Some((path, name)) = base
             && rebuild::digest_of(&path)? != name
@@ -210,16 +228,17 @@ impl Models {
         };
         Ok((values.take_message(file, rebuild)?, values))
     }
+}
 
-    fn evict(&self, newest: &Path) -> io::Result<()> {
-        let mut others: Vec<(SystemTime, PathBuf)> = std::fs::read_dir(&self.dir)?
-            .filter_map(|e| Some((e.as_ref().ok()?.metadata().ok()?.modified().ok()?, e.ok()?.path())))
-            .filter(|(_, path)| path != newest)
-            .collect();
-        others.sort();
-        let surplus = others.len().saturating_sub(KEPT - 1);
-        others.drain(..surplus).try_for_each(|(_, path)| remove_if_there(&path))
+/// Only while nothing writes there.
+fn remove_half_made(dir: &Path) -> io::Result<()> {
+    for entry in std::fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "tmp") {
+            remove_if_there(&path)?;
+        }
     }
+    Ok(())
 }
 
 /// A model on its way.
@@ -323,14 +342,102 @@ mod tests {
         assert!(matches!(models.read(digest, &layout), Err(ModelError::Disk(_))));
     }
 
+    fn job(n: usize) -> JobId {
+        JobId::new(format!("job-{n}")).unwrap()
+    }
+
+    /// The models of a cache, and their bytes.
+    fn cached(dir: &Path) -> (usize, u64) {
+        let files = std::fs::read_dir(dir.join("models")).unwrap().map(|entry| entry.unwrap());
+        let models = files.filter(|entry| entry.file_name() != needed::FILE);
+        models.fold((0, 0), |(n, bytes), entry| (n + 1, bytes + entry.metadata().unwrap().len()))
+    }
+
+    /// A round of a job: what is offered arrives, under its own name.
+    fn round(models: &Models, n: usize, bytes: &[u8]) {
+        let offered = OfferedModel { whole: model(bytes), version: None, delta: None };
+        models.expect(&job(n), offered).unwrap();
+        fetch(models, bytes);
+        models.arrived(&job(n), model(bytes).digest).unwrap();
+    }
+
     #[test]
-    fn the_cache_is_bounded() {
+    fn each_active_job_keeps_what_it_starts_from_and_nothing_older() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = || Models::new(&ClientFolder::new(dir.path()));
+        let of = |job: usize, round: usize| vec![(100 * job + round) as u8; 1000 + job];
+        let mut models = open();
+        for r in 1..=3 {
+            for j in 0..5 {
+                // What the difference starts from stays until the version is made, through a restart as well.
+                let base = model(&of(j, r - 1));
+                let offered = OfferedModel { whole: model(&of(j, r)), version: None, delta: None };
+                models.expect(&job(j), offered).unwrap();
+                assert!(r == 1 || models.holds(base, Kept::Model));
+                if j == 2 {
+                    models = open();
+                    assert!(r == 1 || models.holds(base, Kept::Model));
+                }
+                round(&models, j, &of(j, r));
+                assert!(!models.holds(base, Kept::Model), "round {r} of job {j}");
+            }
+            assert_eq!(cached(dir.path()), (5, 5 * 1000 + 10), "one model of each job");
+        }
+        // Two jobs that start from the same bytes have one copy of them, for as long as either needs it.
+        round(&models, 7, &of(0, 3));
+        round(&models, 0, &of(0, 4));
+        assert!(models.holds(model(&of(0, 3)), Kept::Model));
+        assert_eq!(cached(dir.path()).0, 6);
+        round(&models, 7, &of(0, 5));
+        assert!(!models.holds(model(&of(0, 3)), Kept::Model));
+    }
+
+    #[test]
+    fn jobs_that_asked_longest_ago_make_room() {
         let dir = tempfile::tempdir().unwrap();
         let models = Models::new(&ClientFolder::new(dir.path()));
-        for i in 0..8u8 {
-            fetch(&models, &[i; 10]);
-            assert!(models.holds(model(&[i; 10]), Kept::Model));
+        for j in 0..20 {
+            round(&models, j, &[j as u8; 100]);
+            assert_eq!(cached(dir.path()).0, (j + 1).min(needed::MOST_JOBS));
         }
-        assert_eq!(std::fs::read_dir(dir.path().join("models")).unwrap().count(), KEPT);
+        assert!(
+            models.holds(model(&[12; 100]), Kept::Model) && !models.holds(model(&[11; 100]), Kept::Model)
+        );
+        // By bytes: the job that asked last always has its model, however large.
+        let sweep = |bytes| models.needed.lock().unwrap().sweep(&models.dir, bytes).unwrap();
+        sweep(250);
+        assert_eq!(cached(dir.path()), (3, 300), "the one in hand, and two others");
+        sweep(0);
+        assert_eq!(cached(dir.path()), (1, 100));
+        assert!(models.holds(model(&[19; 100]), Kept::Model));
+    }
+
+    #[test]
+    fn what_nobody_needs_is_gone_after_a_start() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = || Models::new(&ClientFolder::new(dir.path()));
+        let models = open();
+        round(&models, 1, b"needed");
+        // Of an abandoned attempt, of a crash, and of a version that kept no account.
+        for name in [
+            format!("{}.part", Digest::of(b"x")),
+            format!("{}.values", Digest::of(b"y")),
+            "version-0.tmp".into(),
+        ] {
+            std::fs::write(dir.path().join("models").join(name), b"left").unwrap();
+        }
+        assert!(open().holds(model(b"needed"), Kept::Model));
+        assert_eq!(cached(dir.path()), (1, 6));
+        // An account that cannot be read costs a transfer.
+        std::fs::write(dir.path().join("models").join(needed::FILE), b"{").unwrap();
+        let models = open();
+        assert_eq!(cached(dir.path()), (0, 0));
+        round(&models, 1, b"needed");
+        // Half of a transfer waits for the attempt that it is for.
+        let offered = OfferedModel { whole: model(b"on its way"), version: None, delta: None };
+        models.expect(&job(1), offered).unwrap();
+        models.resume(offered.whole).unwrap().append(0, b"on").unwrap();
+        assert_eq!(open().resume(offered.whole).unwrap().offset(), 2);
+        assert_eq!(cached(dir.path()).0, 2);
     }
 }

@@ -65,7 +65,7 @@ pub(crate) async fn inspect(tools: Tools, key: AttemptKey, job: Arc<Job>) -> Inp
 }
 
 pub(crate) async fn fetch(mut tools: Tools, key: AttemptKey, model: OfferedModel, job: Arc<Job>) -> Input {
-    match arrival::fetch(&mut tools.line, &tools.models, model, &job).await {
+    match arrival::fetch(&mut tools.line, &tools.models, model, (&key.job, &job)).await {
         Ok(()) => Input::ModelReady(key),
         Err(e) => {
             tracing::warn!(error = %e, "the model could not be fetched");
