@@ -45,14 +45,42 @@ async fn fetch_offered(
             }
         }
     }
-    match bring(line, models, model, model.whole, Arrived::Whole, job).await {
+    match whole(line, models, model, job).await {
         // What an earlier run of the client left may have been damaged on this disk: once more.
         Err(FetchError::Arrived(e)) if !matches!(e, ModelError::Disk(_)) => {
             tracing::warn!(error = %e, "the whole does not lead to the model: it is fetched again");
-            bring(line, models, model, model.whole, Arrived::Whole, job).await
+            whole(line, models, model, job).await
         }
         other => other,
     }
+}
+
+/// Fetches the whole, and what it needs beside it, if that is not here from an earlier round or another job.
+async fn whole(
+    line: &mut Line,
+    models: &Models,
+    model: OfferedModel,
+    job: &Arc<Job>,
+) -> Result<(), FetchError> {
+    if let Some(frozen) = model.frozen
+        && !models.holds_frozen(frozen.digest, job.part())?
+    {
+        fetch_file(line, models, frozen.file, Kept::Message, job.spec().deadlines.transfer_idle.0).await?;
+        let own = models.clone();
+        let kept = blocking(move || match own.keep_frozen(frozen) {
+            Err(ModelError::Disk(e)) => Err(e),
+            other => Ok(other),
+        });
+        match kept.await {
+            // Abandoned work on an earlier attempt kept it, and took the file away.
+            Err(e) if !models.holds_frozen(frozen.digest, job.part())? => return Err(e.into()),
+            Ok(Err(e)) => return Err(FetchError::Arrived(e)),
+            Err(_) | Ok(Ok(())) => {}
+        }
+        let (values, bytes) = (frozen.digest.short(), frozen.file.bytes);
+        tracing::info!(values, bytes, "the tensors that are not trained are here");
+    }
+    bring(line, models, model, model.whole, Arrived::Whole, job).await
 }
 
 /// Fetches a file and makes the version of it.

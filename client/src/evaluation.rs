@@ -74,7 +74,7 @@ async fn measure(
         Asked::Again(metrics) => return Ok(metrics),
         Asked::Privately(answered) => Some(answered),
     };
-    let offered = OfferedModel { whole: model, version: None, delta: None };
+    let offered = OfferedModel { whole: model, version: None, delta: None, frozen: None };
     arrival::fetch(&mut tools.line, &tools.models, offered, (job_id, &job)).await.map_err(|e| {
         let (Failure::Transient(told) | Failure::Closed(told) | Failure::Final(told)) = e.failure();
         Refusal { told, details: vec![e.to_string()] }

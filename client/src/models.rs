@@ -3,7 +3,8 @@
 //! ```text
 //! DIGEST.safetensors   a model's file
 //! DIGEST.values        the version of a model that a job trains from: little-endian f32, and their digest
-//! DIGEST.message       a whole version or a difference as it travelled, until the version is made of it
+//! DIGEST.frozen        the values of a model that a job does not train, by their digest as well
+//! DIGEST.message       a whole version, a difference or frozen values as they travelled, until those are made of it
 //! DIGEST.part          what arrived of a file so far
 //! needed.json          which of them each job needs
 //! ```
@@ -19,8 +20,9 @@ use undertone_core::digest::{Digest, Digester};
 use undertone_core::encoding::rebuild::{Rebuild, RebuildError};
 use undertone_core::id::JobId;
 use undertone_core::layout::{LayoutError, ModelLayout};
+use undertone_core::part::Part;
 use undertone_round::job::Job;
-use undertone_round::participant::{ModelRef, OfferedModel};
+use undertone_round::participant::{ModelRef, OfferedFrozen, OfferedModel};
 
 mod needed;
 mod rebuild;
@@ -37,7 +39,7 @@ pub(crate) struct Models {
 pub(crate) enum Kept {
     /// It is the model.
     Model,
-    /// A version is made of it.
+    /// A version, or frozen values, are made of it.
     Message,
 }
 
@@ -61,6 +63,8 @@ pub(crate) enum ModelError {
     Message(RebuildError),
     #[error("it leads to version {found}, {wanted} was offered")]
     OtherVersion { found: Digest, wanted: Digest },
+    #[error("the values that are not trained have digest {found}, {wanted} was offered")]
+    OtherFrozen { found: Digest, wanted: Digest },
 }
 
 impl From<RebuildError> for ModelError {
@@ -88,9 +92,10 @@ impl Models {
     /// A job is offered this model: what it needs to get there stays, and what it started from before.
     pub(crate) fn expect(&self, job: &JobId, model: OfferedModel) -> io::Result<()> {
         create_private_dir(&self.dir)?;
-        let files = [Some(model.whole.digest), model.version, model.delta.map(|delta| delta.file.digest)];
-        let coming = files.into_iter().flatten().collect();
-        self.needed.lock().expect("no panic while locked").expect(job, coming, &self.dir)
+        let files = [model.delta.map(|delta| delta.file.digest), model.frozen.map(|frozen| frozen.file.digest)];
+        let coming = [Some(model.whole.digest), model.version].into_iter().chain(files).flatten().collect();
+        let frozen = model.frozen.map(|frozen| frozen.digest);
+        self.needed.lock().expect("no panic while locked").expect(job, coming, frozen, &self.dir)
     }
 
     /// It is here, under this name. What the job started from before goes.
@@ -118,6 +123,38 @@ impl Models {
     /// Whether the version is here.
     pub(crate) fn holds_version(&self, version: Digest, layout: &ModelLayout) -> bool {
         std::fs::metadata(self.version_path(version)).is_ok_and(|m| m.len() == 4 * layout.len() as u64)
+    }
+
+    fn frozen_path(&self, frozen: Digest) -> PathBuf {
+        self.dir.join(format!("{frozen}.frozen"))
+    }
+
+    /// Whether the frozen values are here.
+    pub(crate) fn holds_frozen(&self, frozen: Digest, part: &Part) -> io::Result<bool> {
+        match std::fs::metadata(self.frozen_path(frozen)) {
+            Ok(meta) => Ok(meta.len() == 4 * part.frozen_len() as u64),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Keeps frozen values that were fetched.
+    pub(crate) fn keep_frozen(&self, frozen: OfferedFrozen) -> Result<(), ModelError> {
+        let message = self.path(frozen.file.digest, Kept::Message);
+        let made = || {
+            let mut values = Values::create(&self.dir, None)?;
+            Ok::<_, ModelError>((values.take_frozen(File::open(&message)?)?, values))
+        };
+        let made = made();
+        // Whatever became of it, it is of no more use.
+        remove_if_there(&message)?;
+        let (found, values) = made?;
+        if found != frozen.digest {
+            return Err(ModelError::OtherFrozen { found, wanted: frozen.digest });
+        }
+        let path = self.frozen_path(found);
+        values.keep(&path)?;
+        Ok(sync_parent(&path)?)
     }
 
     /// Opens the model's partial file to go on where it ended.
@@ -185,14 +222,16 @@ impl Models {
         Ok(bytes.as_chunks().0.iter().map(|value| f32::from_le_bytes(*value)).collect())
     }
 
-    /// Makes the offered version of what was fetched for it, block by block. What does not lead there is removed, and so is a
-    /// base that was altered.
+    /// Makes the offered version of what was fetched for it, block by block. What does not lead there is removed, and so are a
+    /// base and frozen values that were altered.
     pub(crate) fn rebuild(&self, model: OfferedModel, arrived: Arrived, job: &Job) -> Result<(), ModelError> {
         let Some(wanted) = model.version else { return Ok(()) };
         let delta = model.delta.filter(|_| arrived == Arrived::Delta);
         let message = self.path(delta.map_or(model.whole, |delta| delta.file).digest, Kept::Message);
         let base = delta.map(|delta| (self.version_path(delta.base), delta.base));
-        let made = self.made_of(&message, base.as_ref().map(|(path, _)| path), arrived, job);
+        let frozen = model.frozen.map(|frozen| (self.frozen_path(frozen.digest), frozen.digest));
+        let held = base.or(frozen);
+        let made = self.made_of(&message, held.as_ref().map(|(path, _)| path), arrived, job);
         // Whatever became of it, it is of no more use.
         remove_if_there(&message)?;
         let (found, values) = made?;
@@ -201,7 +240,7 @@ impl Models {
             values.keep(&path)?;
             return Ok(sync_parent(&path)?);
         }
-        if let Some((path, name)) = base
+        if let Some((path, name)) = held
             && rebuild::digest_of(&path)? != name
         {
             remove_if_there(&path)?;
@@ -212,19 +251,19 @@ impl Models {
     fn made_of(
         &self,
         message: &Path,
-        base: Option<&PathBuf>,
+        held: Option<&PathBuf>,
         arrived: Arrived,
         job: &Job,
     ) -> Result<(Digest, Values), ModelError> {
-        let (down, len) = (job.spec().transport.down(), job.layout().len());
+        let (down, part) = (job.spec().transport.down(), job.part());
         let file = File::open(message)?;
-        let mut values = Values::create(&self.dir, base)?;
+        let mut values = Values::create(&self.dir, held)?;
         let rebuild = match arrived {
-            Arrived::Whole if down.whole().is_none() => {
+            Arrived::Whole if down.whole(part).is_none() => {
                 return Ok((values.take_file(file, job.layout())?, values));
             }
-            Arrived::Whole => Rebuild::whole(down, job.grid(), len)?,
-            Arrived::Delta => Rebuild::delta(down, job.grid(), len)?,
+            Arrived::Whole => Rebuild::whole(down, job.grid(), part)?,
+            Arrived::Delta => Rebuild::delta(down, job.grid(), part)?,
         };
         Ok((values.take_message(file, rebuild)?, values))
     }
@@ -355,7 +394,7 @@ mod tests {
 
     /// A round of a job: what is offered arrives, under its own name.
     fn round(models: &Models, n: usize, bytes: &[u8]) {
-        let offered = OfferedModel { whole: model(bytes), version: None, delta: None };
+        let offered = OfferedModel { whole: model(bytes), version: None, delta: None, frozen: None };
         models.expect(&job(n), offered).unwrap();
         fetch(models, bytes);
         models.arrived(&job(n), model(bytes).digest).unwrap();
@@ -371,7 +410,7 @@ mod tests {
             for j in 0..5 {
                 // What the difference starts from stays until the version is made, through a restart as well.
                 let base = model(&of(j, r - 1));
-                let offered = OfferedModel { whole: model(&of(j, r)), version: None, delta: None };
+                let offered = OfferedModel { whole: model(&of(j, r)), version: None, delta: None, frozen: None };
                 models.expect(&job(j), offered).unwrap();
                 assert!(r == 1 || models.holds(base, Kept::Model));
                 if j == 2 {
@@ -434,7 +473,7 @@ mod tests {
         assert_eq!(cached(dir.path()), (0, 0));
         round(&models, 1, b"needed");
         // Half of a transfer waits for the attempt that it is for.
-        let offered = OfferedModel { whole: model(b"on its way"), version: None, delta: None };
+        let offered = OfferedModel { whole: model(b"on its way"), version: None, delta: None, frozen: None };
         models.expect(&job(1), offered).unwrap();
         models.resume(offered.whole).unwrap().append(0, b"on").unwrap();
         assert_eq!(open().resume(offered.whole).unwrap().offset(), 2);

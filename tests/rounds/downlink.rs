@@ -13,37 +13,42 @@ use undertone_store::Blobs as _;
 /// Values of the model.
 const VALUES: u64 = 3 * 20_000 + 1;
 /// What else comes down in a round: the offer with the job, a receipt, frames. (And the handshake, once.)
-const REST: u64 = 16_000;
+pub(crate) const REST: u64 = 16_000;
 
-fn with(transport: &str, rounds: u32) -> String {
+pub(crate) fn with(transport: &str, rounds: u32) -> String {
     job("kind = \"logistic\"", "kind = \"mlp\"\nhidden = [20000]")
         .replace("rounds = 2", &format!("rounds = {rounds}"))
         .replace("[deadlines]", &format!("[transport]\n{transport}\n\n[deadlines]"))
 }
 
 /// A client whose values go a fiftieth of the way to their targets in each round, on a line that counts.
-struct Counted {
-    wire: Arc<Wire>,
+pub(crate) struct Counted {
+    pub(crate) wire: Arc<Wire>,
     config: ClientConfig,
     /// Bytes that had come down when training began, round by round.
     seen: Arc<Mutex<Vec<u64>>>,
+    /// What it trained from last.
+    pub(crate) weights: Arc<Mutex<Vec<f32>>>,
     pause: Duration,
     number: usize,
 }
 
 impl Counted {
-    async fn enrol(d: &mut Deployment, name: &str, pause: Duration) -> Self {
+    pub(crate) async fn enrol(d: &mut Deployment, name: &str, pause: Duration) -> Self {
         let wire = Arc::new(Wire::to(&d.config().public_url).await);
         let mut config = d.enrol(name, ClientRole::Trainer).await;
         config.server = wire.url();
-        let mut client = Self { wire, config, seen: Arc::default(), pause, number: 0 };
+        let mut client =
+            Self { wire, config, seen: Arc::default(), weights: Arc::default(), pause, number: 0 };
         client.run(d);
         client
     }
 
-    fn run(&mut self, d: &mut Deployment) {
+    pub(crate) fn run(&mut self, d: &mut Deployment) {
         let (wire, seen, pause) = (self.wire.clone(), self.seen.clone(), self.pause);
+        let held = self.weights.clone();
         let trainer = FnTrainer::new(move |_, weights| {
+            *held.lock().unwrap() = weights.to_vec();
             seen.lock().unwrap().push(wire.down());
             std::thread::sleep(pause);
             let target = |i: usize| ((i % 200) as f32 - 100.0) / 100.0;
@@ -53,18 +58,23 @@ impl Counted {
     }
 
     /// The client vanishes.
-    fn vanish(&self, d: &mut Deployment) {
+    pub(crate) fn vanish(&self, d: &mut Deployment) {
         drop(d.take(self.number));
     }
 
+    /// Bytes that had come down when training began, round by round.
+    pub(crate) fn seen(&self) -> Vec<u64> {
+        self.seen.lock().unwrap().clone()
+    }
+
     /// Bytes that came down before each training, since the one before.
-    fn rounds(&self) -> Vec<u64> {
+    pub(crate) fn rounds(&self) -> Vec<u64> {
         let seen = self.seen.lock().unwrap();
         let before = std::iter::once(0).chain(seen.iter().copied());
         seen.iter().zip(before).map(|(now, before)| now - before).collect()
     }
 
-    fn trained(&self) -> usize {
+    pub(crate) fn trained(&self) -> usize {
         self.seen.lock().unwrap().len()
     }
 
@@ -73,7 +83,7 @@ impl Counted {
     }
 
     /// Its files of this kind.
-    fn files(&self, extension: &str) -> Vec<PathBuf> {
+    pub(crate) fn files(&self, extension: &str) -> Vec<PathBuf> {
         let files = std::fs::read_dir(self.models()).map(|dir| dir.flatten().map(|e| e.path()).collect());
         let mut files: Vec<PathBuf> = files.unwrap_or_default();
         files.retain(|path| path.extension().is_some_and(|e| e == extension));

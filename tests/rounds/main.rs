@@ -7,6 +7,7 @@ mod buffered;
 mod central_noise;
 mod cut_lines;
 mod downlink;
+mod downlink_parts;
 mod enrolment;
 mod happy;
 mod measuring;

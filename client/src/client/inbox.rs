@@ -12,7 +12,8 @@ use undertone_core::digest::Digest;
 use undertone_core::id::{AttemptKey, ClientRole, JobId, Round};
 use undertone_round::job::Job;
 use undertone_round::participant::{
-    Input, ModelRef, Offer, OfferedDelta, OfferedModel, Refusal, UnreadableOffer, check_model_size,
+    Input, ModelRef, Offer, OfferedDelta, OfferedFrozen, OfferedModel, Refusal, UnreadableOffer,
+    check_model_size,
 };
 
 /// Jobs whose documents are remembered.
@@ -213,14 +214,22 @@ fn attempt(message: Option<v1::AttemptRef>) -> Result<AttemptKey, InvalidMessage
 }
 
 fn offered_model(offer: &v1::Offer) -> Result<OfferedModel, InvalidMessage> {
+    let name = |digest: &[u8]| Digest::try_from(digest);
     let delta = |delta: &v1::ModelDelta| {
-        let base = Digest::try_from(&delta.base[..])?;
-        Ok::<_, InvalidMessage>(OfferedDelta { base, file: model_ref(delta.file.clone())? })
+        let file = model_ref(delta.file.clone())?;
+        Ok::<_, InvalidMessage>(OfferedDelta { base: name(&delta.base)?, file })
     };
+    let delta = offer.delta.as_ref().map(delta).transpose()?;
+    let Some(part) = &offer.part else {
+        let version = offer.version.as_ref().map(|version| name(&version[..])).transpose()?;
+        return Ok(OfferedModel { whole: model_ref(offer.model.clone())?, version, delta, frozen: None });
+    };
+    let file = model_ref(part.frozen_file.clone())?;
     Ok(OfferedModel {
-        whole: model_ref(offer.model.clone())?,
-        version: offer.version.as_ref().map(|version| Digest::try_from(&version[..])).transpose()?,
-        delta: offer.delta.as_ref().map(delta).transpose()?,
+        whole: model_ref(part.whole.clone())?,
+        version: Some(name(&part.version)?),
+        delta,
+        frozen: Some(OfferedFrozen { digest: name(&part.frozen)?, file }),
     })
 }
 

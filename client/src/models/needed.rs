@@ -2,7 +2,8 @@
 //!
 //! A job needs the version that it trained from last, for another attempt may ask for it, and the next difference starts
 //! there; and while a newer one is on its way, the files that lead there. Nothing older: no coordinator sends a difference
-//! from it. So a job has one model in the cache, and two and a message while it fetches.
+//! from it. So a job has one model in the cache, and two and a message while it fetches; and the values that it does not train,
+//! where those are sent by themselves.
 
 use crate::folder::remove_if_there;
 use serde::{Deserialize, Serialize};
@@ -32,14 +33,17 @@ struct OfJob {
     /// What it trained from, or measured, last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     version: Option<Digest>,
+    /// The values that it does not train: the same for all its versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    frozen: Option<Digest>,
     /// What is on its way: the version, and files that lead to it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     coming: Vec<Digest>,
 }
 
 impl OfJob {
-    fn names(&self, digest: &Digest) -> bool {
-        self.version.as_ref() == Some(digest) || self.coming.contains(digest)
+    fn names(&self) -> impl Iterator<Item = &Digest> {
+        self.version.iter().chain(&self.frozen).chain(&self.coming)
     }
 }
 
@@ -61,15 +65,21 @@ impl Needed {
     }
 
     /// A job is offered a model: these are the names of what may be fetched for it.
-    pub(super) fn expect(&mut self, job: &JobId, coming: Vec<Digest>, dir: &Path) -> io::Result<()> {
+    pub(super) fn expect(
+        &mut self,
+        job: &JobId,
+        coming: Vec<Digest>,
+        frozen: Option<Digest>,
+        dir: &Path,
+    ) -> io::Result<()> {
         let version = self.take(job).and_then(|of_job| of_job.version);
-        self.change(OfJob { job: job.clone(), version, coming }, dir)
+        self.change(OfJob { job: job.clone(), version, frozen, coming }, dir)
     }
 
     /// It is here: the one before is not needed any more.
     pub(super) fn arrived(&mut self, job: &JobId, version: Digest, dir: &Path) -> io::Result<()> {
-        self.take(job);
-        self.change(OfJob { job: job.clone(), version: Some(version), coming: vec![] }, dir)
+        let frozen = self.take(job).and_then(|of_job| of_job.frozen);
+        self.change(OfJob { job: job.clone(), version: Some(version), frozen, coming: vec![] }, dir)
     }
 
     fn take(&mut self, job: &JobId) -> Option<OfJob> {
@@ -93,14 +103,14 @@ impl Needed {
         let (mut at, mut others) = (0, 0u64);
         self.0.retain(|of_job| {
             if at > 0 {
-                let bytes: u64 = of_job.version.iter().chain(&of_job.coming).map(&size).sum();
+                let bytes: u64 = of_job.names().map(&size).sum();
                 others = others.saturating_add(bytes);
             }
             at += 1;
             others <= others_bytes
         });
         for (digest, paths) in &files {
-            if !self.0.iter().any(|of_job| of_job.names(digest)) {
+            if !self.0.iter().any(|of_job| of_job.names().any(|name| name == digest)) {
                 paths.iter().try_for_each(|(path, _)| remove_if_there(path))?;
             }
         }

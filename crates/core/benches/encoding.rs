@@ -19,6 +19,7 @@ use undertone_core::encoding::residual::Residual;
 use undertone_core::encoding::rounding::Rounding;
 use undertone_core::encoding::{Decoder, Encoder, Encoding, SparseValues, Units, Values};
 use undertone_core::fixed::Grid;
+use undertone_core::layout::{ModelLayout, TensorSpec};
 
 const VALUES: usize = 1_000_000;
 /// What a client hands over at once.
@@ -127,19 +128,21 @@ fn main() {
         },
     ];
     let (owner, seed) = (Digest::of(b"job"), Digest::of(b"model"));
+    let layout = ModelLayout::new(vec![TensorSpec { name: "weights".into(), shape: vec![VALUES] }]);
+    let part = layout.expect("valid").whole();
     for down in deltas {
         let base = version(down, grid, &model);
         let mut out = Pieces::default();
         let encoded = rate(|| {
             out.whole.clear();
             out.delta.clear();
-            let made = Broadcaster::new(down, grid, VALUES, owner, seed, true, &mut out);
+            let made = Broadcaster::new(down, grid, &part, owner, seed, true, &mut out);
             let mut made = made.expect("valid");
             made.push(black_box(&next), &base, &mut out).expect("finite");
             black_box(made.finish().expect("whole"));
         });
         let applied = rate(|| {
-            let mut rebuild = Rebuild::delta(down, grid, VALUES).expect("valid");
+            let mut rebuild = Rebuild::delta(down, grid, &part).expect("valid");
             rebuild.push(black_box(&out.delta), &mut Base(&base)).expect("well formed");
             black_box(rebuild.finish().expect("whole"));
         });
@@ -181,7 +184,7 @@ fn version(down: Downlink, grid: Grid, model: &[f32]) -> Vec<f32> {
 struct Base<'a>(&'a [f32]);
 
 impl Sink for Base<'_> {
-    fn base(&mut self, run: &mut [f32]) -> std::io::Result<()> {
+    fn held(&mut self, run: &mut [f32]) -> std::io::Result<()> {
         let (own, rest) = self.0.split_at(run.len());
         run.copy_from_slice(own);
         self.0 = rest;

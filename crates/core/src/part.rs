@@ -14,6 +14,15 @@ pub struct Part {
     whole_len: usize,
 }
 
+/// A stretch of a model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Segment {
+    /// Where it lies in the whole model.
+    pub range: Range<usize>,
+    /// Whether it is of the part; else it is frozen.
+    pub is_trained: bool,
+}
+
 /// Why patterns name no part of a model.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PartError {
@@ -161,6 +170,29 @@ impl Part {
         &self.ranges
     }
 
+    /// The number of values of the model that are not the part's: they stay as they are.
+    pub fn frozen_len(&self) -> usize {
+        self.whole_len - self.len()
+    }
+
+    /// The whole model in order: stretches of the part and of what is frozen, none of them empty.
+    pub fn segments(&self) -> Vec<Segment> {
+        let mut segments = Vec::with_capacity(2 * self.ranges.len() + 1);
+        let mut add = |range: Range<usize>, is_trained| {
+            if !range.is_empty() {
+                segments.push(Segment { range, is_trained });
+            }
+        };
+        let mut end = 0;
+        for range in &self.ranges {
+            add(end..range.start, false);
+            add(range.clone(), true);
+            end = range.end;
+        }
+        add(end..self.whole_len, false);
+        segments
+    }
+
     /// Where in the part the value stands that stands at `place` in the whole model; `None` if it is not of the part.
     pub fn place(&self, place: usize) -> Option<usize> {
         let mut before = 0;
@@ -302,6 +334,13 @@ mod tests {
             for (i, value) in whole.iter().enumerate() {
                 prop_assert_eq!(part.place(i).map(|at| values[at]), wanted[i].then_some(*value));
             }
+            let mut covered = vec![];
+            for Segment { range, is_trained } in part.segments() {
+                prop_assert!(range.start == covered.len() && !range.is_empty());
+                covered.extend(vec![is_trained; range.len()]);
+            }
+            prop_assert_eq!(&covered, &wanted);
+            prop_assert_eq!(part.frozen_len(), wanted.iter().filter(|w| !**w).count());
             for cut in 0..=part.len() {
                 let places = part.places(0..cut).chain(part.places(cut..part.len()));
                 let found: Vec<f32> = places.flat_map(|place| whole[place].to_vec()).collect();

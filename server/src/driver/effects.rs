@@ -11,26 +11,21 @@ use tokio::sync::watch;
 use undertone::v1::{self, server_message::Kind};
 use undertone_core::digest::Digest;
 use undertone_core::id::AttemptKey;
-use undertone_round::coordinator::{Effect, Input};
+use undertone_round::coordinator::{BlobRef, Broadcast, Effect, Input, ModelRef};
 
 impl Driver {
     pub(super) async fn carry_out(&self, effect: Effect) {
         match effect {
             Effect::Offer { client, key, model, broadcast, clip_norm, deadline_ms } => {
-                let whole = broadcast.and_then(|b| b.whole).unwrap_or(model);
                 let seconds_left = deadline_ms.saturating_sub(unix_ms()) / 1000;
-                let offer = v1::Offer {
+                let mut offer = v1::Offer {
                     attempt: Some((&key).into()),
                     job_document: self.document.clone(),
-                    model: Some(v1::BlobRef::new(whole.digest, whole.bytes)),
                     seconds_left,
                     clip_norm,
-                    version: broadcast.map(|b| b.version.as_bytes().to_vec().into()),
-                    delta: broadcast.and_then(|b| b.delta).map(|delta| v1::ModelDelta {
-                        base: delta.base.as_bytes().to_vec().into(),
-                        file: Some(v1::BlobRef::new(delta.blob.digest, delta.blob.bytes)),
-                    }),
+                    ..v1::Offer::default()
                 };
+                to_fetch(&mut offer, model, broadcast);
                 self.shared.sessions.send(&client, Kind::Offer(offer));
             }
             Effect::Withdraw { client, key, reason } => {
@@ -148,4 +143,26 @@ async fn forget(shared: &Shared, key: &AttemptKey) {
         }
     };
     let_go(&*shared.blobs, updates.into_iter().map(|update| update.blob), "a spooled update").await;
+}
+
+/// Says what the model is fetched as.
+fn to_fetch(offer: &mut v1::Offer, model: ModelRef, broadcast: Option<Broadcast>) {
+    let blob = |blob: BlobRef| Some(v1::BlobRef::new(blob.digest, blob.bytes));
+    let name = |digest: Digest| digest.as_bytes().to_vec().into();
+    offer.model = blob(model);
+    let Some(Broadcast { version, whole, delta, frozen }) = broadcast else { return };
+    offer.delta = delta.map(|delta| v1::ModelDelta { base: name(delta.base), file: blob(delta.blob) });
+    let whole = whole.unwrap_or(model);
+    match frozen {
+        // The file stands beside it for a client that knows of no parts.
+        Some(frozen) => {
+            offer.part = Some(v1::TrainedPart {
+                version: name(version),
+                whole: blob(whole),
+                frozen: name(frozen.digest),
+                frozen_file: blob(frozen.blob),
+            });
+        }
+        None => (offer.version, offer.model) = (Some(name(version)), blob(whole)),
+    }
 }

@@ -4,23 +4,23 @@
 //! the model, the version before and the job alone ([`undertone_core::encoding::broadcast`]). Memory is a few blocks of
 //! values, whatever the model's size.
 
+mod base;
+mod frozen;
+
 use super::model::ModelReader;
 use super::{BLOCK, Impossible, Trouble, blocks};
 use crate::sweep::let_go;
-use std::io;
+use base::Base;
 use std::sync::Arc;
 use tokio::sync::mpsc;
 use undertone_core::digest::{Digest, Digester};
 use undertone_core::encoding::EncodeError;
 use undertone_core::encoding::broadcast::{Broadcaster, Pieces};
-use undertone_core::encoding::rebuild::{Rebuild, Sink};
 use undertone_core::id::JobId;
 use undertone_round::coordinator::{BlobRef, Broadcast, Delta, ModelRef};
 use undertone_round::job::Job;
-use undertone_store::{BlobError, BlobWriter, Blobs, LocalBlob};
+use undertone_store::{BlobError, BlobWriter, Blobs};
 
-/// Bytes of a message that are read at once.
-const MESSAGE_BLOCK: u64 = 256 << 10;
 /// Encoded blocks that wait for the disk.
 const AHEAD: usize = 2;
 
@@ -72,10 +72,12 @@ pub(crate) async fn make(
     blobs: &Arc<dyn Blobs>,
 ) -> Result<Option<Broadcast>, Trouble> {
     let down = job.spec().transport.down();
-    if down.is_plain() {
+    if down.is_plain(job.part()) {
         return Ok(None);
     }
     let coins = coins(job, before);
+    let had = before.and_then(|before| before.broadcast.frozen);
+    let frozen = frozen::find_or_make(job, id, model, had, blobs).await?;
     let before = before.filter(|_| down.deltas.is_some());
     let made = match once(job, id, model, coins, before, blobs).await {
         // Everybody fetches the whole of this one: it begins a new line of differences.
@@ -85,6 +87,7 @@ pub(crate) async fn make(
         }
         made => made,
     };
+    let made = made.map(|made| Broadcast { frozen, ..made });
     let made = made.map_err(|e| match e {
         Unmade::Trouble(trouble) => trouble,
         Unmade::Base(reason) => impossible(job, &reason),
@@ -126,13 +129,10 @@ async fn once(
     let master = blobs.local(&model.digest).await;
     let master = master.map_err(|e| Unmade::Trouble(Trouble::blob("the new model", &e)))?;
     let base = match before {
-        Some(before) => {
-            let blob = before.broadcast.whole.unwrap_or(before.model).digest;
-            Some((before, blobs.local(&blob).await.map_err(lost)?))
-        }
+        Some(before) => Some((before, base::find(before, blobs).await?)),
         None => None,
     };
-    let mut whole = match down.whole() {
+    let mut whole = match down.whole(job.part()) {
         Some(_) => Some(blobs.writer().await?),
         None => None,
     };
@@ -141,10 +141,10 @@ async fn once(
         None => None,
     };
     let (pieces, mut made) = mpsc::channel::<Pieces>(AHEAD);
-    let (of_job, owner) = (Arc::clone(job), Digest::of(id.as_str().as_bytes()));
+    let (of_job, owner) = (Arc::clone(job), owner(id));
     let work = tokio::task::spawn_blocking(move || {
         let master = ModelReader::open(master, model, of_job.layout()).map_err(Unmade::Trouble)?;
-        let base = base.map(|(before, blob)| Base::open(&of_job, before, blob)).transpose()?;
+        let base = base.map(|(before, files)| Base::open(&of_job, before, files)).transpose()?;
         encode(&of_job, owner, coins, master, base, &pieces)
     });
     while let Some(Pieces { whole: of_whole, delta: of_delta }) = made.recv().await {
@@ -161,7 +161,12 @@ async fn once(
     if let (Some(delta), None) = (delta, small) {
         let_go(&**blobs, [delta.blob.digest], "a difference that is larger than the whole").await;
     }
-    Ok(Broadcast { version, whole, delta: small })
+    Ok(Broadcast { version, whole, delta: small, frozen: None })
+}
+
+/// Whose a file is.
+fn owner(id: &JobId) -> Digest {
+    Digest::of(id.as_str().as_bytes())
 }
 
 async fn write(writer: &mut Option<Box<dyn BlobWriter>>, bytes: Vec<u8>) -> Result<(), BlobError> {
@@ -176,10 +181,6 @@ async fn commit(writer: Option<Box<dyn BlobWriter>>) -> Result<Option<BlobRef>, 
         Some(writer) => super::model::commit(writer).await.map(Some),
         None => Ok(None),
     }
-}
-
-fn lost(e: BlobError) -> Unmade {
-    unusable(Trouble::blob("the version before", &e))
 }
 
 /// Encodes the model block by block; gives the version's name.
@@ -198,8 +199,8 @@ fn encode(
     };
     let (down, len) = (job.spec().transport.down(), job.layout().len());
     let mut out = Pieces::default();
-    let mut maker =
-        Broadcaster::new(down, job.grid(), len, owner, coins, has_base, &mut out).map_err(unencodable)?;
+    let mut maker = Broadcaster::new(down, job.grid(), job.part(), owner, coins, has_base, &mut out)
+        .map_err(unencodable)?;
     let (mut values, mut held) = (vec![0.0; BLOCK.min(len)], vec![0.0; BLOCK.min(len)]);
     for block in blocks(len) {
         let values = &mut values[..block.len()];
@@ -223,101 +224,6 @@ fn encode(
     master.finish().map_err(Unmade::Trouble)?;
     base.map_or(Ok(()), Base::finish)?;
     maker.finish().map_err(unencodable)
-}
-
-/// The values that clients hold, read in order and held against their name at the end.
-struct Base {
-    version: Digest,
-    source: Source,
-}
-
-enum Source {
-    /// The model's own file.
-    File(ModelReader),
-    /// A whole version.
-    Message {
-        blob: LocalBlob,
-        /// Bytes that were read.
-        at: u64,
-        rebuild: Box<Rebuild>,
-        /// Values that are decoded and not taken yet.
-        ready: Vec<f32>,
-    },
-}
-
-impl Base {
-    fn open(job: &Job, before: Before, blob: LocalBlob) -> Result<Self, Unmade> {
-        let (down, len) = (job.spec().transport.down(), job.layout().len());
-        let source = match before.broadcast.whole {
-            None => Source::File(ModelReader::open(blob, before.model, job.layout()).map_err(unusable)?),
-            Some(_) => {
-                let rebuild = Rebuild::whole(down, job.grid(), len);
-                let rebuild = Box::new(rebuild.map_err(|e| Unmade::Base(e.to_string()))?);
-                Source::Message { blob, at: 0, rebuild, ready: Vec::new() }
-            }
-        };
-        Ok(Self { version: before.broadcast.version, source })
-    }
-
-    /// Fills `out` with the next values.
-    fn next(&mut self, out: &mut [f32]) -> Result<(), Unmade> {
-        let disk = |e: io::Error| lost(e.into());
-        match &mut self.source {
-            Source::File(file) => file.values(out).map_err(unusable)?,
-            Source::Message { blob, at, rebuild, ready } => {
-                let bytes = blob.bytes().map_err(disk)?;
-                while ready.len() < out.len() {
-                    let mut block = vec![0; MESSAGE_BLOCK.min(bytes - *at) as usize];
-                    if block.is_empty() {
-                        return Err(Unmade::Base("the version before ends early".into()));
-                    }
-                    blob.read_at(&mut block, *at).map_err(disk)?;
-                    *at += block.len() as u64;
-                    let taken = rebuild.push(&block, &mut Ready(ready));
-                    taken.map_err(|e| Unmade::Base(e.to_string()))?;
-                }
-                out.copy_from_slice(&ready[..out.len()]);
-                ready.drain(..out.len());
-            }
-        }
-        Ok(())
-    }
-
-    fn finish(self) -> Result<(), Unmade> {
-        match self.source {
-            Source::File(file) => file.finish().map_err(unusable),
-            Source::Message { rebuild, .. } => match rebuild.finish() {
-                Ok(found) if found == self.version => Ok(()),
-                Ok(found) => Err(Unmade::Base(format!(
-                    "the version before is damaged: it has become {found}, not {}",
-                    self.version
-                ))),
-                Err(e) => Err(Unmade::Base(e.to_string())),
-            },
-        }
-    }
-}
-
-/// What cannot be read for good is no base.
-fn unusable(trouble: Trouble) -> Unmade {
-    match trouble {
-        Trouble::Failed(Impossible { reason, .. }) => Unmade::Base(reason),
-        now @ Trouble::Now(_) => Unmade::Trouble(now),
-    }
-}
-
-/// Values in memory.
-struct Ready<'a>(&'a mut Vec<f32>);
-
-impl Sink for Ready<'_> {
-    fn base(&mut self, _: &mut [f32]) -> io::Result<()> {
-        Err(io::ErrorKind::Unsupported.into())
-    }
-
-    fn version(&mut self, run: &[f32]) -> io::Result<()> {
-        self.0.extend_from_slice(run);
-        Ok(())
-    }
 }
 
 #[cfg(test)]

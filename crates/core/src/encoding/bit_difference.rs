@@ -137,12 +137,13 @@ impl BitDifference {
         Self { len, done: 0, awaits: Awaits::Width, carry: Vec::new(), codes: Vec::new() }
     }
 
-    /// Gives the sink the moves of the next values, in order. The error says what is wrong with the bytes.
-    pub(super) fn push(
+    /// Gives the sink the moves of the next values, in order, and back what follows the last of them. The error says what
+    /// is wrong with the bytes.
+    pub(super) fn push<'a>(
         &mut self,
-        mut bytes: &[u8],
+        mut bytes: &'a [u8],
         sink: &mut impl FnMut(&[u32]),
-    ) -> Result<(), &'static str> {
+    ) -> Result<&'a [u8], &'static str> {
         while self.done < self.len && !bytes.is_empty() {
             let block = BLOCK.min(self.len - self.done);
             let wanted = match self.awaits {
@@ -158,7 +159,7 @@ impl BitDifference {
                 self.carry.clear();
             }
         }
-        if bytes.is_empty() { Ok(()) } else { Err("it goes on after its last value") }
+        Ok(bytes)
     }
 
     /// Whether all values have had their move.

@@ -114,3 +114,16 @@ pub enum DecodeError {
     #[error("{0}")]
     Invalid(String),
 }
+
+impl DecodeError {
+    /// The error about a stretch, as one about the vector of which it begins at `start`.
+    pub(super) fn moved(mut self, start: usize) -> Self {
+        if let Self::NotFinite { index, .. }
+        | Self::OutOfRange { index, .. }
+        | Self::Malformed { index, .. } = &mut self
+        {
+            *index += start;
+        }
+        self
+    }
+}

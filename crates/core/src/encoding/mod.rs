@@ -14,7 +14,7 @@
 //! f64 arithmetic only: the same bits on every machine. [`encoder`] and [`decoder`] work on streams that may be cut
 //! anywhere and hold one block; [`rounding`] keeps an update within its norm bound through a rounding that may lengthen
 //! it; [`broadcast`] makes what a model is sent as, whole and as the difference from the one before ([`delta`]), and
-//! [`rebuild`] makes the model of it again; [`composition`] says what does not go together.
+//! [`rebuild`] makes the model of it again, beside what is [`frozen`]; [`composition`] says what does not go together.
 //!
 //! Messages carry no header: the job names the encoding, the model's layout the number of values, and the transfer the
 //! digest.
@@ -32,6 +32,7 @@ pub mod domain;
 pub mod encoder;
 mod error;
 pub mod fixed_point;
+pub mod frozen;
 mod plain;
 pub mod rebuild;
 pub mod residual;
@@ -118,6 +119,14 @@ impl EncodedLen {
     pub fn max(self) -> u64 {
         let (Self::Exact(bytes) | Self::AtMost(bytes)) = self;
         bytes
+    }
+
+    /// The size of this and that.
+    pub(crate) fn plus(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Exact(a), Self::Exact(b)) => Self::Exact(a + b),
+            (a, b) => Self::AtMost(a.max() + b.max()),
+        }
     }
 
     /// Whether a whole message may have this many bytes.

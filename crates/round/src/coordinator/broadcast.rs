@@ -17,6 +17,20 @@ pub struct Broadcast {
     /// The difference from the version before, where that is smaller.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub delta: Option<Delta>,
+    /// What whoever has nothing needs beside the whole, where that is of the trained part alone. The same one for all versions
+    /// of a job.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub frozen: Option<Frozen>,
+}
+
+/// The values that a job does not train.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Frozen {
+    /// The digest of the values, which clients keep them by.
+    pub digest: Digest,
+    /// Where they lie.
+    pub blob: BlobRef,
 }
 
 /// A difference of versions.
@@ -32,13 +46,20 @@ pub struct Delta {
 impl Broadcast {
     /// The blobs that were made for it. The model's own file is not among them.
     pub fn blobs(&self) -> impl Iterator<Item = Digest> {
-        let delta = self.delta.map(|delta| delta.blob);
-        self.whole.into_iter().chain(delta).map(|blob| blob.digest)
+        self.files().map(|blob| blob.digest)
+    }
+
+    fn files(&self) -> impl Iterator<Item = BlobRef> {
+        let (delta, frozen) = (self.delta.map(|delta| delta.blob), self.frozen.map(|frozen| frozen.blob));
+        self.whole.into_iter().chain(delta).chain(frozen)
     }
 }
 
 /// What a client may fetch that is offered a model, and what it is sent as.
-pub(super) fn sent(model: ModelRef, broadcast: Option<Broadcast>) -> [Option<BlobRef>; 2] {
-    let whole = broadcast.and_then(|broadcast| broadcast.whole).unwrap_or(model);
-    [Some(whole), broadcast.and_then(|broadcast| broadcast.delta).map(|delta| delta.blob)]
+pub(super) fn sent(model: ModelRef, broadcast: Option<Broadcast>) -> impl Iterator<Item = BlobRef> {
+    // Beside a part there is the file, for a client that knows of none.
+    let file = broadcast.is_none_or(|broadcast| broadcast.whole.is_none() || broadcast.frozen.is_some());
+    file.then_some(model)
+        .into_iter()
+        .chain(broadcast.into_iter().flat_map(|broadcast| broadcast.files().collect::<Vec<_>>()))
 }

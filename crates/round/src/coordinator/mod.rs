@@ -32,7 +32,7 @@ mod pool;
 mod publishing;
 mod releasing;
 
-pub use broadcast::{Broadcast, Delta};
+pub use broadcast::{Broadcast, Delta, Frozen};
 pub use buffering::Buffering;
 pub use closing::Closing;
 pub use collecting::{Collecting, Member, Standing};
@@ -491,10 +491,8 @@ impl JobState {
         let mut models = self.measuring.models(client);
         if let Phase::Collecting(p) = &self.phase
             && p.members.get(client).is_some_and(|m| !matches!(m.standing, Standing::Out(_)))
-            && let Some(file) = broadcast::sent(self.model, self.carried.broadcast)
-                .into_iter()
-                .flatten()
-                .find(|file| file.digest == *digest)
+            && let Some(file) =
+                broadcast::sent(self.model, self.carried.broadcast).find(|file| file.digest == *digest)
         {
             return Some(file.bytes);
         }

@@ -92,7 +92,7 @@ impl Pool {
     /// What a client at work needs: the model that it began from, or what that was sent as.
     pub(super) fn files(&self, client: &ClientId) -> impl Iterator<Item = BlobRef> {
         let version = self.at_work.get(client).and_then(|work| self.versions.get(&work.round));
-        version.into_iter().flat_map(|version| sent(version.model, version.broadcast)).flatten()
+        version.into_iter().flat_map(|version| sent(version.model, version.broadcast))
     }
 
     /// The models that somebody at work began from.

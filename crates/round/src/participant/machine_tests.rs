@@ -1,7 +1,7 @@
 //! Each transition of the participant, one at a time.
 
 use super::sample::{
-    CLIENT, LOCAL, NONE, RECORD, fit, job, job_limited, job_sent, job_with, key, offer, unfit,
+    CLIENT, LOCAL, NONE, RECORD, fit, job, job_limited, job_of_part, job_sent, job_with, key, offer, unfit,
 };
 use super::*;
 use crate::job::Job;
@@ -510,7 +510,8 @@ fn a_model_comes_as_the_job_says_or_not_at_all() {
     let values = sent.layout().len() as u64;
     let delta = |bytes| Some(OfferedDelta { base: digest, file: file(bytes) });
     let of = |job: &Arc<Job>, model: OfferedModel| Offer::of_job(key("j", 1, 1), job.clone(), model, None);
-    let good = OfferedModel { whole: file(40 + 2 * values), version: Some(digest), delta: None };
+    let good =
+        OfferedModel { whole: file(40 + 2 * values), version: Some(digest), delta: None, frozen: None };
     assert_eq!(of(&sent, good).unwrap().model(), good);
     assert!(of(&sent, OfferedModel { delta: delta(40 + values), ..good }).is_ok());
     for (job, bad) in [
@@ -518,10 +519,42 @@ fn a_model_comes_as_the_job_says_or_not_at_all() {
         (&sent, OfferedModel { whole: file(40 + 2 * values + 1), ..good }),
         (&sent, OfferedModel { delta: delta(1 << 40), ..good }),
         (&plain, OfferedModel { whole: file(plain.update_bytes() + 100), ..good }),
-        (&plain, OfferedModel { version: None, delta: delta(41), whole: file(plain.update_bytes() + 100) }),
+        (
+            &plain,
+            OfferedModel { version: None, delta: delta(41), whole: file(plain.update_bytes() + 100), ..good },
+        ),
+        (&sent, OfferedModel { frozen: Some(OfferedFrozen { digest, file: file(40) }), ..good }),
     ] {
         let e = of(job, bad).unwrap_err();
         assert!(matches!(e, UnreadableOffer::Transport(_)), "{bad:?}: {e}");
+    }
+}
+
+/// A job that trains a part offers it with what stands still beside it, or the file.
+#[test]
+fn a_part_comes_with_what_is_not_trained() {
+    let digest = Digest::of(b"m");
+    let file = |bytes| ModelRef { digest, bytes };
+    let of = |job: &Arc<Job>, model: OfferedModel| Offer::of_job(key("j", 1, 1), job.clone(), model, None);
+    let frozen = |bytes| Some(OfferedFrozen { digest, file: file(bytes) });
+    for (transport, bytes_a_value) in [("", 4), ("models = { kind = \"bf16\" }", 2)] {
+        let job = job_of_part("*bias", transport);
+        let (trained, rest) = (job.part().len() as u64, job.part().frozen_len() as u64);
+        assert!(trained > 0 && rest > 0);
+        let whole = file(40 + bytes_a_value * trained);
+        let good = OfferedModel { whole, version: Some(digest), delta: None, frozen: frozen(40 + 4 * rest) };
+        assert_eq!(of(&job, good).unwrap().model(), good);
+        let as_file = OfferedModel::from(file(4 * job.layout().len() as u64 + 100));
+        assert_eq!(of(&job, as_file).is_ok(), transport.is_empty(), "{transport}");
+        for bad in [
+            OfferedModel { frozen: None, ..good },
+            OfferedModel { frozen: frozen(39 + 4 * rest), ..good },
+            OfferedModel { whole: file(40 + bytes_a_value * (trained + rest)), ..good },
+            OfferedModel { version: None, ..good },
+        ] {
+            let e = of(&job, bad).unwrap_err();
+            assert!(matches!(e, UnreadableOffer::Transport(_)), "{bad:?}: {e}");
+        }
     }
 }
 

@@ -40,7 +40,9 @@ pub use account::{Account, Sealed};
 pub use consider::{Acceptance, DATA_UNFIT, Decision, Policy, Refusal, Terms, Verdict, consider, told};
 pub use encode::{EncodeError, Parcel, absent, encode};
 pub use message::{Effect, Failure, Input};
-pub use offer::{ModelRef, Offer, OfferedDelta, OfferedModel, UnreadableOffer, check_model_size};
+pub use offer::{
+    ModelRef, Offer, OfferedDelta, OfferedFrozen, OfferedModel, UnreadableOffer, check_model_size,
+};
 
 use fetching::Fetching;
 use inspecting::Inspecting;

@@ -4,6 +4,7 @@ use crate::job::{Job, JobError};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use undertone_core::digest::Digest;
+use undertone_core::encoding::frozen::frozen_len;
 use undertone_core::id::AttemptKey;
 
 /// A model file by digest and length.
@@ -24,6 +25,17 @@ pub struct OfferedModel {
     pub version: Option<Digest>,
     /// The difference from another version.
     pub delta: Option<OfferedDelta>,
+    /// What the whole needs beside it, where that is of the trained part alone.
+    pub frozen: Option<OfferedFrozen>,
+}
+
+/// The values that a job does not train: they are fetched once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OfferedFrozen {
+    /// The digest of the values: a client may have them.
+    pub digest: Digest,
+    /// The file that holds them.
+    pub file: ModelRef,
 }
 
 /// A difference from a version that the client may have.
@@ -37,7 +49,7 @@ pub struct OfferedDelta {
 
 impl From<ModelRef> for OfferedModel {
     fn from(whole: ModelRef) -> Self {
-        Self { whole, version: None, delta: None }
+        Self { whole, version: None, delta: None, frozen: None }
     }
 }
 
@@ -156,21 +168,35 @@ impl Offer {
 
 /// Refuses a model that cannot come as it is announced, before a byte is fetched.
 fn check_offered(job: &Job, model: &OfferedModel) -> Result<(), UnreadableOffer> {
-    let (down, values) = (job.spec().transport.down(), job.layout().len());
-    if model.version.is_none() != down.is_plain() {
-        let text =
-            if down.is_plain() { "there is a version, and the job has none" } else { "it has no version" };
-        return Err(UnreadableOffer::Transport(text));
+    let (down, part) = (job.spec().transport.down(), job.part());
+    let wrong = |text| Err(UnreadableOffer::Transport(text));
+    if model.version.is_none() {
+        // Also of a part, by a coordinator that sends it as the file.
+        return match model {
+            _ if !down.asks_nothing() => wrong("it has no version"),
+            OfferedModel { delta: None, frozen: None, .. } => check_model_size(job, model.whole),
+            _ => wrong("what goes with a version comes without one"),
+        };
+    }
+    if down.is_plain(part) {
+        return wrong("there is a version, and the job has none");
     }
     if let Some(delta) = model.delta
-        && !down.delta_len(values).is_some_and(|len| len.admits(delta.file.bytes))
+        && !down.delta_len(part).is_some_and(|len| len.admits(delta.file.bytes))
     {
-        return Err(UnreadableOffer::Transport("the difference has another size"));
+        return wrong("the difference has another size");
     }
-    match down.whole_len(values) {
+    match (model.frozen, frozen_len(part)) {
+        (None, Some(_)) => return wrong("the tensors that are not trained are missing"),
+        (Some(frozen), len) if len != Some(frozen.file.bytes) => {
+            return wrong("the tensors that are not trained have another size");
+        }
+        _ => {}
+    }
+    match down.whole_len(part) {
         None => check_model_size(job, model.whole),
         Some(len) if len.admits(model.whole.bytes) => Ok(()),
-        Some(_) => Err(UnreadableOffer::Transport("the whole version has another size")),
+        Some(_) => wrong("the whole version has another size"),
     }
 }
 

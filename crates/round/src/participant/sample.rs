@@ -47,6 +47,13 @@ pub(super) fn job_sent(transport: &str) -> Arc<Job> {
     job_of(NONE, &aggregation, "")
 }
 
+/// A job that trains these tensors, with these lines in `[transport]`.
+pub(super) fn job_of_part(tensors: &str, transport: &str) -> Arc<Job> {
+    let mut spec = job_sent(transport).spec().clone();
+    spec.training.tensors = Some(vec![tensors.into()]);
+    Arc::new(spec.resolve().unwrap())
+}
+
 fn job_of(privacy: &str, aggregation: &str, cohort: &str) -> Arc<Job> {
     let text = format!(
         r#"

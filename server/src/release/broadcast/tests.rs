@@ -2,12 +2,15 @@
 
 use super::*;
 use std::collections::BTreeMap;
+use std::io;
 use undertone_core::encoding::broadcast::values_digest;
+use undertone_core::encoding::frozen::FROZEN_HEAD;
+use undertone_core::encoding::rebuild::{Rebuild, Sink};
 use undertone_round::job::JobSpec;
 use undertone_store::MemoryBlobs;
 
 /// 160,001 values: more than a block, and no multiple of anything.
-fn job(transport: &str) -> Arc<Job> {
+fn job(tensors: &str, transport: &str) -> Arc<Job> {
     let text = format!(
         r#"
 name = "t"
@@ -18,6 +21,7 @@ hidden = [40000]
 [training]
 learning_rate = 0.1
 local_steps = 1
+{tensors}
 [cohort]
 rule = "all"
 size = 2
@@ -52,16 +56,23 @@ struct World {
 
 impl World {
     fn new(transport: &str) -> Self {
-        let (job, memory) = (job(transport), Arc::new(MemoryBlobs::new()));
+        Self::of("", transport)
+    }
+
+    /// Of a job that trains a part of the model.
+    fn of(tensors: &str, transport: &str) -> Self {
+        let (job, memory) = (job(tensors, transport), Arc::new(MemoryBlobs::new()));
         let values = job.initial_values();
         Self { values, blobs: memory.clone(), memory, id: JobId::new("t-1").unwrap(), job }
     }
 
     /// Moves every value by a part of a thousandth of its size.
     fn train(&mut self) {
-        for (i, value) in self.values.iter_mut().enumerate() {
-            *value *= 1.0 + (i % 7) as f32 / 5000.0;
-        }
+        self.job.part().change(&mut self.values, |values| {
+            for (i, value) in values.iter_mut().enumerate() {
+                *value *= 1.0 + (i % 7) as f32 / 5000.0;
+            }
+        });
     }
 
     async fn model(&self) -> ModelRef {
@@ -76,34 +87,43 @@ impl World {
 
     /// What a client makes of the whole, or of the difference from what it holds.
     async fn arrives(&self, model: ModelRef, sent: Broadcast, base: Option<&[f32]>) -> Vec<f32> {
-        let (down, grid, len) = (self.job.spec().transport.down(), self.job.grid(), self.job.layout().len());
+        let (down, grid, part) = (self.job.spec().transport.down(), self.job.grid(), self.job.part());
         let blob = base.map_or(sent.whole.unwrap_or(model), |_| sent.delta.expect("there is one").blob);
         let bytes = self.blobs.get(&blob.digest, blob.bytes).await.unwrap();
         if base.is_none() && sent.whole.is_none() {
             return self.job.layout().from_safetensors(&bytes).unwrap();
         }
         let mut rebuild = match base {
-            None => Rebuild::whole(down, grid, len),
-            Some(_) => Rebuild::delta(down, grid, len),
+            None => Rebuild::whole(down, grid, part),
+            Some(_) => Rebuild::delta(down, grid, part),
         }
         .unwrap();
-        let mut client = Client { base: base.unwrap_or_default(), values: vec![] };
+        let frozen = self.frozen(sent).await;
+        let mut client = Client { held: base.unwrap_or(&frozen), values: vec![] };
         rebuild.push(&bytes, &mut client).unwrap();
         assert_eq!(rebuild.finish().unwrap(), sent.version);
         client.values
     }
+
+    /// What is not trained, as it is sent.
+    async fn frozen(&self, sent: Broadcast) -> Vec<f32> {
+        let Some(frozen) = sent.frozen else { return vec![] };
+        let bytes = self.blobs.get(&frozen.blob.digest, frozen.blob.bytes).await.unwrap();
+        assert_eq!(Digest::of(&bytes[FROZEN_HEAD..]), frozen.digest);
+        bytes[FROZEN_HEAD..].as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
+    }
 }
 
 struct Client<'a> {
-    base: &'a [f32],
+    held: &'a [f32],
     values: Vec<f32>,
 }
 
 impl Sink for Client<'_> {
-    fn base(&mut self, run: &mut [f32]) -> io::Result<()> {
-        let (own, rest) = self.base.split_at(run.len());
+    fn held(&mut self, run: &mut [f32]) -> io::Result<()> {
+        let (own, rest) = self.held.split_at(run.len());
         run.copy_from_slice(own);
-        self.base = rest;
+        self.held = rest;
         Ok(())
     }
 
@@ -215,4 +235,46 @@ async fn a_plain_job_has_none_and_a_model_that_is_not_finite_is_not_sent() {
     let model = w.model().await;
     let e = initial(&w.job, &w.id, model, &w.blobs).await.unwrap_err();
     assert!(e.contains("cannot be sent as [transport] says: value 65590 is NaN"), "{e}");
+}
+
+/// Of a head that is trained, 40,001 of 160,001 values: it alone goes down, whichever way, and the body is one file for all
+/// rounds, which is written again if it is lost.
+#[tokio::test]
+async fn a_part_goes_down_alone_and_the_rest_once() {
+    let ways = [("", false), ("models = { kind = \"f32\" }", false)];
+    for (transport, has_deltas) in WAYS.into_iter().chain(ways) {
+        let mut w = World::of("tensors = [\"2.*\"]", transport);
+        let first = w.values.clone();
+        let part = w.job.part().clone();
+        let down = w.job.spec().transport.down();
+        let mut before: Option<(Before, Vec<f32>)> = None;
+        for round in 0..3 {
+            let model = w.model().await;
+            let sent = w.make(model, before.as_ref().map(|(before, _)| *before)).await;
+            let frozen = sent.frozen.unwrap();
+            assert_eq!(frozen.blob.bytes, 40 + 4 * 120_000);
+            if let Some((before, _)) = &before {
+                assert_eq!(before.broadcast.frozen, Some(frozen), "{transport}: one for all");
+            }
+            let whole = sent.whole.expect("the part").bytes;
+            assert!(down.whole_len(&part).unwrap().admits(whole) && whole <= 40 + 4 * 40_001, "{transport}");
+            let values = w.arrives(model, sent, None).await;
+            assert_eq!(values_digest(&values), sent.version, "{transport}");
+            let mut body = values.clone();
+            part.scatter(&part.gather(&first), &mut body);
+            assert_eq!(body, first, "{transport} {round}: the body has every bit");
+            assert_eq!(sent.delta.is_some(), has_deltas && round > 0, "{transport} {round}");
+            if let (Some(delta), Some((_, base))) = (sent.delta, &before) {
+                assert!(delta.blob.bytes < whole, "{transport}");
+                assert_eq!(w.arrives(model, sent, Some(base)).await, values, "{transport}");
+            }
+            let far = values.iter().zip(&w.values).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(far < 0.06, "{transport}: {far}");
+            if round == 1 {
+                w.blobs.delete(&frozen.blob.digest).await.unwrap();
+            }
+            before = Some((Before { model, broadcast: sent }, values));
+            w.train();
+        }
+    }
 }

@@ -5,17 +5,19 @@ use crate::digest::Digest;
 use crate::encoding::broadcast::{Broadcaster, Downlink, Pieces, values_digest};
 use crate::encoding::delta::DeltaEncoding;
 use crate::encoding::rebuild::{Rebuild, RebuildError, Sink};
+use crate::layout::{ModelLayout, TensorSpec};
+use crate::part::Part;
 use proptest::prelude::*;
 use std::io;
 
-const EXACT: Option<DeltaEncoding> = Some(DeltaEncoding::Exact);
+pub(super) const EXACT: Option<DeltaEncoding> = Some(DeltaEncoding::Exact);
 
-fn lossy(encoding: Encoding) -> Option<DeltaEncoding> {
+pub(super) fn lossy(encoding: Encoding) -> Option<DeltaEncoding> {
     Some(DeltaEncoding::Lossy { encoding })
 }
 
 /// All ways down that go together and make something.
-fn downlinks() -> Vec<Downlink> {
+pub(super) fn downlinks() -> Vec<Downlink> {
     let mut all = vec![
         Downlink { models: None, deltas: EXACT },
         Downlink { models: Some(Encoding::F32), deltas: EXACT },
@@ -29,13 +31,38 @@ fn downlinks() -> Vec<Downlink> {
     all
 }
 
+/// A model of tensors of these lengths, of which some are trained.
+pub(super) fn part_of(tensors: &[(usize, bool)]) -> Part {
+    let spec =
+        |(i, &(len, _)): (usize, &(usize, bool))| TensorSpec { name: format!("t{i}."), shape: vec![len] };
+    let layout = ModelLayout::new(tensors.iter().enumerate().map(spec).collect()).unwrap();
+    let trained = tensors.iter().enumerate().filter(|(_, (_, trained))| *trained);
+    layout.part(&trained.map(|(i, _)| format!("t{i}.")).collect::<Vec<_>>()).unwrap()
+}
+
+/// All of a model of so many values.
+pub(super) fn all_of(len: usize) -> Part {
+    ModelLayout::new(vec![TensorSpec { name: "t".into(), shape: vec![len] }]).unwrap().whole()
+}
+
 /// A version's messages and name.
 fn make(down: Downlink, master: &[f32], base: Option<&[f32]>) -> Result<(Pieces, Digest), EncodeError> {
+    make_part(down, &all_of(master.len()), master, base, 8192)
+}
+
+/// The same of a part, from pieces of so many values.
+pub(super) fn make_part(
+    down: Downlink,
+    part: &Part,
+    master: &[f32],
+    base: Option<&[f32]>,
+    cut: usize,
+) -> Result<(Pieces, Digest), EncodeError> {
     let mut out = Pieces::default();
     let (owner, seed) = (Digest::of(b"job"), values_digest(master));
-    let mut maker = Broadcaster::new(down, grid(), master.len(), owner, seed, base.is_some(), &mut out)?;
-    for (i, run) in master.chunks(2 * Broadcaster::RUN).enumerate() {
-        let start = i * 2 * Broadcaster::RUN;
+    let mut maker = Broadcaster::new(down, grid(), part, owner, seed, base.is_some(), &mut out)?;
+    for (i, run) in master.chunks(cut).enumerate() {
+        let start = i * cut;
         maker.push(run, base.map_or(&[], |base| &base[start..start + run.len()]), &mut out)?;
     }
     Ok((out, maker.finish()?))
@@ -43,14 +70,14 @@ fn make(down: Downlink, master: &[f32], base: Option<&[f32]>) -> Result<(Pieces,
 
 #[derive(Default)]
 struct Memory {
-    base: Vec<f32>,
+    held: Vec<f32>,
     read: usize,
     values: Vec<f32>,
 }
 
 impl Sink for Memory {
-    fn base(&mut self, run: &mut [f32]) -> io::Result<()> {
-        let next = self.base.get(self.read..self.read + run.len());
+    fn held(&mut self, run: &mut [f32]) -> io::Result<()> {
+        let next = self.held.get(self.read..self.read + run.len());
         run.copy_from_slice(next.ok_or(io::ErrorKind::UnexpectedEof)?);
         self.read += run.len();
         Ok(())
@@ -62,8 +89,12 @@ impl Sink for Memory {
     }
 }
 
-fn rebuilt(mut rebuild: Rebuild, base: &[f32], pieces: &[&[u8]]) -> Result<(Vec<f32>, Digest), RebuildError> {
-    let mut memory = Memory { base: base.to_vec(), ..Memory::default() };
+pub(super) fn rebuilt(
+    mut rebuild: Rebuild,
+    held: &[f32],
+    pieces: &[&[u8]],
+) -> Result<(Vec<f32>, Digest), RebuildError> {
+    let mut memory = Memory { held: held.to_vec(), ..Memory::default() };
     for piece in pieces {
         rebuild.push(piece, &mut memory)?;
     }
@@ -73,24 +104,24 @@ fn rebuilt(mut rebuild: Rebuild, base: &[f32], pieces: &[&[u8]]) -> Result<(Vec<
 }
 
 fn whole(down: Downlink, len: usize, pieces: &[&[u8]]) -> Result<(Vec<f32>, Digest), RebuildError> {
-    rebuilt(Rebuild::whole(down, grid(), len)?, &[], pieces)
+    rebuilt(Rebuild::whole(down, grid(), &all_of(len))?, &[], pieces)
 }
 
 fn moved(down: Downlink, base: &[f32], pieces: &[&[u8]]) -> Result<(Vec<f32>, Digest), RebuildError> {
-    rebuilt(Rebuild::delta(down, grid(), base.len())?, base, pieces)
+    rebuilt(Rebuild::delta(down, grid(), &all_of(base.len()))?, base, pieces)
 }
 
-fn bits(values: &[f32]) -> Vec<u32> {
+pub(super) fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|v| v.to_bits()).collect()
 }
 
-fn model(len: usize, seed: u64) -> Vec<f32> {
+pub(super) fn model(len: usize, seed: u64) -> Vec<f32> {
     let mut rng = rng(seed);
     (0..len).map(|_| (normal(&mut rng) * 0.05) as f32).collect()
 }
 
 /// The model after another step of training.
-fn trained(model: &[f32], step: f64, seed: u64) -> Vec<f32> {
+pub(super) fn trained(model: &[f32], step: f64, seed: u64) -> Vec<f32> {
     let mut rng = rng(seed);
     model.iter().map(|&v| (f64::from(v) + normal(&mut rng) * step) as f32).collect()
 }
@@ -121,7 +152,7 @@ proptest! {
         }
         let down = Downlink { models: half.then_some(Encoding::Bf16), deltas: EXACT };
         let (made, name) = make(down, &new, Some(&old)).unwrap();
-        prop_assert!(down.delta_len(old.len()).unwrap().admits(made.delta.len() as u64));
+        prop_assert!(down.delta_len(&all_of(old.len())).unwrap().admits(made.delta.len() as u64));
         let (head, tail) = made.delta.split_at(cut.min(made.delta.len()));
         let (values, found) = moved(down, &old, &[head, tail]).unwrap();
         prop_assert_eq!(bits(&values), bits(&new));
@@ -145,7 +176,7 @@ proptest! {
                 let _ = moved(down, &old, &[&made.delta[..40], first, second]);
                 prop_assert!(moved(down, &old, &[first, second]).is_err());
             }
-            if down.whole().is_some() {
+            if down.whole(&all_of(len)).is_some() {
                 let _ = whole(down, len, &[&made.whole[..40], first, second]);
                 prop_assert!(whole(down, len, &[first, second]).is_err());
             }
@@ -166,16 +197,16 @@ fn the_bits_are_the_same_whichever_way_they_came() {
                 again.0.whole == made.whole && again.0.delta == made.delta && again.1 == name,
                 "{down:?}"
             );
-            let by_whole = match down.whole() {
+            let by_whole = match down.whole(&all_of(9000)) {
                 None => master.clone(),
                 Some(_) => {
-                    assert!(down.whole_len(9000).unwrap().admits(made.whole.len() as u64));
+                    assert!(down.whole_len(&all_of(9000)).unwrap().admits(made.whole.len() as u64));
                     let pieces: Vec<&[u8]> = made.whole.chunks(777).collect();
                     whole(down, 9000, &pieces).unwrap().0
                 }
             };
             assert_eq!(values_digest(&by_whole), name, "{down:?}");
-            if let (Some(base), Some(len)) = (&held, down.delta_len(9000)) {
+            if let (Some(base), Some(len)) = (&held, down.delta_len(&all_of(9000))) {
                 assert!(len.admits(made.delta.len() as u64));
                 let pieces: Vec<&[u8]> = made.delta.chunks(777).collect();
                 let (values, found) = moved(down, base, &pieces).unwrap();
@@ -248,7 +279,7 @@ fn a_wrong_base_and_wrong_bytes_are_noticed() {
                 assert!(run(&old, &made.delta[..end]).is_err(), "{end} bytes");
             }
         }
-        if down.whole().is_some() {
+        if down.whole(&all_of(1000)).is_some() {
             assert!(leads_there(whole(down, 1000, &[&made.whole])));
             assert!(whole(down, 1000, &[&long(&made.whole)]).is_err());
             assert!(whole(down, 1000, &[&made.whole[..made.whole.len() - 1]]).is_err());
@@ -265,8 +296,8 @@ fn what_cannot_be_sent_is_said_with_its_place() {
     let bf16 = Downlink { models: None, deltas: lossy(Encoding::Bf16) };
     let e = make(bf16, &[f32::MAX], Some(&[-f32::MAX])).unwrap_err();
     assert!(matches!(e, EncodeError::NotFinite { index: 0, .. }), "{e}");
-    assert!(Rebuild::whole(down, grid(), 3).is_err(), "its models are files");
-    assert!(Rebuild::delta(Downlink::default(), grid(), 3).is_err(), "it has no differences");
+    assert!(Rebuild::whole(down, grid(), &all_of(3)).is_err(), "its models are files");
+    assert!(Rebuild::delta(Downlink::default(), grid(), &all_of(3)).is_err(), "it has no differences");
 }
 
 /// As a job has them.

@@ -1,5 +1,6 @@
 //! What all encodings promise, checked on all of them.
 
+mod broadcast_parts;
 mod broadcasts;
 mod chunks;
 mod config;

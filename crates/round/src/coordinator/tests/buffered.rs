@@ -601,6 +601,7 @@ fn a_version_is_kept_as_long_as_somebody_works_from_it() {
             version: Digest::of(&[200, n]),
             whole: Some(blob(n)),
             delta: Some(Delta { base: Digest::of(&[201, n]), blob: blob(n + 50) }),
+            frozen: Some(Frozen { digest: Digest::of(b"values"), blob: blob(99) }),
         }),
         ..Carried::default()
     };
@@ -616,7 +617,9 @@ fn a_version_is_kept_as_long_as_somebody_works_from_it() {
         // Of the first version the slow one is still at work; of the second nobody is.
         let gone: &[u8] = if round == 1 { &[] } else { &[1, 51] };
         let gone: BTreeSet<_> = gone.iter().map(|n| blob(*n).digest).collect();
-        let versions = (0..=2).flat_map(|n| [blob(n).digest, blob(n + 50).digest]).collect();
+        let versions = (0..=2).flat_map(|n| [blob(n).digest, blob(n + 50).digest]);
+        // What is frozen is of all of them.
+        let versions = versions.chain([blob(99).digest]).collect();
         let discarded: BTreeSet<_> = w.discarded().intersection(&versions).copied().collect();
         assert_eq!(discarded, gone, "round {round}");
         w.feed(Input::Published { key, sent_bytes: 0 }).unwrap();
@@ -625,7 +628,8 @@ fn a_version_is_kept_as_long_as_somebody_works_from_it() {
     let readable = |client: &str, n: u8| w.state.readable(&name(client), &blob(n).digest);
     assert_eq!((readable("slow", 0), readable("slow", 50), readable("slow", 2)), (Some(5), Some(5), None));
     assert_eq!((readable("a", 2), readable("a", 52), readable("a", 0)), (Some(5), Some(5), None));
-    for n in [0, 50, 2, 52] {
+    assert_eq!((readable("slow", 99), readable("a", 99)), (Some(5), Some(5)));
+    for n in [0, 50, 2, 52, 99] {
         assert!(w.state.blobs().contains(&blob(n).digest));
     }
     w.feed(Input::Connected { client: name("slow") }).unwrap();
@@ -636,6 +640,7 @@ fn a_version_is_kept_as_long_as_somebody_works_from_it() {
     assert_eq!(again, carried(0).broadcast, "asked again from the same bytes");
     w.send("slow", 1, 1).unwrap();
     assert!(w.discarded().is_superset(&BTreeSet::from([blob(0).digest, blob(50).digest])));
+    assert!(!w.discarded().contains(&blob(99).digest));
 }
 
 fn digest(text: &str) -> Digest {
