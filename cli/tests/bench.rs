@@ -87,12 +87,36 @@ fn rounds_are_measured_whole() {
     }
 }
 
+/// What goes down is what is encoded: bytes of a value, whole in the first round and as a difference in those that are
+/// counted.
+#[test]
+fn ways_down_are_measured() {
+    for (down, least, most) in [
+        (&["--models", "bf16"][..], 2.0, 2.0),
+        (&["--models", "block:4"], 0.53, 0.54),
+        (&["--deltas", "exact"], 1.0, 3.9),
+        (&["--models", "bf16", "--deltas", "exact"], 0.3, 1.95),
+        (&["--deltas", "fixed:6"], 0.75, 0.76),
+    ] {
+        let rounds =
+            ["--clients", "2", "--params", "100000", "--rounds", "2", "--warmup", "1", "--in-process"];
+        let report = measured(&[&["round", "--json"], &rounds[..], down].concat());
+        for pair in down.chunks(2) {
+            assert!(report[&pair[0][2..]].is_string(), "{report}");
+        }
+        let (wire, params) =
+            (report["wire_bytes_per_round"].as_f64().unwrap(), report["params"].as_f64().unwrap());
+        let each = wire / 2.0 / params - 4.0;
+        assert!(least < each && each < most + 0.1, "{down:?}: {each} bytes a value come down");
+    }
+}
+
 #[test]
 fn a_curve_is_measured_point_by_point() {
     let folder = tempfile::tempdir().unwrap();
     let kept = folder.path().join("kept");
     let which =
-        ["curve", "--clients", "3,2", "--params", "1000,100000", "--rounds", "1", "--models", "memory"];
+        ["curve", "--clients", "3,2", "--params", "1000,100000", "--rounds", "1", "--fetched", "memory"];
     let rest = ["--durability", "process", "--json", "--dir", kept.to_str().unwrap()];
     let output = undertone(&folder, &[&which[..], &rest].concat()).wait_with_output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -112,7 +136,7 @@ fn a_curve_is_measured_point_by_point() {
 fn people_get_a_table() {
     let folder = tempfile::tempdir().unwrap();
     let kept = folder.path().join("kept");
-    let arguments = ["round", "--params", "1000", "--rounds", "1", "--warmup", "0", "--models", "memory"];
+    let arguments = ["round", "--params", "1000", "--rounds", "1", "--warmup", "0", "--fetched", "memory"];
     let place = ["--durability", "process", "--dir", kept.to_str().unwrap()];
     let output = undertone(&folder, &[&arguments[..], &place].concat()).wait_with_output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
@@ -155,7 +179,7 @@ fn what_cannot_be_is_said_before_anything_is_started() {
     let said = refused(&["round", "--params", "99"]);
     assert!(said.contains("--params must be 100 to"), "{said}");
     let said = refused(&["round", "--clients", "1000", "--params", "2684354560"]);
-    assert!(said.contains("of disk") && said.contains("--models memory"), "{said}");
+    assert!(said.contains("of disk") && said.contains("--fetched memory"), "{said}");
     let said = refused(&["round", "--encoding", "fixed:1"]);
     assert!(said.contains("bits of a fixed encoding must be 2 to 24, not 1"), "{said}");
     let said = refused(&["curve", "--clients", "2", "--params", "99"]);
@@ -263,7 +287,7 @@ fn wait(failure: &str, mut until: impl FnMut() -> bool) {
 /// The coordinator's peak for a round of one client with so many values, in bytes; the update is of 2 bits a value.
 fn peak(params: &str) -> f64 {
     let arguments = ["round", "--clients", "1", "--params", params, "--rounds", "1", "--warmup", "0"];
-    let quick = ["--durability", "process", "--models", "memory", "--encoding", "fixed:2", "--json"];
+    let quick = ["--durability", "process", "--fetched", "memory", "--encoding", "fixed:2", "--json"];
     let report = measured(&[&arguments[..], &quick[..]].concat());
     report["server_peak_rss_bytes"].as_f64().unwrap()
 }

@@ -1,12 +1,14 @@
 //! One light client: a participant of the real protocol that trains nothing.
 //!
 //! It does what the real client does on the wire, over connections set up alike: its own key and certificate, a session,
-//! an answer to each offer, the round's model in pieces into a file that is verified and synced, an update in pieces. What
-//! it leaves out: reading the job, the decision log, training, and the outbox; its update lies ready.
+//! an answer to each offer, the round's model (or the difference from the version that it fetched before, where one is
+//! offered) in pieces into a file that is verified and synced, an update in pieces. What it leaves out: reading the job, the
+//! decision log, making a version of what was encoded, training, and the outbox; its update lies ready.
 
 use super::update::Update;
 use super::wire::{Connector, Meter};
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use bytes::Bytes;
 use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
@@ -33,10 +35,10 @@ const WINDOW_BYTES: u32 = 4 << 20;
 /// Longer than the real one's: here thousands connect at once.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// Where a client puts the models that it fetches.
+/// Where a client puts what it fetches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub(super) enum Models {
+pub(super) enum Fetched {
     /// Into a file that is synced, as the real client does
     File,
     /// Nowhere: verified piece by piece and dropped, so that the clients' disk is not measured
@@ -119,8 +121,8 @@ pub(super) async fn enrol(
 pub(super) struct Conduct {
     /// What is uploaded in each round.
     pub(super) update: Update,
-    /// Where fetched models go.
-    pub(super) models: Models,
+    /// Where it goes what is fetched.
+    pub(super) fetched: Fetched,
     /// The round whose offer begins the count of bytes.
     pub(super) count_from: u32,
 }
@@ -132,8 +134,10 @@ pub(super) struct Client {
     outbox: mpsc::Sender<v1::ClientMessage>,
     inbox: Streaming<v1::ServerMessage>,
     meter: Arc<Meter>,
-    /// Its model's file.
+    /// The file of what it fetched last.
     model: PathBuf,
+    /// The version of the model that it fetched last, where versions are named.
+    held: Option<Bytes>,
 }
 
 impl Client {
@@ -162,7 +166,7 @@ impl Client {
             Some(server_message::Kind::Welcome(_)) => {}
             other => bail!("the session began with {other:?} and not with a welcome"),
         }
-        Ok(Self { stub, outbox, inbox, meter, model: folder.join(format!("{name}.safetensors")) })
+        Ok(Self { stub, outbox, inbox, meter, model: folder.join(format!("{name}.safetensors")), held: None })
     }
 
     /// What its connection counts.
@@ -193,21 +197,25 @@ impl Client {
         }
         let answer = v1::Answer { attempt: Some(attempt.clone()), accepts: true, reason: String::new() };
         self.outbox.send(v1::ClientMessage { kind: Some(client_message::Kind::Answer(answer)) }).await?;
-        self.fetch(required(offer.model, "model")?, conduct.models)
-            .await
-            .context("cannot fetch the model")?;
+        let delta = offer.delta.filter(|delta| self.held.as_ref() == Some(&delta.base));
+        let file = match delta {
+            Some(delta) => required(delta.file, "file")?,
+            None => required(offer.model, "model")?,
+        };
+        self.fetch(file, conduct.fetched).await.context("cannot fetch the model")?;
+        self.held = offer.version;
         self.stub.upload_update(conduct.update.messages(attempt)).await?;
         Ok(())
     }
 
-    /// Fetches a model; the one before goes.
-    async fn fetch(&mut self, model: v1::BlobRef, models: Models) -> Result<()> {
+    /// Fetches a file; the one before goes.
+    async fn fetch(&mut self, model: v1::BlobRef, fetched: Fetched) -> Result<()> {
         let request = v1::DownloadRequest { digest: model.digest.clone(), offset: 0 };
         let mut pieces = self.stub.download_model(request).await?.into_inner();
         let part = self.model.with_extension("part");
-        let mut file = match models {
-            Models::File => Some(File::create(&part)?),
-            Models::Memory => None,
+        let mut file = match fetched {
+            Fetched::File => Some(File::create(&part)?),
+            Fetched::Memory => None,
         };
         let (mut digester, mut offset) = (Digester::new(), 0);
         while let Some(piece) = pieces.message().await? {

@@ -1,7 +1,7 @@
 //! Many light clients in one process, on a runtime of their own: enrolled side by side, connected side by side, and then
 //! waiting for offers until they are told to stop.
 
-use super::client::{Client, Conduct, Models, Server, enrol};
+use super::client::{Client, Conduct, Fetched, Server, enrol};
 use super::update::{Recipe, Update};
 use super::wire::Meter;
 use anyhow::{Context as _, Result, anyhow};
@@ -27,10 +27,10 @@ pub(super) struct Plan {
     pub(super) first: u32,
     /// How many.
     pub(super) clients: u32,
-    /// Where their models go.
+    /// Where it goes what they fetch.
     pub(super) folder: PathBuf,
     /// How.
-    pub(super) models: Models,
+    pub(super) fetched: Fetched,
     /// What they send.
     pub(super) update: Recipe,
     /// The round whose offer begins the count of bytes.
@@ -80,8 +80,8 @@ async fn run(plan: Plan, stop: oneshot::Receiver<()>, say: &impl Fn(Said)) -> Re
     let work = async {
         let (clients, ready) = gather(&plan).await?;
         let meters: Vec<Arc<Meter>> = clients.iter().map(Client::meter).collect();
-        let (update, models, count_from) = (Update::new(&plan.update)?, plan.models, plan.count_from);
-        let conduct = Arc::new(Conduct { update, models, count_from });
+        let (update, fetched, count_from) = (Update::new(&plan.update)?, plan.fetched, plan.count_from);
+        let conduct = Arc::new(Conduct { update, fetched, count_from });
         let mut taking_part = JoinSet::new();
         for client in clients {
             taking_part.spawn(client.take_part(conduct.clone()));
@@ -159,7 +159,7 @@ mod tests {
     use super::*;
     use std::path::Path;
     use std::sync::atomic::{AtomicUsize, Ordering};
-    use undertone_core::encoding::Encoding;
+    use undertone_round::job::Transport;
 
     #[tokio::test]
     async fn all_is_done_and_not_all_at_once() {
@@ -188,7 +188,7 @@ mod tests {
     #[tokio::test]
     async fn a_crowd_without_a_coordinator_says_so() {
         let token = JoinToken { server: "https://localhost:1".into(), ca_der: vec![1], secret: [0; 32] };
-        let job = job(1000, 1, Asked::All(1), Encoding::Fixed32).unwrap();
+        let job = job(1000, 1, Asked::All(1), Transport::default()).unwrap();
         let update = Recipe::new(&job, Path::new("/nonexistent")).unwrap();
         let plan = Plan {
             token: token.encode(),
@@ -196,7 +196,7 @@ mod tests {
             first: 1,
             clients: 1,
             folder: "/nonexistent".into(),
-            models: Models::File,
+            fetched: Fetched::File,
             update,
             count_from: 1,
         };

@@ -9,6 +9,7 @@ use anyhow::Result;
 use serde::Serialize;
 use std::process::ExitCode;
 use undertone_core::encoding::Encoding;
+use undertone_round::job::Transport;
 
 /// Measure the coordinator's peak memory for several numbers of clients and sizes of models
 #[derive(Debug, clap::Args)]
@@ -89,7 +90,7 @@ impl Arguments {
                     params,
                     rounds: self.rounds,
                     warmup: 0,
-                    encoding: self.encoding,
+                    transport: Transport { updates: self.encoding, ..Transport::default() },
                     place: Place::Processes(1),
                 };
                 reports.push(run.play(&self.setting.of_run(&format!("{clients}x{params}")), screen).await?);

@@ -1,9 +1,10 @@
-//! The encoding of updates as it is named on the command line: the kind as in a job file, then its numbers in the order of
+//! Encodings as they are named on the command line: the kind as in a job file, then its numbers in the order of
 //! their keys there, each after a colon.
 
 use anyhow::{Result, anyhow};
 use serde_json::{Map, Value};
 use undertone_core::encoding::Encoding;
+use undertone_core::encoding::delta::DeltaEncoding;
 
 /// What a kind may be followed by.
 const KEYS: [(&str, &[&str]); 3] =
@@ -26,6 +27,17 @@ pub(super) fn parse(text: &str) -> Result<Encoding> {
     Ok(serde_json::from_value(Value::Object(table))?)
 }
 
+/// Reads what [`parse`] does, for differences that lose something, or `exact`.
+///
+/// # Errors
+/// What is wrong, in the words of the job file.
+pub(super) fn parse_deltas(text: &str) -> Result<DeltaEncoding> {
+    match text {
+        "exact" => Ok(DeltaEncoding::Exact),
+        lossy => Ok(DeltaEncoding::Lossy { encoding: parse(lossy)? }),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -45,7 +57,12 @@ mod tests {
             ("block:8:1024", Encoding::Block { bits: 8, block: 1024 }),
         ] {
             assert_eq!(parse(text).unwrap(), wanted, "{text}");
+            assert_eq!(parse_deltas(text).unwrap(), DeltaEncoding::Lossy { encoding: wanted });
         }
+        assert_eq!(parse_deltas("exact").unwrap(), DeltaEncoding::Exact);
+        assert!(
+            parse_deltas("exact:8").unwrap_err().to_string().contains("\"8\" is one too many after exact")
+        );
     }
 
     #[test]

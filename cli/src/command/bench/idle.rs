@@ -11,8 +11,7 @@ use serde::Serialize;
 use std::process::ExitCode;
 use std::time::Duration;
 use tokio::time::sleep;
-use undertone_core::encoding::Encoding;
-use undertone_round::job::Job;
+use undertone_round::job::{Job, Transport};
 
 /// Connect clients that wait, measure the coordinator's memory, then run a round with some of them
 #[derive(Debug, clap::Args)]
@@ -78,7 +77,7 @@ impl Arguments {
             return Err(bad_input("--cohort must be at least 1, not 0"));
         }
         let cohort = self.cohort.min(self.clients.max(1));
-        let job = job(self.params, self.rounds, Asked::Drawn(cohort), Encoding::default())?;
+        let job = job(self.params, self.rounds, Asked::Drawn(cohort), Transport::default())?;
         let load = Load {
             clients: self.clients,
             cohort,

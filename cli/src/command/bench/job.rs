@@ -3,9 +3,8 @@
 
 use crate::failure::bad_input;
 use anyhow::Result;
-use undertone_core::encoding::Encoding;
 use undertone_core::limits::{MAX_PARAMETERS, MAX_WIDTH};
-use undertone_round::job::{Job, JobSpec};
+use undertone_round::job::{Job, JobSpec, Transport};
 
 /// Features of the data contract.
 const FEATURES: u64 = 4;
@@ -21,11 +20,11 @@ pub(super) enum Asked {
     Drawn(u32),
 }
 
-/// A job of `rounds` rounds with a model of about `params` parameters, whose updates travel in this encoding.
+/// A job of `rounds` rounds with a model of about `params` parameters, whose updates and models travel like this.
 ///
 /// # Errors
-/// If there can be no such model.
-pub(super) fn job(params: u64, rounds: u32, asked: Asked, updates: Encoding) -> Result<Job> {
+/// If there can be no such model, or it cannot travel like this.
+pub(super) fn job(params: u64, rounds: u32, asked: Asked, transport: Transport) -> Result<Job> {
     if !(FEWEST..=MAX_PARAMETERS).contains(&params) {
         return Err(bad_input(format!("--params must be {FEWEST} to {MAX_PARAMETERS}, not {params}")));
     }
@@ -55,8 +54,8 @@ columns = [{}]
         columns.join(", ")
     );
     let mut spec = JobSpec::from_toml(&text, "the benchmark's job")?;
-    spec.transport.updates = updates;
-    Ok(spec.resolve()?)
+    spec.transport = transport;
+    spec.resolve().map_err(|e| bad_input(e.to_string()))
 }
 
 /// Widths of two hidden layers, near the square root, that come closest to `params` parameters in all.
@@ -83,13 +82,13 @@ mod tests {
     #[test]
     fn a_model_has_the_size_that_was_asked_for() {
         for params in [100, 101, 10_000, 1_000_000, 25_000_000, MAX_PARAMETERS] {
-            let job = job(params, 3, Asked::All(2), Encoding::Fixed32).unwrap();
+            let job = job(params, 3, Asked::All(2), Transport::default()).unwrap();
             let has = job.layout().len() as u64;
             assert!(has.abs_diff(params) * 100 <= params, "{has} for {params}");
         }
         for params in [0, 99, MAX_PARAMETERS + 1] {
             assert!(
-                job(params, 3, Asked::All(2), Encoding::Fixed32)
+                job(params, 3, Asked::All(2), Transport::default())
                     .unwrap_err()
                     .to_string()
                     .contains("--params must be 100 to")
@@ -99,6 +98,6 @@ mod tests {
 
     #[test]
     fn a_drawn_cohort_is_of_the_asked_size() {
-        assert_eq!(job(1000, 1, Asked::Drawn(7), Encoding::F32).unwrap().spec().cohort.size(), 7);
+        assert_eq!(job(1000, 1, Asked::Drawn(7), Transport::default()).unwrap().spec().cohort.size(), 7);
     }
 }

@@ -14,10 +14,11 @@ use anyhow::{Context as _, Result, bail};
 use serde::Serialize;
 use std::process::ExitCode;
 use undertone::v1;
-use undertone_core::encoding::Encoding;
+use undertone_core::encoding::delta::DeltaEncoding;
+use undertone_core::encoding::{EncodedLen, Encoding};
 use undertone_core::limits::MAX_ROUNDS;
 use undertone_round::event::Outcome;
-use undertone_round::job::Job;
+use undertone_round::job::{Job, Transport};
 
 /// Time full rounds of a real coordinator and real protocol clients that train nothing
 #[derive(Debug, clap::Args)]
@@ -25,6 +26,9 @@ use undertone_round::job::Job;
 Makes a deployment in a temporary folder, starts its coordinator, enrols the clients and runs a job without training: \
 each client fetches the round's model, verifies it, writes it to a file as the real client does, and sends an update of \
 the right size. All over mutual TLS on loopback, with everything durable as deployed.
+
+With --models or --deltas a client fetches what is encoded and leaves it so. How long exact deltas are is for the \
+values to say: here each moves by at most 2^-7 in a round, most of them by a good part of their size.
 
 A round is the time from one release to the next, by the coordinator's own events. The ceilings are the times in which \
 the same bytes are copied over as many loopback connections, plain and in TLS, measured right after.")]
@@ -50,6 +54,14 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "ENCODING", default_value = "fixed32", value_parser = encoding::parse)]
     encoding: Encoding,
 
+    /// Encoding of the models that clients train from, as above but for fixed32 and top-k [default: their files, in f32]
+    #[arg(long, value_name = "ENCODING", value_parser = encoding::parse)]
+    models: Option<Encoding>,
+
+    /// Send the difference from the round before: exact, or lossy in an encoding that is smaller than f32 and not top-k
+    #[arg(long, value_name = "ENCODING", value_parser = encoding::parse_deltas)]
+    deltas: Option<DeltaEncoding>,
+
     /// Over mutual TLS: always, for a coordinator speaks nothing else; the flag only says so
     #[arg(long = "tls")]
     _tls: bool,
@@ -72,6 +84,8 @@ pub(super) struct Report {
     pub(super) clients: u32,
     pub(super) params: u64,
     encoding: String,
+    models: Option<String>,
+    deltas: Option<String>,
     rounds: u32,
     warmup: u32,
     client_processes: u32,
@@ -108,7 +122,7 @@ impl Arguments {
             params: self.params,
             rounds: self.rounds,
             warmup: self.warmup,
-            encoding: self.encoding,
+            transport: Transport { updates: self.encoding, models: self.models, deltas: self.deltas },
             place,
         };
         let report = run.play(&self.setting, screen).await?;
@@ -128,7 +142,7 @@ pub(super) struct Run {
     pub(super) params: u64,
     pub(super) rounds: u32,
     pub(super) warmup: u32,
-    pub(super) encoding: Encoding,
+    pub(super) transport: Transport,
     pub(super) place: Place,
 }
 
@@ -144,7 +158,7 @@ impl Run {
                     "--rounds and --warmup are at most {MAX_ROUNDS} together, the limit of a job"
                 ))
             })?;
-        let job = job(self.params, rounds, Asked::All(self.clients.max(1)), self.encoding)?;
+        let job = job(self.params, rounds, Asked::All(self.clients.max(1)), self.transport)?;
         let load = Load {
             clients: self.clients,
             cohort: self.clients,
@@ -160,7 +174,9 @@ impl Run {
         let (server, client) = (stage.watch.server()?, stage.watch.largest_client()?);
         let wire_bytes_per_round = stage.clear().await? / u64::from(self.rounds);
         let params = job.layout().len() as u64;
-        let traffic = Traffic::new(self.clients, wire_bytes_per_round, (4 * params, job.update_bytes()));
+        let each = wire_bytes_per_round / u64::from(self.clients);
+        let proportion = (down_bytes(job, each), job.update_bytes());
+        let traffic = Traffic::new(self.clients, wire_bytes_per_round, proportion);
         let ceiling = ceiling::measure(traffic).await?;
         let (ceiling_s, tls_ceiling_s) = (ceiling.plain.as_secs_f64(), ceiling.tls.as_secs_f64());
         let full = times.full_s(self.warmup);
@@ -168,7 +184,9 @@ impl Run {
         Ok(Report {
             clients: self.clients,
             params,
-            encoding: self.encoding.to_string(),
+            encoding: self.transport.updates.to_string(),
+            models: self.transport.models.map(|models| models.to_string()),
+            deltas: self.transport.deltas.map(|deltas| deltas.to_string()),
             rounds: self.rounds,
             warmup: self.warmup,
             client_processes: if let Place::Processes(n) = self.place { n } else { 0 },
@@ -187,6 +205,17 @@ impl Run {
             tls_ceiling_s,
             tls_ceiling_share: tls_ceiling_s / median_round_s,
         })
+    }
+}
+
+/// What comes down to a client in a round after the first, of `each` bytes both ways.
+fn down_bytes(job: &Job, each: u64) -> u64 {
+    let (down, part) = (job.spec().transport.down(), job.part());
+    match down.delta_len(part).or_else(|| down.whole_len(part)) {
+        None => 4 * part.whole_len() as u64,
+        Some(EncodedLen::Exact(bytes)) => bytes,
+        // How long a difference is that loses nothing is for the values to say.
+        Some(EncodedLen::AtMost(most)) => each.saturating_sub(job.update_bytes()).clamp(1, most),
     }
 }
 
@@ -235,8 +264,13 @@ impl Report {
             n => format!("in {n} processes"),
         };
         screen.line(&format!(
-            "{} clients {clients}, {} parameters, updates in {}, {} rounds after {} of warm-up",
-            self.clients, self.params, self.encoding, self.rounds, self.warmup
+            "{} clients {clients}, {} parameters, updates in {}{}, {} rounds after {} of warm-up",
+            self.clients,
+            self.params,
+            self.encoding,
+            self.down(),
+            self.rounds,
+            self.warmup
         ))?;
         let row = |name: &str, text: String| screen.line(&format!("  {name:<10}{text}"));
         let median_text = screen.paint.bold(&ms(self.median_round_s));
@@ -269,6 +303,11 @@ impl Report {
         )?;
         row("server", self.side(self.server_peak_rss_bytes, self.server_cpu_s_per_round))?;
         row("clients", self.side(self.client_peak_rss_bytes, self.clients_cpu_s_per_round) + " (all)")
+    }
+
+    fn down(&self) -> String {
+        let models = self.models.iter().map(|models| format!(", models in {models}"));
+        models.chain(self.deltas.iter().map(|deltas| format!(", deltas in {deltas}"))).collect()
     }
 
     fn side(&self, peak: u64, cpu_s: f64) -> String {

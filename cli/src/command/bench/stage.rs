@@ -1,7 +1,7 @@
 //! The stage of a benchmark: a deployment as `undertone-server init` makes it, its coordinator running, its clients enrolled
 //! and in their sessions.
 
-use super::client::Models;
+use super::client::Fetched;
 use super::crowd::{Plan, Ready};
 use super::process::Crowds;
 use super::update::Recipe;
@@ -34,9 +34,9 @@ pub(super) struct Setting {
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
 
-    /// What the clients do with the models that they fetch
-    #[arg(long, value_enum, default_value_t = Models::File)]
-    pub(super) models: Models,
+    /// What the clients do with what they fetch
+    #[arg(long, value_enum, default_value_t = Fetched::File)]
+    pub(super) fetched: Fetched,
 
     /// What the coordinator's acknowledgements survive ([storage] durability in server.toml)
     #[arg(long, value_enum, default_value_t = Durability::Disk)]
@@ -139,9 +139,11 @@ impl Setting {
 
     /// Refuses what would fill the disk half-way.
     fn check_disk(&self, folder: &Path, job: &Job, load: &Load) -> Result<()> {
-        let kept_by_clients = if self.models == Models::File { 2 * load.cohort } else { 0 };
+        let kept_by_clients = if self.fetched == Fetched::File { 2 * load.cohort } else { 0 };
         // All released models. Updates of a round and of the one before that are being removed, and one to begin with.
-        let models = u64::from(kept_by_clients) + u64::from(load.rounds) + 2;
+        // And what they are sent as: this round's and the one's before.
+        let versions = if job.spec().transport.down().is_plain(job.part()) { 0 } else { 4 };
+        let models = u64::from(kept_by_clients) + u64::from(load.rounds) + 2 + versions;
         let updates = 2 * u64::from(load.cohort) + 1;
         let needed = 4 * job.layout().len() as u64 * models + job.update_bytes() * updates;
         let disk =
@@ -149,7 +151,7 @@ impl Setting {
         let free = disk.f_bavail * disk.f_frsize;
         if needed > free {
             return Err(bad_input(format!(
-                "this needs up to {} of disk, {} has {} free: take fewer --clients, --rounds or --params, add --models \
+                "this needs up to {} of disk, {} has {} free: take fewer --clients, --rounds or --params, add --fetched \
                  memory, or name a folder on a larger disk with --dir",
                 size(needed),
                 folder.display(),
@@ -193,7 +195,7 @@ impl Setting {
             first,
             clients,
             folder: folder.clone(),
-            models: self.models,
+            fetched: self.fetched,
             update: update.clone(),
             count_from: load.count_from,
         };

@@ -148,6 +148,7 @@ mod tests {
     use super::*;
     use tokio_stream::StreamExt as _;
     use undertone_core::encoding::Decoder;
+    use undertone_round::job::Transport;
 
     /// What arrives is an update of the job, whatever the encoding, and wherever chunks end. (Rounded towards zero, as here,
     /// few values are left where a value has two bits.)
@@ -158,7 +159,9 @@ mod tests {
             ["fixed32", "f32", "bf16", "fixed:2", "fixed:8", "fixed:24", "block:4:16", "block", "top-k:0.3"]
         {
             for params in [1000, 300_000, 800_000] {
-                let job = job(params, 1, Asked::All(2), encoding::parse(name).unwrap()).unwrap();
+                let updates = encoding::parse(name).unwrap();
+                let transport = Transport { updates, ..Transport::default() };
+                let job = job(params, 1, Asked::All(2), transport).unwrap();
                 let recipe = Recipe::new(&job, folder.path()).unwrap();
                 let update = Update::new(&recipe).unwrap();
                 let messages: Vec<_> =
