@@ -654,6 +654,7 @@ fn broadcast(round: u8) -> Broadcast {
         version: digest(&format!("version {round}")),
         whole: Some(blob("whole")),
         delta: Some(Delta { base: digest("base"), blob: blob("delta") }),
+        frozen: Some(Frozen { digest: digest("frozen"), blob: blob("frozen") }),
     }
 }
 
