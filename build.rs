@@ -10,7 +10,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     // Served by gRPC reflection.
     let out = PathBuf::from(std::env::var("OUT_DIR")?).join("undertone.v1.bin");
     std::fs::write(out, prost_bytes(&descriptors))?;
-    tonic_prost_build::configure().bytes(".").compile_fds(descriptors)?;
+    tonic_prost_build::configure().bytes(".").codec_path("crate::SmallBuffers").compile_fds(descriptors)?;
     Ok(())
 }
 

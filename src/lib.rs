@@ -3,12 +3,14 @@
 //! [`v1`] holds the generated messages and services. Everything else turns them into domain types or refuses
 //! them: wire types stop at this crate and at the thin services that speak it.
 
+mod codec;
 mod convert;
 mod error;
 pub mod join_token;
 pub mod limits;
 pub mod version;
 
+pub use codec::{SmallBuffers, chunk_head};
 pub use convert::{InvalidMessage, client_role, evaluation_metrics, required, role_message};
 pub use error::{ApiError, Fault};
 

@@ -8,6 +8,7 @@ use crate::ledger::PopulationLedger;
 use crate::refusals::Refusals;
 use crate::release::{self, broadcast};
 use crate::sessions::Sessions;
+use crate::shelf::Shelf;
 use crate::sweep::sweep;
 use crate::turns::{Turn, Turns};
 use std::collections::BTreeMap;
@@ -36,6 +37,8 @@ pub struct Shared {
     pub(crate) ledger: PopulationLedger,
     pub(crate) sessions: Sessions,
     pub(crate) upload_slots: Semaphore,
+    /// What downloads have in memory.
+    pub(crate) shelf: Arc<Shelf>,
     /// Jobs that have not ended. Ended ones are read from the store when somebody asks.
     running: RwLock<BTreeMap<JobId, Handle>>,
     /// Open jobs that this version cannot read, and why.
@@ -158,6 +161,7 @@ impl Coordinator {
             ledger,
             sessions: Sessions::new(config.limits.sessions),
             upload_slots: Semaphore::new(config.limits.uploads_in_flight),
+            shelf: Arc::new(Shelf::new()),
             running: RwLock::default(),
             unreadable: RwLock::default(),
             waiting_for: RwLock::default(),

@@ -20,6 +20,7 @@ mod release;
 pub mod serve;
 mod services;
 mod sessions;
+mod shelf;
 mod spool;
 mod sweep;
 mod turns;

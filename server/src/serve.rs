@@ -3,7 +3,7 @@
 use crate::config::{Durability, ServerConfig};
 use crate::coordinator::Coordinator;
 use crate::identity::{Authority, IdentityError};
-use crate::services::{EnrolmentService, OperatorService, ParticipationService};
+use crate::services::{EnrolmentService, OperatorService, ParticipationService, RawBodies};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -138,12 +138,16 @@ impl Server {
             .tls_config(tls)
             .map_err(ServerError::Tls)?
             .max_frame_size(FRAME_BYTES)
+            // What a client may send before somebody reads it: as much as its line holds, instead of a megabyte for each.
+            .http2_adaptive_window(Some(true))
             .http2_keepalive_interval(Some(Duration::from_secs(20)))
             .http2_keepalive_timeout(Some(Duration::from_secs(20)))
             .add_service(health_service)
             .add_service(reflection)
             .add_service(limited!(EnrolmentServer::new(EnrolmentService(coordinator.clone()))))
-            .add_service(limited!(ParticipationServer::new(ParticipationService(coordinator.clone()))))
+            .add_service(RawBodies(limited!(ParticipationServer::new(ParticipationService(
+                coordinator.clone()
+            )))))
             .add_service(limited!(OperatorServer::new(OperatorService(coordinator.clone()))));
         let task = tokio::spawn(router.serve_with_incoming_shutdown(incoming, async move {
             let _ = stopped.await;

@@ -44,10 +44,13 @@ struct Live {
     roster: Option<Arc<Roster>>,
 }
 
+/// A queue sets room aside for 32 of what it carries, which for a client that waits is all that it ever uses: it carries pointers.
+type Outbox = mpsc::Sender<Box<ServerMessage>>;
+
 struct Session {
     number: u64,
     role: ClientRole,
-    outbox: mpsc::Sender<ServerMessage>,
+    outbox: Outbox,
 }
 
 /// A session that was just opened.
@@ -55,7 +58,7 @@ pub(crate) struct Opened {
     /// Tells it from later sessions of the same client.
     pub(crate) number: u64,
     /// What to send to the client.
-    pub(crate) outbox: mpsc::Receiver<ServerMessage>,
+    pub(crate) outbox: mpsc::Receiver<Box<ServerMessage>>,
 }
 
 impl Sessions {
@@ -73,7 +76,7 @@ impl Sessions {
     ) -> Result<Opened, ApiError> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let (tx, outbox) = mpsc::channel(QUEUE);
-        tx.try_send(welcome).expect("a new queue has room");
+        tx.try_send(Box::new(welcome)).expect("a new queue has room");
         let replaced = {
             let mut live = self.live.lock().expect("no panic while locked");
             if live.sessions.len() >= self.limit && !live.sessions.contains_key(client) {
@@ -120,7 +123,7 @@ impl Sessions {
     /// Sends a message if the client is connected. A client that does not read is cut off: it will come back and
     /// be told again.
     pub(crate) fn send(&self, client: &ClientId, kind: server_message::Kind) {
-        let message = ServerMessage { kind: Some(kind) };
+        let message = Box::new(ServerMessage { kind: Some(kind) });
         let mut live = self.live.lock().expect("no panic while locked");
         if live.sessions.get(client).is_some_and(|s| s.outbox.try_send(message).is_err()) {
             live.remove(client);
@@ -164,8 +167,8 @@ impl Roster {
     }
 }
 
-fn goodbye(reason: String, retry: bool) -> ServerMessage {
-    ServerMessage { kind: Some(server_message::Kind::Goodbye(Goodbye { reason, retry })) }
+fn goodbye(reason: String, retry: bool) -> Box<ServerMessage> {
+    Box::new(ServerMessage { kind: Some(server_message::Kind::Goodbye(Goodbye { reason, retry })) })
 }
 
 #[cfg(test)]

@@ -1,15 +1,18 @@
 //! What operators ask and order.
 
-use super::{OPERATOR_IDLE, chunk_channel, send_blob};
+use super::pieces::{Piece, pieces};
 use crate::clock::unix_s;
 use crate::coordinator::Coordinator;
 use crate::driver::Snapshot;
 use crate::identity::require_operator;
 use crate::jobs;
 use crate::ledger::View;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status};
 use undertone::join_token::JoinToken;
 use undertone::limits::TOKEN_SECRET_BYTES;
@@ -29,6 +32,8 @@ const MAX_TOKEN_LIFETIME_S: u64 = 90 * 86_400;
 const MAX_TOKEN_USES: u32 = 100_000;
 /// Events read from the store at once.
 const EVENT_PAGE: u32 = 256;
+/// How long an operator's download may stand still; a participant's is the job's `transfer_idle`.
+const IDLE: Duration = Duration::from_secs(120);
 
 pub(crate) struct OperatorService(pub(crate) Arc<Coordinator>);
 
@@ -38,7 +43,7 @@ type Reply<T> = Result<Response<T>, Status>;
 impl Operator for OperatorService {
     type WatchJobStream = ReceiverStream<Result<v1::JobEvent, Status>>;
     type ReadLedgerStream = ReceiverStream<Result<v1::LedgerLine, Status>>;
-    type DownloadReleaseStream = ReceiverStream<Result<v1::ReleaseMessage, Status>>;
+    type DownloadReleaseStream = Pin<Box<dyn Stream<Item = Result<v1::ReleaseMessage, Status>> + Send>>;
 
     async fn submit_job(&self, request: Request<v1::SubmitJobRequest>) -> Reply<v1::SubmitJobResponse> {
         let by = require_operator(&request)?;
@@ -123,14 +128,14 @@ impl Operator for OperatorService {
             round: release.round.0,
             model: Some(v1::BlobRef::new(release.model, release.bytes)),
         };
-        let (tx, rx) = chunk_channel();
-        let first = v1::ReleaseMessage { kind: Some(release_message::Kind::Header(header)) };
-        tx.try_send(Ok(first)).expect("a new queue has room");
-        send_blob(&shared.blobs, &release.model, 0, tx, OPERATOR_IDLE, |chunk| v1::ReleaseMessage {
-            kind: Some(release_message::Kind::Chunk(chunk)),
-        })
-        .await?;
-        Ok(Response::new(ReceiverStream::new(rx)))
+        let message = |kind| v1::ReleaseMessage { kind: Some(kind) };
+        let pieces = pieces(&shared.shelf, &shared.blobs, &release.model, 0, IDLE).await?;
+        let chunks = ReceiverStream::new(pieces).map(move |piece| {
+            let Piece { offset, data } = piece?;
+            Ok(message(release_message::Kind::Chunk(v1::Chunk { offset, data })))
+        });
+        let header = tokio_stream::once(Ok(message(release_message::Kind::Header(header))));
+        Ok(Response::new(Box::pin(header.chain(chunks))))
     }
 
     async fn list_clients(&self, request: Request<v1::ListClientsRequest>) -> Reply<v1::ListClientsResponse> {

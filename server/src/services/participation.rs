@@ -1,17 +1,15 @@
 //! Sessions, model downloads and uploads of participants.
 
-use super::{chunk_channel, send_blob};
+use super::model_body::{ModelBody, Raw};
+use super::pieces::pieces;
 use crate::clock::{unix_ms, unix_s};
 use crate::coordinator::{Coordinator, Shared};
 use crate::identity::{Peer, peer_of};
 use crate::pace::Pace;
 use crate::spool::{self, Claim, Rejected};
 use crate::sweep::let_go;
-use crate::turns::Turn;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt as _};
@@ -32,24 +30,11 @@ pub(crate) struct ParticipationService(pub(crate) Arc<Coordinator>);
 
 type Pushed = Pin<Box<dyn Stream<Item = Result<v1::ServerMessage, Status>> + Send>>;
 
-/// A model on its way. It holds one of its client's turns until the last chunk is taken, or the call ends.
-pub(crate) struct Download {
-    chunks: ReceiverStream<Result<v1::Chunk, Status>>,
-    _turn: Turn,
-}
-
-impl Stream for Download {
-    type Item = Result<v1::Chunk, Status>;
-
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        Pin::new(&mut self.chunks).poll_next(cx)
-    }
-}
-
 #[tonic::async_trait]
 impl Participation for ParticipationService {
     type SessionStream = Pushed;
-    type DownloadModelStream = Download;
+    /// Nothing: the chunks are a [`ModelBody`].
+    type DownloadModelStream = tokio_stream::Empty<Result<v1::Chunk, Status>>;
 
     async fn session(
         &self,
@@ -81,13 +66,10 @@ impl Participation for ParticipationService {
             .into());
         }
         let turn = shared.download_turn(&client)?;
-        let (tx, rx) = chunk_channel();
-        let count = move |chunk: v1::Chunk| {
-            sent.fetch_add(chunk.data.len() as u64, Ordering::Relaxed);
-            chunk
-        };
-        send_blob(&shared.blobs, &digest, m.offset, tx, idle, count).await?;
-        Ok(Response::new(Download { chunks: ReceiverStream::new(rx), _turn: turn }))
+        let pieces = pieces(&shared.shelf, &shared.blobs, &digest, m.offset, idle).await?;
+        let mut answer = Response::new(tokio_stream::empty());
+        answer.extensions_mut().insert(Raw::new(ModelBody::new(pieces, sent, turn)));
+        Ok(answer)
     }
 
     async fn resume_upload(
@@ -195,7 +177,7 @@ impl ParticipationService {
             },
             span,
         ));
-        Ok(Box::pin(ReceiverStream::new(opened.outbox).map(Ok)))
+        Ok(Box::pin(ReceiverStream::new(opened.outbox).map(|message| Ok(*message))))
     }
 
     #[tracing::instrument(name = "upload", skip_all, fields(client = %client))]

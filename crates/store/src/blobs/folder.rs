@@ -13,9 +13,10 @@ use bytes::Bytes;
 use std::fs::{self, File, TryLockError};
 use std::io::{self, ErrorKind, Read, SeekFrom, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use tokio::io::{AsyncRead, AsyncSeekExt};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinHandle;
 use undertone_core::digest::{Digest, Digester};
 
@@ -26,6 +27,8 @@ pub struct FolderBlobs {
     durability: Durability,
     /// Folders, by the digests' first byte, whose names are on the disk for sure.
     named: Arc<[AtomicBool; 256]>,
+    /// For what all writers have accepted and not yet written, in KiB.
+    room: Arc<Semaphore>,
 }
 
 /// Tells the files of this process in `tmp/` apart.
@@ -36,8 +39,7 @@ struct FolderWriter {
     blobs: FolderBlobs,
     tmp: PathBuf,
     file: Place,
-    /// What will be written at once.
-    waiting: Vec<Bytes>,
+    queue: Arc<Mutex<Queue>>,
     bytes: u64,
     /// No write was given up half-way.
     whole: bool,
@@ -47,8 +49,23 @@ struct FolderWriter {
     resumable: bool,
 }
 
-/// Bytes that are written at once: a hop to another thread for each piece would cost as much as the piece.
-const TOGETHER: usize = 1 << 20;
+/// What all writers of a folder together have in memory, in KiB: however many there are, and however slow the disk is.
+const ROOM_KIB: usize = 4 << 10;
+
+/// What is on its way to a file. It goes there as soon as what came before has gone: nothing waits for more to come, so that what
+/// is taken of the room is given back.
+#[derive(Debug, Default)]
+struct Queue {
+    waiting: Vec<Accepted>,
+    /// Somebody writes, and will look here again when it is done.
+    writing: bool,
+}
+
+#[derive(Debug)]
+struct Accepted {
+    bytes: Bytes,
+    _room: OwnedSemaphorePermit,
+}
 
 /// Where the next bytes go.
 enum Place {
@@ -83,7 +100,8 @@ impl FolderBlobs {
         let root = root.into();
         let root = std::path::absolute(&root).map_err(|e| BlobError::at(&root, e))?;
         let named = Arc::new([const { AtomicBool::new(false) }; 256]);
-        let blobs = Self { root, durability, named };
+        let room = Arc::new(Semaphore::new(ROOM_KIB));
+        let blobs = Self { root, durability, named, room };
         let opened = blobs.clone();
         blocking(&blobs.root, move || opened.prepare()).await?;
         Ok(blobs)
@@ -232,7 +250,7 @@ impl Blobs for FolderBlobs {
             blobs,
             tmp,
             file,
-            waiting: vec![],
+            queue: Arc::default(),
             bytes: 0,
             whole: true,
             kept: false,
@@ -270,7 +288,7 @@ impl Blobs for FolderBlobs {
             blobs,
             tmp,
             file,
-            waiting: vec![],
+            queue: Arc::default(),
             bytes,
             whole: true,
             kept: false,
@@ -362,40 +380,63 @@ impl FolderWriter {
         }
     }
 
-    /// Begins to write what waits, once what came before is written.
-    async fn pass_on(&mut self) -> Result<(), BlobError> {
+    /// Begins to write what waits.
+    async fn begin_writing(&mut self) -> Result<(), BlobError> {
         self.settled().await?;
-        if self.waiting.is_empty() {
-            return Ok(());
-        }
         let Place::Here(mut open) = std::mem::replace(&mut self.file, Place::Lost) else {
             return Err(BlobError::Spoilt);
         };
-        let waiting = std::mem::take(&mut self.waiting);
+        let queue = self.queue.clone();
         self.file = Place::Behind(tokio::task::spawn_blocking(move || {
-            let written = waiting.iter().try_for_each(|bytes| open.file.write_all(bytes));
-            waiting.iter().for_each(|bytes| open.digester.update(bytes));
+            let written = drain(&queue, &mut open);
             (open, written)
         }));
         Ok(())
     }
 }
 
+/// Writes what waits, until nothing does.
+fn drain(queue: &Mutex<Queue>, open: &mut Open) -> io::Result<()> {
+    let mut written = Ok(());
+    loop {
+        let waiting = {
+            let mut queue = queue.lock().expect("no panic while locked");
+            if queue.waiting.is_empty() || written.is_err() {
+                queue.writing = false;
+                queue.waiting.clear();
+                return written;
+            }
+            std::mem::take(&mut queue.waiting)
+        };
+        for Accepted { bytes, _room } in waiting {
+            written = written.and_then(|()| open.file.write_all(&bytes));
+            open.digester.update(&bytes);
+        }
+    }
+}
+
 #[async_trait]
 impl BlobWriter for FolderWriter {
     async fn write(&mut self, bytes: Bytes) -> Result<(), BlobError> {
-        let whole = std::mem::replace(&mut self.whole, false);
-        self.bytes += bytes.len() as u64;
-        self.waiting.push(bytes);
-        if self.waiting.iter().map(Bytes::len).sum::<usize>() >= TOGETHER {
-            self.pass_on().await?;
+        if !std::mem::replace(&mut self.whole, false) {
+            return Err(BlobError::Spoilt);
         }
-        self.whole = whole;
-        if whole { Ok(()) } else { Err(BlobError::Spoilt) }
+        self.bytes += bytes.len() as u64;
+        let kib = bytes.len().div_ceil(1 << 10).min(ROOM_KIB) as u32;
+        let room = self.blobs.room.clone().acquire_many_owned(kib).await.expect("it is never closed");
+        let begin = {
+            let mut queue = self.queue.lock().expect("no panic while locked");
+            queue.waiting.push(Accepted { bytes, _room: room });
+            !std::mem::replace(&mut queue.writing, true)
+        };
+        if begin {
+            self.begin_writing().await?;
+        }
+        self.whole = true;
+        Ok(())
     }
 
     async fn settle(&mut self) -> Result<Digest, BlobError> {
-        self.pass_on().await?;
         self.settled().await?;
         match &self.file {
             Place::Here(open) if self.whole => Ok(open.digester.clone().finish()),

@@ -144,3 +144,39 @@ async fn a_place_that_is_no_folder_is_refused() {
     let error = FolderBlobs::open(&file, Durability::Disk).await.unwrap_err();
     assert!(error.to_string().contains(&file.display().to_string()), "{error}");
 }
+
+/// However many write: together they hold what the room has, and one that stands still holds nothing of it.
+#[tokio::test]
+async fn writers_share_their_room() {
+    let folder = TempDir::new().unwrap();
+    let blobs = open(&folder).await;
+    let piece = Bytes::from(vec![7; 1 << 20]);
+    let mut writers = tokio::task::JoinSet::new();
+    for _ in 0..2 * ROOM_KIB >> 10 {
+        let (blobs, piece) = (blobs.clone(), piece.clone());
+        writers.spawn(async move {
+            let mut writer = blobs.writer().await.unwrap();
+            for _ in 0..3 {
+                writer.write(piece.clone()).await.unwrap();
+            }
+            writer
+        });
+    }
+    // Nobody settles: what was accepted goes to its file by itself.
+    let writers = writers.join_all().await;
+    let all = blobs.room.acquire_many(ROOM_KIB as u32).await.unwrap();
+    drop(all);
+    for writer in writers {
+        let (digest, bytes) = writer.commit(None).await.unwrap();
+        assert_eq!((digest, bytes), (Digest::of(&piece.repeat(3)), 3 << 20));
+    }
+}
+
+#[tokio::test]
+async fn a_piece_larger_than_the_room_is_written_alone() {
+    let folder = TempDir::new().unwrap();
+    let blobs = open(&folder).await;
+    let large = vec![3; (ROOM_KIB << 10) + 1];
+    let (digest, _) = blobs.put(large.clone().into()).await.unwrap();
+    assert_eq!(digest, Digest::of(&large));
+}
