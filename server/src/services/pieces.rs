@@ -66,11 +66,7 @@ struct Feed {
 }
 
 impl Feed {
-    async fn run(
-        &self,
-        mut offset: u64,
-        tx: &mpsc::Sender<Result<Piece, ApiError>>,
-    ) -> Result<(), ApiError> {
+    async fn run(&self, mut offset: u64, tx: &mpsc::Sender<Result<Piece, ApiError>>) -> Result<(), ApiError> {
         let broken = |e: io::Error| ApiError::new(Fault::Internal, format!("reading broke off: {e}"));
         let reader = self.shelf.reader();
         let way = Arc::new(Semaphore::new(ON_THE_WAY as usize));
