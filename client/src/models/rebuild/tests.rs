@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use undertone_core::digest::Digest;
 use undertone_core::encoding::broadcast::{Broadcaster, Pieces, values_digest};
 use undertone_core::encoding::frozen::FrozenMaker;
+use undertone_core::id::JobId;
 use undertone_round::job::{Job, JobSpec};
 use undertone_round::participant::{ModelRef, OfferedDelta, OfferedFrozen, OfferedModel};
 
@@ -153,33 +154,39 @@ fn frozen_values_are_kept_and_a_damaged_one_is_noticed() {
     }
 }
 
-/// Versions come and go; frozen values stay, the few that were used last.
+/// Versions come and go; the frozen values of a job stay as long as its models do.
 #[test]
 fn versions_do_not_push_frozen_values_out() {
     let dir = tempfile::tempdir().unwrap();
     let models = Models::new(&ClientFolder::new(dir.path()));
     let job = job_of("tensors = [\"2.*\"]", "models = { kind = \"bf16\" }");
+    let id = |n: usize| JobId::new(format!("job-{n}")).unwrap();
     let mut values = job.initial_values();
     let (of_body, body) = frozen(&job, &values);
-    arrive(&models, &body);
-    models.keep_frozen(of_body).unwrap();
-    let mut bodies = vec![];
-    for round in 0..6u8 {
+    let held = || models.holds_frozen(of_body.digest, job.part()).unwrap();
+    for round in 0..6 {
         job.part().change(&mut values, |head| head.iter_mut().for_each(|v| *v += 0.01));
         let (offered, whole, _) = offer(&job, &values, &values);
-        assert!(models.holds_frozen(of_body.digest, job.part()).unwrap(), "round {round}");
+        models.expect(&id(0), offered).unwrap();
+        if round == 0 {
+            arrive(&models, &body);
+            models.keep_frozen(of_body).unwrap();
+        }
         arrive(&models, &whole);
         models.rebuild(offered, Arrived::Whole, &job).unwrap();
-        // Those of another job.
-        let mut others = body.clone();
-        others[40] ^= round + 1;
-        let other = OfferedFrozen { digest: Digest::of(&others[40..]), file: file(&others) };
-        arrive(&models, &others);
-        models.keep_frozen(other).unwrap();
-        bodies.push(other.digest);
+        models.arrived(&id(0), offered.digest()).unwrap();
+        assert!(held(), "round {round}");
     }
-    let held = |digest| models.holds_frozen(digest, job.part()).unwrap();
-    assert!(held(of_body.digest) && held(bodies[5]) && !held(bodies[0]));
-    let left = std::fs::read_dir(dir.path().join("models")).unwrap().count();
-    assert_eq!(left, 6, "three versions, three frozen ones");
+    let left = || std::fs::read_dir(dir.path().join("models")).unwrap().count();
+    assert_eq!(left(), 3, "a version, what is frozen, and what each job needs");
+    // Other jobs, none of which shares it.
+    for n in 1..20 {
+        let other = format!("a model of job {n}");
+        let whole = file(other.as_bytes());
+        let offered = OfferedModel { whole, version: None, delta: None, frozen: None };
+        models.expect(&id(n), offered).unwrap();
+        models.arrived(&id(n), offered.digest()).unwrap();
+    }
+    assert!(!held());
+    assert_eq!(left(), 1);
 }
