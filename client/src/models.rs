@@ -92,7 +92,8 @@ impl Models {
     /// A job is offered this model: what it needs to get there stays, and what it started from before.
     pub(crate) fn expect(&self, job: &JobId, model: OfferedModel) -> io::Result<()> {
         create_private_dir(&self.dir)?;
-        let files = [model.delta.map(|delta| delta.file.digest), model.frozen.map(|frozen| frozen.file.digest)];
+        let files =
+            [model.delta.map(|delta| delta.file.digest), model.frozen.map(|frozen| frozen.file.digest)];
         let coming = [Some(model.whole.digest), model.version].into_iter().chain(files).flatten().collect();
         let frozen = model.frozen.map(|frozen| frozen.digest);
         self.needed.lock().expect("no panic while locked").expect(job, coming, frozen, &self.dir)
@@ -410,7 +411,8 @@ mod tests {
             for j in 0..5 {
                 // What the difference starts from stays until the version is made, through a restart as well.
                 let base = model(&of(j, r - 1));
-                let offered = OfferedModel { whole: model(&of(j, r)), version: None, delta: None, frozen: None };
+                let offered =
+                    OfferedModel { whole: model(&of(j, r)), version: None, delta: None, frozen: None };
                 models.expect(&job(j), offered).unwrap();
                 assert!(r == 1 || models.holds(base, Kept::Model));
                 if j == 2 {

@@ -235,3 +235,65 @@ async fn floats_that_are_not_finite_are_refused_with_their_place() {
         assert_eq!(operator.model(&id).await, [1.0, 1.0]);
     }
 }
+
+/// A client that opens downloads and reads none of them: its own places are all that it holds.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_client_has_a_few_downloads_at_once_and_no_more() {
+    // 8 MB, which the windows of a connection (5 MB, 2 MB of them for each call) do not hold.
+    let text = job("rounds = 2", "rounds = 1")
+        .replace("kind = \"logistic\"", "kind = \"mlp\"\nhidden = [2000, 1000]")
+        .replace("transfer_idle = \"2s\"", "transfer_idle = \"20s\"");
+    let mut d = Deployment::start().await;
+    let mut raw = d.raw("raw", ClientRole::Trainer).await;
+    raw.hello(1, 1).await.unwrap();
+    d.trainer("honest", FnTrainer::constant(0.1)).await;
+    d.wait_connected(2).await;
+    let mut operator = d.operator().await;
+    let id = operator.submit(&text).await.unwrap();
+    let offer = raw.offer().await;
+    let digest = offer.model.unwrap().digest;
+    let ask = |offset| v1::DownloadRequest { digest: digest.clone(), offset };
+    let mut open = vec![];
+    for _ in 0..4 {
+        open.push(raw.client.download_model(ask(0)).await.unwrap().into_inner());
+    }
+    for refused in 1..=2 {
+        let e = raw.client.download_model(ask(0)).await.unwrap_err();
+        let words =
+            "raw has 4 downloads under way, as many as one client may: read one to its end or cancel it";
+        assert!(e.code() == Code::Unavailable && e.message().contains(words), "{e}");
+        let all = operator.client.list_clients(v1::ListClientsRequest {}).await.unwrap().into_inner().clients;
+        let of = |name: &str| all.iter().find(|c| c.client == name).unwrap();
+        assert_eq!((of("raw").downloads_refused, of("raw").uploads_refused), (refused, 0));
+        assert!(of("raw").last_refusal.contains(words));
+        assert_eq!((of("honest").downloads_refused, of("honest").last_refusal.as_str()), (0, ""));
+    }
+    // Others have theirs.
+    let honest = |e: &JobEvent| matches!(e, JobEvent::Received { client, .. } if client.as_str() == "honest");
+    let events = operator.watch_until(&id, honest).await;
+    assert!(events.0.last().is_some_and(honest), "{}", events.text());
+    // One that is cancelled, and one that is read to its end, make room.
+    open.pop();
+    let mut whole = None;
+    for _ in 0..100 {
+        match raw.client.download_model(ask(0)).await {
+            Ok(stream) => {
+                whole = Some(stream.into_inner());
+                break;
+            }
+            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+        }
+    }
+    let mut whole = whole.expect("the place of the cancelled one");
+    open.clear();
+    let mut bytes = 0;
+    while let Some(chunk) = whole.message().await.unwrap() {
+        bytes += chunk.data.len();
+    }
+    assert!(bytes > 8_000_000, "{bytes}");
+    for _ in 0..20 {
+        let mut stream = raw.client.download_model(ask(bytes as u64 - 10)).await.unwrap().into_inner();
+        assert_eq!(stream.message().await.unwrap().unwrap().data.len(), 10);
+        assert!(stream.message().await.unwrap().is_none());
+    }
+}

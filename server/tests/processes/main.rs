@@ -1,5 +1,6 @@
 //! `undertone-server` as a process, with real clients and real training.
 
+mod buffered;
 mod jobs;
 mod ledger;
 mod set_up;
