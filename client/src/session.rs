@@ -19,7 +19,7 @@ pub(crate) enum SessionEvent {
     /// The coordinator has welcomed the client; messages to it go here.
     Up(Welcome, mpsc::Sender<ClientMessage>),
     /// It said something.
-    Said(server_message::Kind),
+    Said(Box<server_message::Kind>),
     /// The session broke; another is on its way.
     Lost,
 }
@@ -158,7 +158,7 @@ async fn listen(
                 return goodbye(g.reason, g.retry, true);
             }
             Ok(Some(ServerMessage { kind: Some(kind) })) => {
-                if events.send(SessionEvent::Said(kind)).await.is_err() {
+                if events.send(SessionEvent::Said(Box::new(kind))).await.is_err() {
                     return End::DriverGone;
                 }
             }

@@ -35,7 +35,7 @@ impl Driver {
                 self.coordinator = None;
                 self.feed(Input::SessionLost).await
             }
-            SessionEvent::Said(kind) => self.said(kind).await,
+            SessionEvent::Said(kind) => self.said(*kind).await,
         }
     }
 

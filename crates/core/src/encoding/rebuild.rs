@@ -165,7 +165,7 @@ impl Rebuild {
 
     /// Passes on what is frozen before the next stretch, and begins that.
     fn next(&mut self, sink: &mut impl Sink) -> Result<Option<Stretch>, RebuildError> {
-        while let Some(Segment { range, is_trained }) = self.segments.next() {
+        for Segment { range, is_trained } in self.segments.by_ref() {
             if !is_trained {
                 for start in range.clone().step_by(RUN) {
                     self.run.resize(RUN.min(range.end - start), 0.0);

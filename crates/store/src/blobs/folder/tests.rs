@@ -152,7 +152,7 @@ async fn writers_share_their_room() {
     let blobs = open(&folder).await;
     let piece = Bytes::from(vec![7; 1 << 20]);
     let mut writers = tokio::task::JoinSet::new();
-    for _ in 0..2 * ROOM_KIB >> 10 {
+    for _ in 0..(2 * ROOM_KIB) >> 10 {
         let (blobs, piece) = (blobs.clone(), piece.clone());
         writers.spawn(async move {
             let mut writer = blobs.writer().await.unwrap();
