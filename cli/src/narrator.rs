@@ -107,8 +107,10 @@ impl Narrator {
                     release.metrics = Some(*metrics);
                 }
                 _ => {
-                    let near = metrics.nearness().map_or(String::new(), |near| format!(", {near}"));
-                    let text = format!("{evaluator} measured loss {:.4}{near}", metrics.loss);
+                    let text = format!(
+                        "{evaluator} measured loss {:.4}, accuracy {:.4}",
+                        metrics.loss, metrics.accuracy
+                    );
                     lines.extend(self.note(*round, &text));
                 }
             },
@@ -165,12 +167,11 @@ impl Narrator {
 
     fn round_line(&self, release: &Release) -> String {
         let width = self.rounds.to_string().len();
-        let (loss, near) = match release.metrics {
-            Some(m) => (format!("{:.4}", m.loss), m.nearness().unwrap_or_default()),
-            None => ("-".into(), "accuracy -".into()),
-        };
+        let (loss, accuracy) = release
+            .metrics
+            .map_or(("-".into(), "-".into()), |m| (format!("{:.4}", m.loss), format!("{:.4}", m.accuracy)));
         let mut line = format!(
-            "{}   {}/{} clients   loss {loss:<7} {near:<15}",
+            "{}   {}/{} clients   loss {loss:<7} accuracy {accuracy:<6}",
             self.paint.bold(&format!("round {:>width$}/{}", release.round.0, self.rounds)),
             release.clients,
             release.asked,

@@ -1,7 +1,6 @@
 //! `undertone-server` as a process, with real clients and real training.
 
 mod buffered;
-mod data;
 mod jobs;
 mod ledger;
 mod set_up;
