@@ -3,7 +3,8 @@
 //! A client that believed otherwise would send the update twice: with an encoding that leaves things out for later it goes
 //! back to what waits. The record of an accepted update is made in the transaction that accepts it and is never deleted, so
 //! the answer stands over closed rounds, ended jobs and restarts. What it cannot tell:
-//! - whether the bytes are those of then, once the attempt has closed and they are deleted: length and weight are compared;
+//! - whether the update is that of then, where it was accepted by a version that kept no digest of what was claimed: length and
+//!   weight are compared;
 //! - anything from after the moment at which a deployment's folder was copied, if it is set back to that copy.
 
 use crate::coordinator::Shared;
@@ -32,7 +33,7 @@ impl Shared {
         })
     }
 
-    /// Whether what is claimed was accepted before, as far as can be told without its bytes.
+    /// Whether what is claimed was accepted before.
     ///
     /// # Errors
     /// As of [`Self::taken_in`].
@@ -70,5 +71,8 @@ impl Shared {
 }
 
 fn is_claimed(record: &UploadRecord, claim: &Claim) -> bool {
-    (record.bytes, record.weight) == (claim.bytes, claim.weight)
+    match record.claim {
+        Some(accepted) => accepted == claim.fingerprint(),
+        None => (record.bytes, record.weight) == (claim.bytes, claim.weight),
+    }
 }

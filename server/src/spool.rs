@@ -253,13 +253,17 @@ impl Claim {
         trailer(&self.key, &self.client, self.weight, crc, said)
     }
 
-    /// Another update, or the same with another weight, is another upload.
+    /// All that is claimed: another update, or the same with another weight, is another upload.
+    pub(crate) fn fingerprint(&self) -> Digest {
+        let mut all = Digester::new();
+        all.field(&self.trailer(crc32fast::Hasher::new()));
+        all.field(self.digest.as_bytes());
+        all.field(&self.bytes.to_le_bytes());
+        all.finish()
+    }
+
     fn name(&self) -> String {
-        let mut rest = Digester::new();
-        rest.field(&self.trailer(crc32fast::Hasher::new()));
-        rest.field(self.digest.as_bytes());
-        rest.field(&self.bytes.to_le_bytes());
-        format!("{}-{}", attempt_name(&self.key), &rest.finish().to_string()[..32])
+        format!("{}-{}", attempt_name(&self.key), &self.fingerprint().to_string()[..32])
     }
 }
 

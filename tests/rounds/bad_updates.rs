@@ -187,7 +187,7 @@ async fn an_upload_that_stands_still_is_cut() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn uploads_for_other_attempts_jobs_or_people_are_refused() {
-    // The attempt is open as long as the honest one trains: once it is closed, lengths are all that is compared.
+    // The attempt is open as long as the honest one trains.
     let (d, id, mut bad, offer) = beside(FnTrainer::slow(Duration::from_secs(2)), &one_round()).await;
     let attempt = offer.attempt.unwrap();
     let units = [1 << 16, 1 << 16];

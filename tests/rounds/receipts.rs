@@ -137,8 +137,11 @@ async fn what_counted_is_acknowledged_for_ever() {
         assert!(again.counted_already && again.update == receipt.update);
         let progress = raw.client.resume_upload(header(&first)).await.unwrap().into_inner();
         assert!(progress.counted_already && progress.offset == 8);
-        // What can be told apart is: with another weight it is not what counted. And the open round has nothing yet.
-        raw.upload(&first, &units, 2).await.unwrap_err();
+        // Neither with another weight nor with other values is it what counted. And the open round has nothing yet.
+        for (units, weight, said) in [(units, 2, "is over"), ([1 << 16, 2 << 16], 1, "another update")] {
+            let e = raw.upload(&first, &units, weight).await.unwrap_err();
+            assert!(e.code() == Code::FailedPrecondition && e.message().contains(said), "{e}");
+        }
         assert!(!raw.client.resume_upload(header(&second)).await.unwrap().into_inner().counted_already);
     }
     raw.upload(&second, &units, 1).await.unwrap();

@@ -122,6 +122,7 @@ pub(crate) fn upload(key: &AttemptKey, client: &str, blob: &str) -> UploadRecord
         blob: Digest::of(blob.as_bytes()),
         bytes: blob.len() as u64,
         weight: 3,
+        claim: Some(Digest::of(format!("{client} claims {blob}").as_bytes())),
     }
 }
 

@@ -176,6 +176,8 @@ pub struct UploadRecord {
     pub bytes: u64,
     /// Its weight in the sum.
     pub weight: u32,
+    /// Digest of all that its sender claimed of it when it arrived; none in rows from before it was kept.
+    pub claim: Option<Digest>,
 }
 
 /// A published model; one for each round of a job.

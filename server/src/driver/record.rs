@@ -2,10 +2,10 @@
 
 use crate::clock::unix_ms;
 use std::sync::Arc;
-use undertone_core::id::{AttemptKey, JobId};
+use undertone_core::id::JobId;
 use undertone_privacy::ledger::Ledger;
 use undertone_privacy::ledger::chain::Line;
-use undertone_round::coordinator::{JobState, Step, Update};
+use undertone_round::coordinator::{Accepted, JobState, Step};
 use undertone_round::event::{JobEvent, Outcome};
 use undertone_round::job::Job;
 use undertone_store::{JobRecord, NewEvent, ReleaseRecord, Transition, UploadRecord};
@@ -68,18 +68,19 @@ pub(super) fn transition(id: &JobId, version: u64, step: &Step, lines: &[Line]) 
         state: json(&step.next),
         events: step.events.iter().map(|e| NewEvent { unix_ms: now, document: json(e) }).collect(),
         ledger: lines.iter().map(crate::ledger::row).collect(),
-        uploads: step.accepted.iter().map(|(key, update)| upload(key, update)).collect(),
+        uploads: step.accepted.iter().map(upload).collect(),
         release: step.events.iter().find_map(|e| release(id, e, &step.next, now)),
     }
 }
 
-fn upload(key: &AttemptKey, update: &Update) -> UploadRecord {
+fn upload(Accepted { key, update, claim }: &Accepted) -> UploadRecord {
     UploadRecord {
         key: key.clone(),
         client: update.client.clone(),
         blob: update.blob,
         bytes: update.bytes,
         weight: update.weight,
+        claim: Some(*claim),
     }
 }
 

@@ -237,13 +237,22 @@ impl ParticipationService {
         match received {
             Ok(update) => {
                 // A task of its own: a client that hangs up now leaves no blob that nobody knows.
-                let fed = tokio::spawn(take_in(handle, shared.clone(), claim.key, update)).await;
+                let fed = tokio::spawn(take_in(handle, shared.clone(), claim, update)).await;
                 let counted_already = fed.map_err(|e| {
                     ApiError::new(Fault::Unavailable, format!("taking the update in broke: {e}"))
                 })??;
                 Ok(v1::UploadReceipt { update: header.update, counted_already })
             }
-            Err(Rejected::Transfer(e)) => Err(e),
+            // The attempt may have ended while this was spooled, and what was spooled have been deleted with it.
+            Err(Rejected::Transfer(e)) => {
+                match handle.snapshot().state.expects(&claim.key.job, &claim.client, &claim.key) {
+                    Ok(_) => Err(e),
+                    Err(refusal) => {
+                        let over = ApiError::new(Fault::NotNow, refusal.to_string());
+                        self.0.shared.receipt_of_before(&claim, &header, over).await
+                    }
+                }
+            }
             Err(Rejected::Improper(e)) => {
                 // Others are counted where all refusals pass.
                 if e.is_transient() {
@@ -276,17 +285,18 @@ fn claim(client: ClientId, header: &v1::UploadHeader) -> Result<Claim, ApiError>
 async fn take_in(
     handle: crate::driver::Handle,
     shared: Arc<Shared>,
-    key: AttemptKey,
+    claim: Claim,
     update: Update,
 ) -> Result<bool, ApiError> {
-    let (blob, client) = (update.blob, update.client.clone());
-    let Err(refusal) = handle.feed(Input::Update { key: key.clone(), update }).await else {
+    let (blob, client, key) = (update.blob, &claim.client, &claim.key);
+    let input = Input::Update { key: key.clone(), update, claim: claim.fingerprint() };
+    let Err(refusal) = handle.feed(input).await else {
         return Ok(false);
     };
     if refusal.fault != Fault::NotNow {
         return Err(refusal);
     }
-    let before = shared.taken_in(&key, &client).await;
+    let before = shared.taken_in(key, client).await;
     if !handle.snapshot().state.blobs().contains(&blob) {
         let_go(&*shared.blobs, [blob], "a refused update").await;
     }

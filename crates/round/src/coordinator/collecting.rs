@@ -1,6 +1,8 @@
 //! Collecting: the cohort was asked; updates come in until everyone is in or out, or the deadline.
 
-use super::{Context, Effect, Input, JobState, Phase, Refusal, Releasing, Running, Step, Update, key};
+use super::{
+    Accepted, Context, Effect, Input, JobState, Phase, Refusal, Releasing, Running, Step, Update, key,
+};
 use crate::event::JobEvent;
 use crate::job::Job;
 use serde::{Deserialize, Serialize};
@@ -122,7 +124,7 @@ impl Collecting {
                 *standing = Standing::Out(reason.clone());
                 step.events.push(JobEvent::Lost { round, client, reason });
             }
-            Input::Update { key, update } => {
+            Input::Update { key, update, claim } => {
                 let client = update.client.clone();
                 match next.standing_mut(&client, &key, ctx)? {
                     Standing::Received(first) if *first == update => return Ok(None),
@@ -145,7 +147,7 @@ impl Collecting {
                                 .map_err(|e| Refusal(format!("{client}: {e}")))?;
                             step.next.taken_part.insert(client.clone(), joined);
                         }
-                        step.accepted.push((key, update));
+                        step.accepted.push(Accepted { key, update, claim });
                         step.events.push(JobEvent::Received { round, client, bytes, staleness: None });
                     }
                 }

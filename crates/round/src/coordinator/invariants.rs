@@ -117,7 +117,7 @@ fn counts_once(before: &JobState, step: &Step, ctx: &Context<'_>) -> bool {
         Phase::Collecting(p) => {
             let kept = p.members.get(&update.client).map(|m| &m.standing);
             kept.is_some_and(|s| matches!(s, Standing::Received(u) if u == update))
-                || step.accepted.iter().any(|(_, u)| u == update)
+                || step.accepted.iter().any(|a| a.update == *update)
         }
         Phase::Releasing(p) => p.updates.contains(update),
         // What fills a buffer came in before, or just now.
@@ -127,14 +127,14 @@ fn counts_once(before: &JobState, step: &Step, ctx: &Context<'_>) -> bool {
                 || step
                     .accepted
                     .iter()
-                    .any(|(key, u)| *u == sent && update.origin.is_some_and(|o| o.is_of(key)))
+                    .any(|a| a.update == sent && update.origin.is_some_and(|o| o.is_of(&a.key)))
         }
         _ => false,
     };
     // None is there twice, none that does not count, and none that counts is missing.
     let counting = match &before.phase {
         Phase::Collecting(p) => {
-            let accepted: BTreeSet<_> = step.accepted.iter().map(|(_, u)| &u.client).collect();
+            let accepted: BTreeSet<_> = step.accepted.iter().map(|a| &a.update.client).collect();
             p.received().filter(|u| !accepted.contains(&u.client)).count() + accepted.len()
         }
         Phase::Releasing(p) => p.updates.len(),
@@ -160,8 +160,8 @@ fn nothing_is_lost(before: &JobState, step: &Step, ctx: &Context<'_>) -> bool {
         return true;
     }
     let mut sources: BTreeSet<_> = before.held().filter_map(named).collect();
-    let came = step.accepted.iter();
-    if !came.map(|(key, u)| (key.round.0, key.attempt.0, &u.client)).all(|name| sources.insert(name)) {
+    let mut came = step.accepted.iter().map(|a| (a.key.round.0, a.key.attempt.0, &a.update.client));
+    if !came.all(|name| sources.insert(name)) {
         return false;
     }
     let mut kept = BTreeSet::new();

@@ -244,6 +244,8 @@ pub enum Input {
         key: AttemptKey,
         /// The update.
         update: Update,
+        /// Digest of all that the client claims of it, kept with the record of what was accepted.
+        claim: Digest,
     },
     /// An update was complete but not valid.
     BadUpdate {
@@ -325,6 +327,17 @@ impl Context<'_> {
     }
 }
 
+/// An update that counts from now on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Accepted {
+    /// In which attempt it was asked.
+    pub key: AttemptKey,
+    /// The update, as it was sent.
+    pub update: Update,
+    /// Digest of all that the client claimed of it.
+    pub claim: Digest,
+}
+
 /// What a step decided: to be made durable, then carried out.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Step {
@@ -333,7 +346,7 @@ pub struct Step {
     /// Ledger entries that are new or changed, in order; one that changes twice is there twice.
     pub ledger: Vec<LedgerEntry>,
     /// The updates that count from now on: none or one, and as many as there were where steps are taken together.
-    pub accepted: Vec<(AttemptKey, Update)>,
+    pub accepted: Vec<Accepted>,
     /// What happened, in order.
     pub events: Vec<JobEvent>,
     /// What to do once all of the above is durable.

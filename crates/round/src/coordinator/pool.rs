@@ -12,7 +12,8 @@ mod form;
 
 use super::broadcast::sent;
 use super::{
-    BlobRef, Broadcast, Context, Effect, Input, JobState, ModelRef, Origin, Phase, Refusal, Step, Update, key,
+    Accepted, BlobRef, Broadcast, Context, Effect, Input, JobState, ModelRef, Origin, Phase, Refusal, Step,
+    Update, key,
 };
 use crate::event::JobEvent;
 use serde::{Deserialize, Serialize};
@@ -289,7 +290,7 @@ pub(super) fn attend(step: &mut Step, input: &Input, ctx: &Context<'_>) -> Resul
             let (round, client, reason) = (key.round, client.clone(), reason.clone());
             step.events.push(JobEvent::Refused { round, client, reason });
         }
-        Input::Update { key, update } => accept(step, key, update, ctx)?,
+        Input::Update { key, update, claim } => accept(step, key, update, *claim, ctx)?,
         _ => {}
     }
     time_out(step, ctx);
@@ -298,7 +299,13 @@ pub(super) fn attend(step: &mut Step, input: &Input, ctx: &Context<'_>) -> Resul
 }
 
 /// Takes an update into the buffer.
-fn accept(step: &mut Step, about: &AttemptKey, update: &Update, ctx: &Context<'_>) -> Result<(), Refusal> {
+fn accept(
+    step: &mut Step,
+    about: &AttemptKey,
+    update: &Update,
+    claim: Digest,
+    ctx: &Context<'_>,
+) -> Result<(), Refusal> {
     let client = &update.client;
     let origin = Origin { round: about.round, attempt: about.attempt, weight: update.weight };
     let kept = Update { origin: Some(origin), ..update.clone() };
@@ -323,7 +330,7 @@ fn accept(step: &mut Step, about: &AttemptKey, update: &Update, ctx: &Context<'_
     let round = step.next.counts_in(ctx.job.spec().cohort.size());
     step.next.pool.at_work.remove(client);
     step.next.pool.waiting.push(kept);
-    step.accepted.push((about.clone(), update.clone()));
+    step.accepted.push(Accepted { key: about.clone(), update: update.clone(), claim });
     step.events.push(JobEvent::Received {
         round,
         client: client.clone(),
@@ -396,7 +403,7 @@ pub(super) fn tidy(before: &JobState, step: &mut Step, ctx: &Context<'_>) {
     }
     step.next.pool.forget_versions();
     let kept: BTreeSet<_> = step.next.held().map(|u| u.blob).collect();
-    let held = before.held().map(|u| u.blob).chain(step.accepted.iter().map(|(_, u)| u.blob));
+    let held = before.held().map(|u| u.blob).chain(step.accepted.iter().map(|a| a.update.blob));
     let gone: BTreeSet<_> = held.filter(|blob| !kept.contains(blob)).collect();
     step.effects.extend(gone.into_iter().map(|blob| Effect::Discard { blob }));
     // Versions that nobody works from any more.

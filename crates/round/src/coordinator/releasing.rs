@@ -57,7 +57,7 @@ impl Releasing {
                 step.end(Outcome::Failed { reason });
                 Ok(Some(step))
             }
-            Input::Update { key, update } if key == current && self.updates.contains(&update) => Ok(None),
+            Input::Update { key, update, .. } if key == current && self.updates.contains(&update) => Ok(None),
             Input::Answer { key, .. }
             | Input::Failure { key, .. }
             | Input::Update { key, .. }

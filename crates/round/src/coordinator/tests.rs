@@ -50,6 +50,12 @@ fn name(n: &str) -> ClientId {
     ClientId::new(n).unwrap()
 }
 
+/// An update that was received, and claimed to be what it is.
+fn arrival(key: AttemptKey, update: Update) -> Input {
+    let claim = Digest::of(update.blob.as_bytes());
+    Input::Update { key, update, claim }
+}
+
 fn model(n: u8) -> ModelRef {
     ModelRef { digest: Digest::of(&[n]), bytes: 9 }
 }
@@ -140,7 +146,7 @@ impl World {
             weight: 1,
             origin: None,
         };
-        Input::Update { key: self.key(round, attempt), update }
+        arrival(self.key(round, attempt), update)
     }
 
     fn deliver(&mut self, clients: &[&str], round: u32, attempt: u32) {
@@ -500,7 +506,7 @@ fn an_update_counts_once_and_another_is_refused() {
     w.deliver(&["a", "a"], 1, 1);
     assert_eq!(w.events.iter().filter(|e| matches!(e, JobEvent::Received { .. })).count(), 1);
     let other = Update { client: name("a"), blob: Digest::of(b"other"), bytes: 8, weight: 1, origin: None };
-    let refused = w.feed(Input::Update { key: w.key(1, 1), update: other }).unwrap_err();
+    let refused = w.feed(arrival(w.key(1, 1), other)).unwrap_err();
     assert!(refused.0.contains("counts in round 1 already"), "{refused}");
     let stranger = w.update("z", 1, 1);
     assert!(w.feed(stranger).unwrap_err().0.contains("was not asked"));
@@ -755,7 +761,7 @@ fn what_an_update_holds_decides_nothing_but_the_sum() {
                         weight: 1,
                         origin: None,
                     };
-                    w.feed(Input::Update { key: w.key(round, attempt), update }).unwrap();
+                    w.feed(arrival(w.key(round, attempt), update)).unwrap();
                     // Which bytes are summed is the one thing that may differ.
                     let hidden = w.effects.iter().map(|e| match e {
                         Effect::Release { key, updates, .. } => format!("release {key} of {}", updates.len()),

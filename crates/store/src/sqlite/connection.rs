@@ -64,6 +64,11 @@ pub(super) fn parsed<T: FromStr<Err: Display>>(row: &SqliteRow, column: &str) ->
     text.parse().map_err(|e| undecodable(column, format!("\"{text}\": {e}")))
 }
 
+/// As [`parsed`], of a column that may be empty.
+pub(super) fn optional<T: FromStr<Err: Display>>(row: &SqliteRow, column: &str) -> sqlx::Result<Option<T>> {
+    row.try_get::<Option<&str>, _>(column)?.map(|_| parsed(row, column)).transpose()
+}
+
 /// Why a column cannot be read.
 pub(super) fn undecodable(column: &str, why: String) -> sqlx::Error {
     sqlx::Error::ColumnDecode { index: column.to_owned(), source: why.into() }

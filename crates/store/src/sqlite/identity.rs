@@ -1,6 +1,6 @@
 //! Tokens and clients.
 
-use super::connection::{Sql, int, number, parsed};
+use super::connection::{Sql, int, number, optional, parsed};
 use crate::error::{EnrolError, StoreError};
 use crate::records::{ClientRecord, EnrolRequest, TokenRecord};
 use crate::rules::{self, Admission};
@@ -91,7 +91,7 @@ fn token_row(row: &SqliteRow) -> sqlx::Result<TokenRecord> {
         id: parsed(row, "id")?,
         secret_digest: parsed(row, "secret_digest")?,
         role: parsed(row, "role")?,
-        name: row.try_get::<Option<&str>, _>("name")?.map(|_| parsed(row, "name")).transpose()?,
+        name: optional(row, "name")?,
         uses_left: number(row, "uses_left")?,
         max_uses: number(row, "max_uses")?,
         expires_unix_s: number(row, "expires_unix_s")?,

@@ -1,6 +1,6 @@
 //! Jobs, their steps, and what steps leave behind.
 
-use super::connection::{Sql, int, number, parsed};
+use super::connection::{Sql, int, number, optional, parsed};
 use crate::error::{CommitError, StoreError};
 use crate::records::{EventRecord, JobRecord, LedgerRow, NewEvent, ReleaseRecord, Transition, UploadRecord};
 use crate::rules;
@@ -97,7 +97,8 @@ async fn append_ledger(sql: &mut Sql<'_>, rows: &[LedgerRow]) -> Result<(), Comm
 async fn add_upload(sql: &mut Sql<'_>, upload: &UploadRecord) -> Result<(), CommitError> {
     let key = &upload.key;
     let insert = query(
-        "INSERT INTO uploads (job, round, attempt, client, blob, bytes, weight) VALUES (?, ?, ?, ?, ?, ?, ?)
+        "INSERT INTO uploads (job, round, attempt, client, blob, bytes, weight, claim)
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?)
          ON CONFLICT (job, round, attempt, client) DO NOTHING",
     )
     .bind(key.job.as_str())
@@ -106,7 +107,8 @@ async fn add_upload(sql: &mut Sql<'_>, upload: &UploadRecord) -> Result<(), Comm
     .bind(upload.client.as_str())
     .bind(upload.blob.to_string())
     .bind(int(upload.bytes))
-    .bind(upload.weight);
+    .bind(upload.weight)
+    .bind(upload.claim.map(|claim| claim.to_string()));
     if sql.execute(insert).await? > 0 {
         return Ok(());
     }
@@ -217,6 +219,7 @@ fn upload_row(row: &SqliteRow) -> sqlx::Result<UploadRecord> {
         blob: parsed(row, "blob")?,
         bytes: number(row, "bytes")?,
         weight: number(row, "weight")?,
+        claim: optional(row, "claim")?,
     })
 }
 

@@ -14,6 +14,7 @@ pub(super) const MIGRATIONS: &[&str] = &[
     include_str!("../../migrations/sqlite/0001_start.sql"),
     include_str!("../../migrations/sqlite/0002_ended.sql"),
     include_str!("../../migrations/sqlite/0003_ledger_chain.sql"),
+    include_str!("../../migrations/sqlite/0004_claims.sql"),
 ];
 
 const VERSIONS: &str = "CREATE TABLE schema_versions (

@@ -27,7 +27,7 @@ fn sent(client: &str, round: u32, attempt: u32) -> Update {
 impl World {
     /// An update of a client under the attempt in which it was asked.
     fn send(&mut self, client: &str, round: u32, attempt: u32) -> Result<(), Refusal> {
-        self.feed(Input::Update { key: self.key(round, attempt), update: sent(client, round, attempt) })
+        self.feed(arrival(self.key(round, attempt), sent(client, round, attempt)))
     }
 
     fn at_work(&self) -> Vec<(&str, u32, u32)> {
@@ -159,7 +159,7 @@ fn who_would_come_too_late_is_told_early_and_why() {
         }
         w.finish(round, 1);
     }
-    let late = w.feed(Input::Update { key: w.key(1, 1), update: sent("slow", 1, 1) }).unwrap_err();
+    let late = w.feed(arrival(w.key(1, 1), sent("slow", 1, 1))).unwrap_err();
     assert!(late.0.contains("it is at work for") || late.0.contains("slow is at work for"), "{late}");
     // Asked anew from the newest model, at once.
     assert!(w.at_work().contains(&("slow", 4, 1)), "{:?}", w.at_work());
@@ -327,7 +327,7 @@ fn another_update_under_the_same_attempt_is_refused_in_any_phase() {
     for phase in ["collecting", "releasing"] {
         assert_eq!(w.state.status(), phase);
         for wrong in [&other, &heavier] {
-            let e = w.feed(Input::Update { key: w.key(1, 1), update: wrong.clone() }).unwrap_err();
+            let e = w.feed(arrival(w.key(1, 1), wrong.clone())).unwrap_err();
             assert!(e.0.contains("counts already"), "{e}");
         }
         w.send("a", 1, 1).unwrap();
@@ -401,7 +401,7 @@ fn what_an_update_holds_decides_nothing_but_the_sum() {
             let suffix = if client == changed { " of a neighbour" } else { "" };
             let blob = Digest::of(format!("{client} {round}{suffix}").as_bytes());
             let update = Update { blob, ..sent(client, round, 1) };
-            w.feed(Input::Update { key: w.key(round, 1), update }).unwrap();
+            w.feed(arrival(w.key(round, 1), update)).unwrap();
             told.extend(w.effects.iter().map(|e| match e {
                 Effect::Release { key, updates, .. } => {
                     let counted: Vec<_> = updates.iter().map(|u| (u.client.to_string(), u.weight)).collect();
@@ -516,7 +516,7 @@ proptest! {
                 4 => Input::Answer { client, key: key.clone(), answer: Err("no".into()) },
                 5 => Input::Failure { client, key: key.clone(), reason: "x".into() },
                 6 => Input::BadUpdate { client, key: key.clone(), reason: "x".into() },
-                7 => Input::Update { key: key.clone(), update: Update { blob: Digest::of(b"other"), ..fresh } },
+                7 => arrival(key.clone(), Update { blob: Digest::of(b"other"), ..fresh }),
                 8 => Input::ReleaseFailed { key: current.clone(), reason: "x".into(), is_final: false },
                 9 | 10 => {
                     match w.trainers.iter().position(|c| *c == client) {
@@ -534,7 +534,7 @@ proptest! {
                     w.trainers = names.map(name).to_vec();
                     Input::Sessions
                 }
-                _ => Input::Update { key: key.clone(), update: fresh },
+                _ => arrival(key.clone(), fresh),
             };
             let was_over = w.outcome().is_some();
             let fed = w.feed(input.clone());

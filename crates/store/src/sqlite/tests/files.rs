@@ -1,10 +1,10 @@
 //! The file: whose it is, what is in it, what it survives.
 
 use super::open;
-use crate::contract::{full_step, job, joins, secret, token};
+use crate::contract::{attempt, full_step, job, joins, secret, token};
 use crate::sqlite::schema::{self, MIGRATIONS};
 use crate::sqlite::writer::Writer;
-use crate::{CommitError, Durability, SqliteStore, Store, StoreError};
+use crate::{CommitError, Durability, SqliteStore, Store, StoreError, UploadRecord};
 use sqlx::sqlite::SqliteConnectOptions;
 use std::sync::Arc;
 use tempfile::TempDir;
@@ -20,6 +20,7 @@ fn merged_migrations_are_frozen() {
             "01464825ec07b3d2d59c8f91d4f4080b1603b50bbcaae0b8aaa8c1bc835cb124",
             "688cc7d1226807816b359d77e726ab113f4a14411e1b38b92cd99d6c00a35fe7",
             "9639c9a317828849aa41fae4909e677a3bcdd2314858520194d8156ab0db3c67",
+            "e149de3374d14ea33af81e3f2c60a3176914c91f3d65b6d83d3c421eaeab233c",
         ]
     );
 }
@@ -146,6 +147,7 @@ async fn a_file_of_the_first_schema_is_brought_up_to_date() {
     for sql in [
         "INSERT INTO jobs VALUES ('e', '{}', (SELECT document_digest FROM jobs LIMIT 1), 1, 'waiting', '{}', 9)",
         "INSERT INTO ledger VALUES ('e', 1, 'spent')",
+        "INSERT INTO uploads VALUES ('b', 1, 1, 'basel', (SELECT document_digest FROM jobs LIMIT 1), 8, 3)",
     ] {
         let mut write = writer.begin().await.unwrap();
         let outcome = write.sql().execute(sqlx::query(sql)).await;
@@ -157,6 +159,8 @@ async fn a_file_of_the_first_schema_is_brought_up_to_date() {
     let open: Vec<_> = store.open_jobs().await.unwrap().into_iter().map(|j| j.id.to_string()).collect();
     assert_eq!(open, ["b"]);
     assert_eq!(store.jobs().await.unwrap().len(), 4);
+    let uploads = store.uploads(&attempt(&job("b").id, 1)).await.unwrap();
+    assert!(matches!(&uploads[..], [UploadRecord { bytes: 8, weight: 3, claim: None, .. }]), "{uploads:?}");
     store.insert_job(job("d"), vec![]).await.unwrap();
 }
 
