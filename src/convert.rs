@@ -96,7 +96,13 @@ pub fn client_role(role: i32) -> Result<ClientRole, InvalidMessage> {
 
 impl From<Metrics> for v1::Metrics {
     fn from(m: Metrics) -> Self {
-        Self { loss: m.loss, accuracy: m.accuracy, rows: m.rows }
+        Self {
+            loss: m.loss,
+            accuracy: m.accuracy.unwrap_or_default(),
+            rows: m.rows,
+            number: m.accuracy.is_none(),
+            mean_absolute_error: m.mean_absolute_error,
+        }
     }
 }
 
@@ -117,12 +123,24 @@ pub fn evaluation_metrics(m: v1::Metrics, noised: bool) -> Result<Metrics, Inval
     if !noised && !(0.0..=1.0).contains(&m.accuracy) {
         return bad("accuracy", m.accuracy, "between 0 and 1");
     }
-    Ok(Metrics { loss: m.loss, accuracy: m.accuracy, rows: m.rows })
+    match m.mean_absolute_error {
+        Some(error) if !(m.number && error.is_finite() && error >= 0.0) => {
+            return bad("mean_absolute_error", error, "of numbers alone, finite and not below 0");
+        }
+        _ => {}
+    }
+    Ok(Metrics {
+        loss: m.loss,
+        accuracy: (!m.number).then_some(m.accuracy),
+        mean_absolute_error: m.mean_absolute_error,
+        rows: m.rows,
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use prost::Message as _;
 
     #[test]
     fn nonsense_stops_here() {
@@ -132,9 +150,34 @@ mod tests {
         assert!(AttemptKey::try_from(v1::AttemptRef { job: "../x".into(), ..good }).is_err());
         assert!(v1::BlobRef { digest: vec![1, 2].into(), bytes: 3 }.parsed_digest().is_err());
         assert!(client_role(0).is_err());
-        assert!(evaluation_metrics(v1::Metrics { loss: f64::NAN, accuracy: 0.5, rows: 1 }, false).is_err());
-        assert!(evaluation_metrics(v1::Metrics { loss: 0.1, accuracy: 1.5, rows: 1 }, false).is_err());
-        assert!(evaluation_metrics(v1::Metrics { loss: -0.1, accuracy: 1.5, rows: 1 }, true).is_ok());
-        assert!(evaluation_metrics(v1::Metrics { loss: 0.1, accuracy: f64::NAN, rows: 1 }, true).is_err());
+        let of = |loss, accuracy, mean_absolute_error: Option<f64>| v1::Metrics {
+            loss,
+            accuracy,
+            rows: 1,
+            number: mean_absolute_error.is_some(),
+            mean_absolute_error,
+        };
+        assert!(evaluation_metrics(of(f64::NAN, 0.5, None), false).is_err());
+        assert!(evaluation_metrics(of(0.1, 1.5, None), false).is_err());
+        assert!(evaluation_metrics(of(-0.1, 1.5, None), true).is_ok());
+        assert!(evaluation_metrics(of(0.1, f64::NAN, None), true).is_err());
+        assert!(evaluation_metrics(of(0.1, 0.0, Some(-1.0)), false).is_err());
+        assert!(evaluation_metrics(of(0.1, 0.0, Some(f64::INFINITY)), false).is_err());
+        assert!(evaluation_metrics(v1::Metrics { number: false, ..of(0.1, 0.0, Some(1.0)) }, false).is_err());
+    }
+
+    #[test]
+    fn metrics_survive_the_wire() {
+        let classes = Metrics::of_classes(0.5, 0.0, 7);
+        let numbers = Metrics { accuracy: None, mean_absolute_error: Some(12.5), ..classes };
+        let noised = Metrics { mean_absolute_error: None, ..numbers };
+        for metrics in [classes, numbers, noised] {
+            let bytes = v1::Metrics::from(metrics).encode_to_vec();
+            let read = v1::Metrics::decode(&bytes[..]).unwrap();
+            assert_eq!(evaluation_metrics(read, false).unwrap(), metrics);
+        }
+        // What a client that knows no numbers sends, of an accuracy of zero: nothing.
+        let old = v1::Metrics { loss: 0.5, rows: 7, ..v1::Metrics::default() };
+        assert_eq!(evaluation_metrics(old, false).unwrap().accuracy, Some(0.0));
     }
 }

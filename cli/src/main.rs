@@ -12,6 +12,7 @@ mod narrator;
 mod output;
 mod profile;
 mod submission;
+mod weights;
 
 use clap::{Parser, Subcommand};
 use command::Operator;
@@ -78,6 +79,7 @@ enum Command {
     /// Measure rounds and sessions on this machine
     #[command(subcommand)]
     Bench(command::bench::Command),
+    Deal(command::deal::Arguments),
     /// Run a whole deployment on this machine, with real processes and real data
     Demo(demo::Arguments),
     /// Runs a program that dies with the process `parent` (the demo starts its processes this way)
@@ -100,6 +102,7 @@ async fn main() -> ExitCode {
         Command::Privacy(command) => command.run(screen),
         Command::Ledger(command) => command.run(&operator).await,
         Command::Bench(command) => command.run(screen).await,
+        Command::Deal(arguments) => arguments.run(screen),
         Command::Demo(arguments) => arguments.run(screen).await,
         Command::RunBelow(command) => Err(command.run()),
     };

@@ -107,10 +107,8 @@ impl Narrator {
                     release.metrics = Some(*metrics);
                 }
                 _ => {
-                    let text = format!(
-                        "{evaluator} measured loss {:.4}, accuracy {:.4}",
-                        metrics.loss, metrics.accuracy
-                    );
+                    let near = metrics.nearness().map_or(String::new(), |near| format!(", {near}"));
+                    let text = format!("{evaluator} measured loss {:.4}{near}", metrics.loss);
                     lines.extend(self.note(*round, &text));
                 }
             },
@@ -167,11 +165,12 @@ impl Narrator {
 
     fn round_line(&self, release: &Release) -> String {
         let width = self.rounds.to_string().len();
-        let (loss, accuracy) = release
-            .metrics
-            .map_or(("-".into(), "-".into()), |m| (format!("{:.4}", m.loss), format!("{:.4}", m.accuracy)));
+        let (loss, near) = match release.metrics {
+            Some(m) => (format!("{:.4}", m.loss), m.nearness().unwrap_or_default()),
+            None => ("-".into(), "accuracy -".into()),
+        };
         let mut line = format!(
-            "{}   {}/{} clients   loss {loss:<7} accuracy {accuracy:<6}",
+            "{}   {}/{} clients   loss {loss:<7} {near:<15}",
             self.paint.bold(&format!("round {:>width$}/{}", release.round.0, self.rounds)),
             release.clients,
             release.asked,

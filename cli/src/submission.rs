@@ -3,6 +3,7 @@
 use crate::failure::bad_input;
 use crate::output::{Paint, figure, given};
 use crate::profile::{Connection, call_failed};
+use crate::weights::Weights;
 use anyhow::{Result, anyhow, ensure};
 use serde_json::{Value, json};
 use std::path::Path;
@@ -10,7 +11,6 @@ use undertone::v1;
 use undertone_core::cohort::CohortRule;
 use undertone_core::digest::Digest;
 use undertone_core::limits::MAX_JOB_DOCUMENT_BYTES;
-use undertone_core::model::ModelSpec;
 use undertone_privacy::contract::{Noise, Trust, Unit};
 use undertone_privacy::resolve::ResolvedContract;
 use undertone_privacy::sensitivity::Adjacency;
@@ -20,6 +20,8 @@ use undertone_round::job::{Job, JobError, JobSpec};
 #[derive(Debug)]
 pub(crate) struct Submission {
     job: Job,
+    /// What the job begins with, if it is a file.
+    weights: Option<Weights>,
 }
 
 impl Submission {
@@ -37,12 +39,16 @@ impl Submission {
             )));
         }
         let text = std::fs::read_to_string(file).map_err(cannot)?;
-        let job = JobSpec::from_toml(&text, &shown).and_then(JobSpec::resolve).map_err(|e| match e {
+        let wrong = |e: JobError| match e {
             // Names the file already.
             JobError::Malformed(e) => bad_input(e.to_string()),
             JobError::Invalid { .. } => bad_input(format!("{shown}: {e}")),
-        })?;
-        Ok(Self { job })
+        };
+        let mut spec = JobSpec::from_toml(&text, &shown).map_err(wrong)?;
+        let folder = file.parent().unwrap_or(Path::new(""));
+        let weights = Weights::of(&mut spec, folder)
+            .map_err(|(path, e)| bad_input(format!("{shown}: [initial] {}: {e}", path.display())))?;
+        Ok(Self { job: spec.resolve().map_err(wrong)?, weights })
     }
 
     /// The job.
@@ -55,6 +61,9 @@ impl Submission {
     /// # Errors
     /// If the server refuses, or took in something else.
     pub(crate) async fn send(&self, connection: &mut Connection) -> Result<String> {
+        if let Some(weights) = &self.weights {
+            weights.send(self.job.spec(), connection).await?;
+        }
         let request = v1::SubmitJobRequest { job_document: self.job.spec().to_document().into() };
         let response = connection.submit_job(request).await.map_err(call_failed)?.into_inner();
         let digest = Digest::try_from(&response.job_digest[..])
@@ -83,18 +92,12 @@ impl Submission {
     }
 
     fn model(&self) -> String {
-        let kind = match &self.job.spec().model {
-            ModelSpec::Logistic {} => "logistic regression".to_owned(),
-            ModelSpec::Mlp { hidden, .. } => {
-                let widths: Vec<String> = hidden.iter().map(ToString::to_string).collect();
-                format!("perceptron with {} hidden", widths.join(", "))
-            }
-        };
-        let inputs = self.job.spec().data.inputs();
+        let spec = self.job.spec();
         let part = self.job.part();
         let trained =
             if part.is_whole() { String::new() } else { format!(", {} of them trained", part.len()) };
-        format!("{kind}, {inputs} features, {} parameters{trained}", part.whole_len())
+        let input = spec.data.shape().input;
+        format!("{} for {input}, {} parameters{trained}", spec.model, part.whole_len())
     }
 
     fn rounds(&self) -> String {
@@ -244,7 +247,7 @@ columns = [{ name = "x", kind = "number", range = [0, 1] }]
             lines[..5],
             [
                 "job toy-abc",
-                "  model    logistic regression, 1 features, 2 parameters",
+                "  model    logistic regression for rows of 1 features, 2 parameters",
                 "  rounds   20, each with all of 4 clients, at least 3",
                 "  privacy  for each record; nobody need be trusted: clients add the noise",
                 "           target ε 5, planned ε 5.00 after all rounds at δ 0.001, budget ε 10",
@@ -256,6 +259,29 @@ columns = [{ name = "x", kind = "number", range = [0, 1] }]
             &JOB.replace(&JOB[JOB.find("unit").unwrap()..JOB.find("[data]").unwrap()], "unit = \"none\"\n"),
         );
         assert!(none.unwrap().describe("x", Paint::default())[3].contains("none is promised"));
+    }
+
+    #[test]
+    fn a_model_that_cannot_read_the_data_is_refused_before_it_is_sent() {
+        for (model, words) in [
+            (
+                "kind = \"cnn\"\nblocks = [{ channels = 8, kernel = 3 }]",
+                "[model] a cnn looks at pictures, this data has rows",
+            ),
+            ("kind = \"linear\"", "[model] linear predicts a number"),
+            ("kind = \"resnet18\"\nnorm = \"batch\"", "use norm = \"group\""),
+            ("kind = \"transformer\"\nwidth = 8\nheads = 3\nlayers = 1", "[model] heads = 3 does not divide"),
+        ] {
+            let e = read(&JOB.replace("kind = \"logistic\"", model)).unwrap_err().to_string();
+            assert!(e.contains(words), "{e}");
+        }
+        let transformer =
+            JOB.replace("kind = \"logistic\"", "kind = \"transformer\"\nwidth = 8\nheads = 2\nlayers = 1");
+        let lines = read(&transformer).unwrap().describe("x", Paint::default());
+        assert_eq!(
+            lines[1],
+            "  model    transformer with 1 layer of width 8, 2 heads for rows of 1 features, 913 parameters"
+        );
     }
 
     #[test]

@@ -8,6 +8,8 @@ use std::path::Path;
 use std::process::{Command, Output};
 use undertone::v1;
 use undertone_core::digest::Digest;
+use undertone_core::layout::{ModelLayout, TensorSpec};
+use undertone_round::job::JobSpec;
 
 fn job(id: &str, status: &str) -> v1::JobSummary {
     v1::JobSummary {
@@ -224,6 +226,61 @@ fn a_job_is_checked_before_it_is_sent() {
     let fake = Fake::start(Script { refusal: Some("too many open jobs"), ..script() });
     let (_, said) = ends(&fake.undertone(&["job", "submit", HEART]), 2);
     assert_eq!(said, "undertone: too many open jobs\n");
+}
+
+const INITIAL: &str = r#"
+[initial]
+weights = "pretrained.safetensors"
+rename = { "encoder." = "" }
+ignore = ["decoder.*"]
+seeded = ["2.*"]
+"#;
+
+/// Somebody else's weights are mapped by name here, sent once, and go on where they broke off.
+#[test]
+fn a_job_may_begin_with_a_file_of_weights() {
+    let fake = Fake::start(script());
+    let heart = std::fs::read_to_string(HEART).unwrap();
+    let heart = heart.replace("kind = \"logistic\"", "kind = \"mlp\"\nhidden = [3000]\nseed = 5");
+    let (before, after) = heart.split_once("[training]").unwrap();
+    let job = fake.path("job.toml");
+    std::fs::write(&job, format!("{before}{INITIAL}[training]{after}")).unwrap();
+    let submit = |fake: &Fake| fake.undertone(&["job", "submit", job.to_str().unwrap(), "--json"]);
+    let (_, said) = ends(&submit(&fake), 2);
+    assert!(said.contains("pretrained.safetensors: cannot be read"), "{said}");
+
+    let spec = |text: &str| JobSpec::from_toml(text, "job.toml").unwrap().resolve().unwrap();
+    let (layout, drawn) = (spec(&heart).layout().clone(), spec(&heart).initial_values());
+    let named = |names: &[&str], shapes: &[&[usize]]| {
+        let tensor =
+            |(name, shape): (&&str, &&[usize])| TensorSpec { name: (*name).into(), shape: shape.to_vec() };
+        ModelLayout::new(names.iter().zip(shapes).map(tensor).collect()).unwrap()
+    };
+    let width = layout.tensors()[0].shape[1];
+    let shapes: [&[usize]; 3] = [&[7], &[3000], &[3000, width]];
+    let theirs = named(&["decoder.x", "encoder.0.bias", "encoder.0.weight"], &shapes);
+    let values: Vec<f32> = (0..theirs.len()).map(|i| i as f32 / 8.0).collect();
+    let write = |theirs: &ModelLayout| {
+        std::fs::write(
+            fake.path("pretrained.safetensors"),
+            theirs.to_safetensors(&values, Default::default()),
+        )
+        .unwrap();
+    };
+    write(&named(&["decoder.x", "encoder.0.bias", "encoder.0.wait"], &shapes));
+    let (_, said) = ends(&submit(&fake), 2);
+    assert!(said.contains("1 of the model's 4 tensors are not in it: \"0.weight\" (\"0.wait\"?)"), "{said}");
+
+    write(&theirs);
+    let wanted: Vec<f32> = [&values[7 + 3000..], &values[7..7 + 3000], &drawn[3000 * (width + 1)..]].concat();
+    let wanted = layout.to_safetensors(&wanted, Default::default());
+    ends(&submit(&fake), 0);
+    assert!(fake.file() == wanted);
+    ends(&submit(&fake), 0);
+    assert_eq!(fake.asked(), ["resume", "upload", "submit", "resume", "submit"]);
+    let fake = Fake::start(Script { file: wanted[..300_001].to_vec(), ..script() });
+    ends(&submit(&fake), 0);
+    assert!(fake.file() == wanted);
 }
 
 #[test]

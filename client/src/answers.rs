@@ -116,7 +116,7 @@ mod tests {
     use super::*;
 
     fn metrics(loss: f64) -> Metrics {
-        Metrics { loss, accuracy: 0.5, rows: 10 }
+        Metrics::of_classes(loss, 0.5, 10)
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The shell around the participant machine: it carries out effects in order, and feeds back what came of them.
 
 use crate::answers::Answers;
+use crate::checkpoints::Checkpoints;
 use crate::config::ClientConfig;
 use crate::connect::endpoint;
 use crate::decisions::DecisionLog;
@@ -16,7 +17,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{Id, JoinError, JoinSet};
 use tracing::Instrument as _;
@@ -97,6 +98,9 @@ impl Client {
         let endpoint = endpoint(&config.server, &identity.ca, Some(&identity)).map_err(SessionError::from)?;
         let outbox = Outbox::new(&config.folder);
         let accounts = outbox.load().map_err(|source| ClientError::Disk { what: "the outbox", source })?;
+        let checkpoints = Checkpoints::new(&config.folder, config.trainer.checkpoint_every);
+        let swept = checkpoints.sweep(SystemTime::now());
+        swept.map_err(|source| ClientError::Disk { what: "the folder of checkpoints", source })?;
         let (channel, line) = watch::channel(None);
         let (events, mut inbox) = mpsc::channel(EVENTS);
         let trainer = TrainerThread::start(self.trainer, self.interrupt, config.trainer.idle);
@@ -108,6 +112,7 @@ impl Client {
                 models: Models::new(&config.folder),
                 outbox,
                 answers: Answers::new(&config.folder),
+                checkpoints,
                 policy: config.policy.clone(),
                 trainer: trainer.clone(),
                 measuring: Arc::default(),
@@ -223,6 +228,7 @@ impl Driver {
     fn abandon(&mut self, key: &AttemptKey) {
         if self.step.take_if(|(at, _)| at == key).is_some() {
             tracing::info!(attempt = %key, "the attempt is dropped");
+            self.tools.checkpoints.remove(&key.job);
             // Only one attempt is in hand; whatever else is left was dropped before.
             self.steps.abort_all();
         }

@@ -1,10 +1,15 @@
 //! `client.toml`: what the data owner sets.
 
+mod trainer;
+
+pub use trainer::{CommandSettings, Mode, TrainerSettings};
+
 use crate::folder::ClientFolder;
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use trainer::TrainerTable;
 use undertone_core::config::{ConfigError, parse_toml};
+use undertone_core::data_files::DataFiles;
 use undertone_core::id::{ClientId, ClientRole};
 use undertone_round::participant::Policy;
 
@@ -20,31 +25,12 @@ pub struct ClientConfig {
     /// What the client does. A trainer never evaluates, whatever the coordinator says: measurements leave as they
     /// are.
     pub role: ClientRole,
-    /// The CSV file that is trained or measured on.
-    pub data: PathBuf,
+    /// The CSV file that is trained or measured on, or the IDX files.
+    pub data: DataFiles,
     /// How training runs.
     pub trainer: TrainerSettings,
     /// What the owner allows and declares.
     pub policy: Policy,
-}
-
-/// How training runs.
-#[derive(Debug, Clone, PartialEq)]
-pub struct TrainerSettings {
-    /// CPU threads.
-    pub threads: u32,
-    /// `auto`, `cpu` or `cuda:N`.
-    pub device: String,
-    /// The trainer program; `None`: `undertone-trainer` beside this program, else on the search path.
-    pub program: Option<PathBuf>,
-    /// How long the trainer's process stays without work.
-    pub idle: Duration,
-}
-
-impl Default for TrainerSettings {
-    fn default() -> Self {
-        Self { threads: 1, device: "auto".into(), program: None, idle: Duration::from_secs(30) }
-    }
 }
 
 /// The file as it is written.
@@ -72,15 +58,8 @@ fn trainer_role() -> ClientRole {
 #[serde(deny_unknown_fields)]
 struct DataTable {
     path: PathBuf,
+    labels: Option<PathBuf>,
     declared_rows: Option<u64>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct TrainerTable {
-    threads: Option<u32>,
-    device: Option<String>,
-    program: Option<PathBuf>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -100,14 +79,13 @@ struct StudyTable {
 }
 
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
-const MAX_THREADS: u32 = 1024;
 
 impl ClientConfig {
     /// A configuration with defaults for all but what has none: for clients that are made in code.
     pub fn new(dir: impl Into<PathBuf>, server: impl Into<String>, name: ClientId, role: ClientRole) -> Self {
         let folder = ClientFolder::new(dir);
         Self {
-            data: folder.dir().join("data.csv"),
+            data: folder.dir().join("data.csv").into(),
             folder,
             server: server.into(),
             name,
@@ -143,17 +121,6 @@ impl ClientConfig {
                 file.server
             ));
         }
-        let defaults = TrainerSettings::default();
-        let threads = file.trainer.threads.unwrap_or(defaults.threads);
-        if threads == 0 || threads > MAX_THREADS {
-            return error(format!("[trainer] threads must be 1 to {MAX_THREADS}, not {threads}"));
-        }
-        let device = file.trainer.device.unwrap_or(defaults.device);
-        if !is_device(&device) {
-            return error(format!(
-                "[trainer] device must be \"auto\", \"cpu\" or \"cuda:N\" (for example cuda:0), not \"{device}\""
-            ));
-        }
         if let Some(limit) = file.limits.max_epsilon.filter(|l| !(l.is_finite() && *l > 0.0)) {
             return error(format!("[limits] max_epsilon must be a positive number, not {limit}"));
         }
@@ -161,24 +128,24 @@ impl ClientConfig {
             return error("[data] declared_rows must be at least 1".into());
         }
         let absolute = |path: PathBuf| folder.dir().join(path);
+        let trainer = file
+            .trainer
+            .settings(absolute)
+            .map_err(|problem| ConfigError { place: place.to_owned(), problem })?;
         Ok(Self {
             server: file.server,
             name: file.name,
             role: file.role,
-            data: absolute(file.data.path),
-            trainer: TrainerSettings {
-                threads,
-                device,
-                program: file.trainer.program.map(absolute),
-                idle: defaults.idle,
-            },
+            data: DataFiles { path: file.data.path, labels: file.data.labels }.map(absolute),
             policy: Policy {
                 max_epsilon: file.limits.max_epsilon,
                 allow_no_privacy: file.limits.allow_no_privacy,
                 allow_exact_measurements: file.limits.allow_exact_measurements,
                 declared_rows: file.data.declared_rows,
                 sampling_seed: file.study.sampling_seed,
+                own_program: trainer.command.is_some(),
             },
+            trainer,
             folder,
         })
     }
@@ -193,23 +160,24 @@ fn unreadable(e: &std::io::Error) -> String {
     }
 }
 
-fn is_device(device: &str) -> bool {
-    matches!(device, "auto" | "cpu") || device.strip_prefix("cuda:").is_some_and(|n| n.parse::<u16>().is_ok())
-}
-
 /// The commented `client.toml` that enrolment writes.
 pub(crate) fn template(
     server: &str,
     name: &ClientId,
     role: ClientRole,
-    data: Option<&Path>,
+    data: Option<&DataFiles>,
     declared_rows: Option<u64>,
 ) -> String {
     let quoted = |text: &str| serde_json::to_string(text).expect("a text is JSON");
     let path = match data {
-        Some(path) => format!("path = {}", quoted(&path.display().to_string())),
+        Some(DataFiles { path, labels }) => {
+            let labels = labels.as_ref().map(|l| format!("\nlabels = {}", quoted(&l.display().to_string())));
+            format!("path = {}{}", quoted(&path.display().to_string()), labels.unwrap_or_default())
+        }
         None => {
-            "path = \"data.csv\" # <- the path of your CSV file; relative paths start at this file's folder"
+            "path = \"data.csv\" # <- the path of your CSV file; relative paths start at this file's folder\n\
+                 # For jobs on pictures, path is an IDX file (it may be .gz), and this one has the labels:\n\
+                 # labels = \"labels-idx1-ubyte.gz\""
                 .into()
         }
     };
@@ -248,6 +216,17 @@ threads = 1
 device = "auto"
 # The trainer program; without this: undertone-trainer beside undertone-client, else on the search path.
 # program = "/opt/undertone/undertone-trainer"
+# How often training keeps its state in checkpoints/, so that a killed trainer or client goes on within the round.
+checkpoint_every = "60s"
+# How much training gives way to other programs: 0 (not at all) to 19 (last).
+# niceness = 10
+# The most memory that training may take; past it the round is refused.
+# max_memory_mib = 4096
+# When training waits: offers are declined, and training that is under way is held.
+# pause = {{ on_battery = true, load_above = 1.5, typed_within = "5m" }}
+# A training program of your own in place of the built-in one, in any language (docs/TRAINERS.md). It runs without network,
+# in a folder of its own; clipping, noise and sending stay here.
+# command = ["python3", "train.py"]
 
 [limits]
 # The largest epsilon that one job may cost. Without it, each job's own budget stands.
@@ -275,11 +254,12 @@ mod tests {
     #[test]
     fn the_template_is_a_valid_file() {
         let name = ClientId::new("cleveland").unwrap();
-        for (data, rows) in [(None, None), (Some(Path::new("/d/a \"b\".csv")), Some(240))] {
+        let (csv, idx) = (DataFiles::from("/d/a \"b\".csv"), DataFiles::pictures("/d/p", "/d/l"));
+        for (data, rows) in [(None, None), (Some(&csv), Some(240)), (Some(&idx), None)] {
             let text = template("https://localhost:7443", &name, ClientRole::Evaluator, data, rows);
             let config = parse(&text).unwrap();
             assert_eq!(config.role, ClientRole::Evaluator);
-            assert_eq!(config.data, data.unwrap_or(Path::new("/c/data.csv")));
+            assert_eq!(&config.data, data.unwrap_or(&"/c/data.csv".into()));
             assert_eq!(config.policy.declared_rows, rows);
             let exact = Policy { declared_rows: rows, allow_exact_measurements: true, ..Policy::default() };
             assert_eq!(config.policy, exact, "an evaluator's owner finds the key and may set it to false");
@@ -293,7 +273,9 @@ mod tests {
     #[test]
     fn what_is_wrong_is_named_with_its_line() {
         let good = "server = \"https://h:1\"\nname = \"a\"\n[data]\npath = \"a.csv\"\n";
-        assert_eq!(parse(good).unwrap().data, Path::new("/c/a.csv"));
+        assert_eq!(parse(good).unwrap().data, DataFiles::from("/c/a.csv"));
+        let pictures = parse(&good.replace("a.csv\"", "a.gz\"\nlabels = \"l.gz\"")).unwrap();
+        assert_eq!(pictures.data, DataFiles::pictures("/c/a.gz", "/c/l.gz"));
         for (from, to, says) in [
             ("path", "paht", "line 4: unknown key \"paht\": did you mean \"path\"?"),
             ("https", "http", "\"https://fl.example.org:7443\""),
@@ -302,6 +284,8 @@ mod tests {
             ("[data]", "[trainer]\nthreads = 0\n[data]", "threads"),
             ("[data]", "[trainer]\ndevice = \"gpu\"\n[data]", "cuda:0"),
             ("[data]", "[data]\ndeclared_rows = 0", "declared_rows"),
+            ("[data]", "[trainer]\ncheckpoint_every = \"10ms\"\n[data]", "checkpoint_every"),
+            ("[data]", "[trainer]\ncheckpoint_every = 60\n[data]", "line 4"),
             ("[data]", "[study]\nsampling_sed = 1\n[data]", "sampling_seed"),
         ] {
             let text = good.replacen(from, to, 1);

@@ -4,7 +4,9 @@ use crate::config::ClientConfig;
 use std::fmt::{self, Write as _};
 use undertone_core::cohort::CohortRule;
 use undertone_core::id::ClientRole;
+use undertone_core::plan::Loss;
 use undertone_core::rules::rescale::Rescale;
+use undertone_core::shape::Target;
 use undertone_core::trainer::{DataReport, TrainerError};
 use undertone_privacy::contract::{Trust, Unit};
 use undertone_privacy::sensitivity::Adjacency;
@@ -108,6 +110,12 @@ impl Page {
             self.row(
                 "of",
                 format_args!("the tensors {shown}{more}; the others of the model are not trained"),
+            );
+        }
+        if let Some(command) = &config.trainer.command {
+            self.row(
+                "trained by",
+                format_args!("your own program ({}); what it prints stays here", command.command.join(" ")),
             );
         }
         match spec.aggregation.rescale {
@@ -286,9 +294,16 @@ impl Page {
 
     fn evaluating(&mut self, job: &Job) {
         self.head(&format!("Leaves for each measured model of job \"{}\"", job.spec().name));
+        let evaluation = job.evaluation_task();
+        let loss = evaluation.loss.unwrap_or_else(|| Loss::usual(evaluation.data.shape().target));
+        // Being right means nothing of numbers; with noise there is the loss alone.
+        let (exact, noised) = match job.spec().data.label().target() {
+            Target::Class { .. } => ("loss, accuracy", "loss, accuracy"),
+            Target::Number => ("loss, error", "loss"),
+        };
         match (job.spec().privacy.metrics(), job.contract().planned_measurements()) {
             (Some(privacy), Some((number, epsilon))) => {
-                self.row("loss, accuracy", "with noise that is added here, once for each model");
+                self.row(noised, "with noise that is added here, once for each model");
                 self.row(
                     "protects",
                     if job.contract().unit() == Unit::Client {
@@ -299,7 +314,11 @@ impl Page {
                 );
                 self.row(
                     "largest loss",
-                    format_args!("{} nats for one row; more counts as that", privacy.max_loss()),
+                    format_args!(
+                        "{} for one row, in the unit of the job's loss ({}); more counts as that",
+                        privacy.max_loss(),
+                        loss.name()
+                    ),
                 );
                 self.row(
                     "ε",
@@ -309,7 +328,7 @@ impl Page {
                     ),
                 );
             }
-            _ => self.row("loss, accuracy", "as they are, without noise"),
+            _ => self.row(exact, "as they are, without noise"),
         }
         self.row("rows", "the number that you declare, not the real one");
     }
@@ -397,7 +416,7 @@ columns = [{{ name = "age", kind = "number", range = [0, 120] }}]
     }
 
     fn fit() -> Result<DataReport, TrainerError> {
-        Ok(DataReport { rows: 243, class_rows: vec![100, 143], missing: vec![], problems: vec![] })
+        Ok(DataReport { rows: 243, class_rows: vec![100, 143], ..DataReport::default() })
     }
 
     #[test]
@@ -464,6 +483,24 @@ columns = [{{ name = "age", kind = "number", range = [0, 120] }}]
         assert!(
             fair.contains("loss of the round's model on your rows") && !fair.contains("losses"),
             "{fair}"
+        );
+    }
+
+    #[test]
+    fn an_owners_program_is_told_and_what_it_cannot_promise_is_declined() {
+        let name = ClientId::new("cleveland").unwrap();
+        let mut config = ClientConfig::new("/nowhere", "https://h:1", name, ClientRole::Trainer);
+        let command = crate::config::CommandSettings::new(vec!["python3".into(), "train.py".into()]);
+        config.trainer.command = Some(command);
+        config.policy.own_program = true;
+        config.policy.declared_rows = Some(240);
+        let record = r#"unit = "record", trust = "local", clip_norm = 1.0, sampling_rate = 0.25,
+            noise_multiplier = 1.5, delta = 1e-3, budget_epsilon = 10.0"#
+            .replace('\n', " ");
+        let text = Disclosure::of(&config, Some((&job(&record), &fit()))).to_string();
+        assert!(
+            text.contains("python3 train.py") && text.contains("DECLINED: this client's owner"),
+            "{text}"
         );
     }
 

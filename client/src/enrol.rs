@@ -15,6 +15,7 @@ use undertone::join_token::JoinToken;
 use undertone::v1::EnrolRequest;
 use undertone::v1::enrolment_client::EnrolmentClient;
 use undertone::{ApiError, Fault, version};
+use undertone_core::data_files::DataFiles;
 use undertone_core::id::{ClientId, ClientRole};
 
 /// What to enrol, and where.
@@ -26,8 +27,8 @@ pub struct Enrolment {
     pub token: JoinToken,
     /// The name to ask for; `None` if the token fixes one.
     pub name: Option<ClientId>,
-    /// For the new `client.toml`: the CSV file. A relative path that is not a file from here is one from `dir`.
-    pub data: Option<PathBuf>,
+    /// For the new `client.toml`: the data. A relative path that is not a file from here is one from `dir`.
+    pub data: Option<DataFiles>,
     /// For the new `client.toml`: the rows that the owner declares.
     pub declared_rows: Option<u64>,
     /// Replace an identity that is there already.
@@ -117,9 +118,9 @@ pub async fn enrol(request: Enrolment) -> Result<Enrolled, EnrolError> {
 
     let wrote_config = !folder.config().exists();
     if wrote_config {
-        let data = request.data.as_deref().map(data_path).transpose().map_err(disk(&folder.config()))?;
+        let data = request.data.as_ref().map(data_paths).transpose().map_err(disk(&folder.config()))?;
         let text =
-            config::template(&request.token.server, &client, role, data.as_deref(), request.declared_rows);
+            config::template(&request.token.server, &client, role, data.as_ref(), request.declared_rows);
         write_durably(&folder.config(), text.as_bytes(), Access::Folder).map_err(disk(&folder.config()))?;
     }
     Ok(Enrolled { client, role, expires_unix_s: answer.expires_unix_s, wrote_config })
@@ -140,6 +141,12 @@ pub fn config_mismatch(config: &ClientConfig, server: &str, enrolled: &Enrolled)
     (!wrong.is_empty()).then(|| {
         format!("{} was left as it is; set in it: {}", config.folder.config().display(), wrong.join(", "))
     })
+}
+
+/// Paths as they should stand in `client.toml`.
+fn data_paths(typed: &DataFiles) -> io::Result<DataFiles> {
+    let labels = typed.labels.as_deref().map(data_path).transpose()?;
+    Ok(DataFiles { path: data_path(&typed.path)?, labels })
 }
 
 /// A path as it should stand in `client.toml`, where relative paths start at the client's folder.

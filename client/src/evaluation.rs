@@ -60,7 +60,8 @@ async fn measure(
     job: Arc<Job>,
     model: ModelRef,
 ) -> Result<Metrics, Refusal> {
-    let of_trainer = |e: TrainerError| Refusal { told: told(&e).into(), details: vec![e.to_string()] };
+    let unit = job.contract().unit();
+    let of_trainer = |e: TrainerError| Refusal { told: told(&e, unit), details: vec![e.to_string()] };
     let contract = job.spec().data.clone();
     let report = tools.trainer.call(move |t| t.inspect(&contract)).await.map_err(of_trainer)?;
     if !report.is_fit() {
@@ -85,8 +86,7 @@ async fn measure(
         let of_job = Arc::clone(&job);
         let sums = tools.trainer.call(move |trainer| {
             let weights = weights(&models, model, &of_job)?;
-            let (spec, data) = (&of_job.spec().model, &of_job.spec().data);
-            trainer.evaluate_bounded(spec, data, privacy.max_loss(), &weights)
+            trainer.evaluate_bounded(&of_job.evaluation_task(), privacy.max_loss(), &weights)
         });
         let sums = sums.await.map_err(of_trainer)?;
         let kept_back = |e: &dyn std::fmt::Display| Refusal {
@@ -112,17 +112,17 @@ async fn measure(
         .trainer
         .call(move |trainer| {
             let weights = weights(&models, model, &job)?;
-            let measured = trainer.evaluate(&job.spec().model, &job.spec().data, &weights)?;
+            let measured = trainer.evaluate(&job.evaluation_task(), &weights)?;
             // The real number of rows stays.
             Ok(Metrics { rows: declared.unwrap_or(1), ..measured })
         })
         .await
         .and_then(|m| {
             // NaN or infinity would be refused over there; the reason is here.
-            if m.loss.is_finite() && m.accuracy.is_finite() {
+            if m.is_finite() {
                 Ok(m)
             } else {
-                Err(TrainerError::Numerical(format!("the loss is {}, the accuracy {}", m.loss, m.accuracy)))
+                Err(TrainerError::Numerical(format!("a measurement is no number: {m:?}")))
             }
         })
         .map_err(of_trainer)

@@ -12,17 +12,20 @@ use std::path::{Path, PathBuf};
 /// identity/            ca.crt, client.crt, client.key (the key is made here and never leaves)
 /// outbox/              for each job: its account, and the update that is on its way
 /// models/              models by digest, the newest few
+/// checkpoints/         for each job: what killed training goes on from
+/// work/                the files of the training program that is running, if the owner has one of their own
 /// decisions.jsonl      each offer, the decision and the numbers that it was based on
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClientFolder {
     dir: PathBuf,
+    work: &'static str,
 }
 
 impl ClientFolder {
     /// The folder at `dir`, which need not exist yet.
     pub fn new(dir: impl Into<PathBuf>) -> Self {
-        Self { dir: dir.into() }
+        Self { dir: dir.into(), work: "work" }
     }
 
     /// The folder itself.
@@ -48,6 +51,21 @@ impl ClientFolder {
     /// The folder of fetched models.
     pub fn models(&self) -> PathBuf {
         self.dir.join("models")
+    }
+
+    /// The folder of checkpoints.
+    pub fn checkpoints(&self) -> PathBuf {
+        self.dir.join("checkpoints")
+    }
+
+    /// The folder of the owner's training program, while it runs.
+    pub fn work(&self) -> PathBuf {
+        self.dir.join(self.work)
+    }
+
+    /// The same folder for a look at the data beside a client that may be running: with another [`work`](Self::work).
+    pub fn for_check(&self) -> Self {
+        Self { work: "work.check", ..self.clone() }
     }
 
     /// The log of decisions.

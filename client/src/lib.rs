@@ -6,7 +6,8 @@
 //! durable in the outbox* and nothing else: no losses, no counts, no messages with values of the data.
 //!
 //! Read in this order: [`ClientConfig`] and [`ClientFolder`], what the owner sets and where things lie; [`enrol`];
-//! [`Client`], the shell around the participant machine; [`ProcessTrainer`], the child process with libtorch in it;
+//! [`Client`], the shell around the participant machine; [`ProcessTrainer`], the child process with libtorch in it, and
+//! [`CommandTrainer`], a program of the owner's in its place;
 //! [`Disclosure`], what would leave, in words.
 //!
 //! The trainer is given, so a client can run in the process of a test:
@@ -22,7 +23,9 @@
 mod answers;
 mod arrival;
 mod backoff;
+mod checkpoints;
 mod client;
+mod command_trainer;
 mod config;
 mod connect;
 mod decisions;
@@ -33,20 +36,30 @@ mod folder;
 mod identity;
 mod models;
 mod outbox;
+mod pause;
 mod probe;
 mod process;
+mod process_group;
+mod progress;
+mod sandbox;
 mod session;
 mod trainer_thread;
 mod transfer;
+mod usage;
+mod watch;
 mod work;
 
 pub use client::{Client, ClientError};
-pub use config::{ClientConfig, TrainerSettings};
+pub use command_trainer::CommandTrainer;
+pub use config::{ClientConfig, CommandSettings, Mode, TrainerSettings};
 pub use connect::ConnectError;
 pub use disclosure::Disclosure;
 pub use enrol::{EnrolError, Enrolled, Enrolment, config_mismatch, enrol};
 pub use folder::ClientFolder;
 pub use identity::{Identity, IdentityError};
+pub use pause::{Condition, PauseSettings};
 pub use process::{ProcessTrainer, find as find_trainer_program};
+pub use progress::{OnProgress, progress_in_log};
+pub use sandbox::{Network, SANDBOXED, enter as enter_sandbox, start as start_sandboxed};
 pub use session::SessionError;
 pub use trainer_thread::Interrupt;

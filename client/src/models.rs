@@ -371,7 +371,9 @@ mod tests {
     fn a_rotten_file_is_noticed() {
         let dir = tempfile::tempdir().unwrap();
         let models = Models::new(&ClientFolder::new(dir.path()));
-        let layout = undertone_core::model::ModelSpec::Logistic {}.layout(2, 1).unwrap();
+        let layout = undertone_core::model::ModelSpec::Logistic {}
+            .layout(&undertone_core::shape::Shape::table(2, 2))
+            .unwrap();
         let mut bytes = layout.to_safetensors(&[1.0, 2.0, 3.0], Default::default());
         let digest = Digest::of(&bytes);
         fetch(&models, &bytes);

@@ -3,17 +3,23 @@
 //! libtorch lives there and not here, so an idle client stays small, and a crash in it costs one attempt.
 
 use crate::config::TrainerSettings;
+use crate::pause::Pauses;
+use crate::process_group::Group;
+use crate::sandbox::give_way;
 use crate::trainer_thread::Interrupt;
+use crate::watch::{Bounds, Watch};
+use std::ffi::OsStr;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
-use undertone_core::model::ModelSpec;
+use std::process::{ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+use undertone_core::data_files::DataFiles;
 use undertone_core::schema::DataContract;
 use undertone_core::trainer::{
-    BoundedSums, DataReport, LocalUpdate, Metrics, TrainTask, Trainer, TrainerError,
+    BoundedSums, DataReport, EvaluationTask, LocalUpdate, Metrics, TrainTask, Trainer, TrainerError,
 };
-use undertone_core::trainer_protocol::{Baseline, BaselineTask, PipeTrainer};
+use undertone_core::trainer_protocol::{Baseline, BaselineTask, OnProgress, PipeTrainer};
 
 /// The name of the trainer program.
 const PROGRAM: &str = if cfg!(windows) { "undertone-trainer.exe" } else { "undertone-trainer" };
@@ -23,26 +29,37 @@ const LEAVE: Duration = Duration::from_secs(3);
 /// A [`Trainer`] in a process of its own.
 pub struct ProcessTrainer {
     settings: TrainerSettings,
-    data: PathBuf,
+    data: DataFiles,
     running: Option<PipeTrainer<ChildStdout, ChildStdin>>,
-    child: Arc<Mutex<Option<Child>>>,
+    group: Group,
+    pauses: Pauses,
+    on_progress: Option<OnProgress>,
 }
 
 impl ProcessTrainer {
-    /// A trainer for the CSV file `data`. Nothing is started yet.
-    pub fn new(settings: TrainerSettings, data: impl Into<PathBuf>) -> Self {
-        Self { settings, data: data.into(), running: None, child: Arc::default() }
+    /// A trainer for these files (a path: one CSV file). Nothing is started yet.
+    pub fn new(settings: TrainerSettings, data: impl Into<DataFiles>) -> Self {
+        Self {
+            pauses: Pauses::new(&settings.pause, settings.threads),
+            settings,
+            data: data.into(),
+            running: None,
+            group: Group::default(),
+            on_progress: None,
+        }
+    }
+
+    /// Lets `listener` hear how far training has come.
+    #[must_use]
+    pub fn on_progress(mut self, listener: OnProgress) -> Self {
+        self.on_progress = Some(listener);
+        self
     }
 
     /// Kills the process; the call that waits for it then fails, and the next one starts anew.
     pub fn interrupt(&self) -> Interrupt {
-        let child = Arc::clone(&self.child);
-        Arc::new(move || {
-            if let Some(child) = child.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
-                // It may be gone already, which is what was wanted.
-                let _ = child.kill();
-            }
-        })
+        let group = self.group.clone();
+        Arc::new(move || group.kill())
     }
 
     /// Trains and measures the job's model without privacy on local files.
@@ -61,10 +78,16 @@ impl ProcessTrainer {
             self.running = Some(self.start()?);
         }
         let trainer = self.running.as_mut().expect("it was just started");
-        let answer = question(trainer);
-        if let Err(TrainerError::Broken(_)) = answer {
+        let bounds = Bounds { memory_bytes: self.settings.max_memory_bytes, ..Bounds::default() };
+        let watch = Watch::begin(self.group.clone(), bounds, self.pauses.clone());
+        let mut answer = question(trainer);
+        let verdict = watch.end();
+        if matches!(answer, Err(TrainerError::Broken(_))) || verdict.is_some() {
             self.running = None;
-            self.reap(Duration::ZERO);
+            self.group.reap(Duration::ZERO);
+        }
+        if let (Err(_), Some(verdict)) = (&answer, verdict) {
+            answer = Err(verdict);
         }
         answer
     }
@@ -73,47 +96,46 @@ impl ProcessTrainer {
         let program = find(self.settings.program.as_deref()).map_err(TrainerError::Broken)?;
         let mut child = Command::new(&program)
             .arg("--data")
-            .arg(&self.data)
+            .arg(&self.data.path)
+            .args(self.data.labels.iter().flat_map(|labels| [OsStr::new("--labels"), labels.as_os_str()]))
             .arg("--threads")
             .arg(self.settings.threads.to_string())
             .arg("--device")
             .arg(&self.settings.device)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
+            .process_group(0)
             .spawn()
             .map_err(|e| TrainerError::Broken(format!("cannot start {}: {e}", program.display())))?;
         tracing::debug!(program = %program.display(), pid = child.id(), "the trainer's process has started");
+        if let Err(e) = restrain(&child, &self.settings) {
+            let _ = child.kill();
+            let _ = child.wait();
+            return Err(e);
+        }
         let pipes = child.stdout.take().zip(child.stdin.take());
         // From here on it can be killed by others.
-        *self.child.lock().unwrap_or_else(PoisonError::into_inner) = Some(child);
+        self.group.hold(child);
         let (from, to) = pipes.expect("both pipes were asked for");
-        PipeTrainer::connect(from, to).inspect_err(|_| self.reap(Duration::ZERO))
-    }
-
-    /// Waits for the process to leave, then kills it.
-    fn reap(&self, patience: Duration) {
-        let deadline = Instant::now() + patience;
-        loop {
-            let mut slot = self.child.lock().unwrap_or_else(PoisonError::into_inner);
-            let Some(child) = slot.as_mut() else { return };
-            let gone = child.try_wait().is_ok_and(|status| status.is_some());
-            if !gone && Instant::now() < deadline {
-                drop(slot);
-                std::thread::sleep(Duration::from_millis(10));
-                continue;
-            }
-            if !gone {
-                let _ = child.kill();
-                let _ = child.wait();
-            }
-            *slot = None;
-            return;
+        let mut trainer = PipeTrainer::connect(from, to).inspect_err(|_| self.group.reap(Duration::ZERO))?;
+        let info = trainer.info();
+        tracing::info!(
+            device = info.device,
+            libtorch = info.libtorch,
+            why_no_cuda = info.why_no_cuda,
+            "the trainer is ready"
+        );
+        if let Some(listener) = &self.on_progress {
+            trainer.on_progress(Arc::clone(listener));
         }
+        Ok(trainer)
     }
 }
 
 impl Trainer for ProcessTrainer {
     fn inspect(&mut self, data: &DataContract) -> Result<DataReport, TrainerError> {
+        // Each offer begins here: one that would have to wait is declined.
+        self.pauses.may_begin()?;
         self.ask(|trainer| trainer.inspect(data))
     }
 
@@ -121,30 +143,24 @@ impl Trainer for ProcessTrainer {
         self.ask(|trainer| trainer.train(task, weights))
     }
 
-    fn evaluate(
-        &mut self,
-        model: &ModelSpec,
-        data: &DataContract,
-        weights: &[f32],
-    ) -> Result<Metrics, TrainerError> {
-        self.ask(|trainer| trainer.evaluate(model, data, weights))
+    fn evaluate(&mut self, task: &EvaluationTask, weights: &[f32]) -> Result<Metrics, TrainerError> {
+        self.ask(|trainer| trainer.evaluate(task, weights))
     }
 
     fn evaluate_bounded(
         &mut self,
-        model: &ModelSpec,
-        data: &DataContract,
+        task: &EvaluationTask,
         max_loss: f64,
         weights: &[f32],
     ) -> Result<BoundedSums, TrainerError> {
-        self.ask(|trainer| trainer.evaluate_bounded(model, data, max_loss, weights))
+        self.ask(|trainer| trainer.evaluate_bounded(task, max_loss, weights))
     }
 
     fn rest(&mut self) {
         if let Some(trainer) = self.running.take() {
             // If it cannot be told, it is gone.
             let _ = trainer.quit();
-            self.reap(LEAVE);
+            self.group.reap(LEAVE);
             tracing::debug!("the trainer's process has ended");
         }
     }
@@ -153,8 +169,26 @@ impl Trainer for ProcessTrainer {
 impl Drop for ProcessTrainer {
     fn drop(&mut self) {
         self.rest();
-        self.reap(Duration::ZERO);
+        self.group.reap(Duration::ZERO);
     }
+}
+
+/// Sets what the owner has set on the trainer's process, before it has computed anything.
+fn restrain(child: &std::process::Child, settings: &TrainerSettings) -> Result<(), TrainerError> {
+    use rustix::process::Pid;
+    let pid = Pid::from_child(child);
+    let broken = |what: &str, e: rustix::io::Errno| {
+        TrainerError::Broken(format!("cannot set the trainer's {what}: {e}"))
+    };
+    give_way(Some(pid), settings.niceness).map_err(|e| broken("niceness", e))?;
+    // Allocations past it fail, which the trainer can answer; the watch ends it where they are spread over processes.
+    #[cfg(target_os = "linux")]
+    if let Some(bytes) = settings.max_memory_bytes {
+        use rustix::process::{Resource, Rlimit, prlimit};
+        let limit = Rlimit { current: Some(bytes), maximum: Some(bytes) };
+        prlimit(Some(pid), Resource::Data, limit).map_err(|e| broken("memory limit", e))?;
+    }
+    Ok(())
 }
 
 /// The trainer program: the one configured, else beside this program, else on the search path.
@@ -166,7 +200,7 @@ pub fn find(configured: Option<&Path>) -> Result<PathBuf, String> {
             Err(format!("there is no trainer program {}: correct [trainer] program", program.display()))
         };
     }
-    let beside = std::env::current_exe().ok().and_then(|exe| sibling(&exe));
+    let beside = beside(PROGRAM);
     let on_path = || {
         std::env::var_os("PATH")
             .and_then(|path| std::env::split_paths(&path).map(|dir| dir.join(PROGRAM)).find(|p| p.is_file()))
@@ -179,12 +213,13 @@ pub fn find(configured: Option<&Path>) -> Result<PathBuf, String> {
     })
 }
 
-/// Test binaries lie one folder below the programs that Cargo builds.
-fn sibling(exe: &Path) -> Option<PathBuf> {
-    let real = exe.canonicalize().unwrap_or_else(|_| exe.to_owned());
+/// The program of this name beside this one. Test binaries lie one folder below the programs that Cargo builds.
+pub(crate) fn beside(name: &str) -> Option<PathBuf> {
+    let exe = std::env::current_exe().ok()?;
+    let real = exe.canonicalize().unwrap_or(exe);
     let dir = real.parent()?;
     let above = dir.parent().filter(|_| dir.ends_with("deps"));
-    [Some(dir), above].into_iter().flatten().map(|d| d.join(PROGRAM)).find(|p| p.is_file())
+    [Some(dir), above].into_iter().flatten().map(|d| d.join(name)).find(|p| p.is_file())
 }
 
 #[cfg(all(test, unix))]
@@ -199,9 +234,14 @@ mod tests {
     /// A trainer program that says hello, gives one report, and then does `then`; it counts its starts.
     fn fake(dir: &Path, then: &str) -> TrainerSettings {
         let mut bytes = Vec::new();
-        let hello = Response::Hello { version: PROTOCOL_VERSION, device: "cpu".into(), libtorch: "0".into() };
+        let hello = Response::Hello {
+            version: PROTOCOL_VERSION,
+            device: "cpu".into(),
+            libtorch: "0".into(),
+            why_no_cuda: None,
+        };
         write_frame(&mut bytes, &hello, &[]).unwrap();
-        let report = DataReport { rows: 7, class_rows: vec![3, 4], missing: vec![], problems: vec![] };
+        let report = DataReport { rows: 7, class_rows: vec![3, 4], ..DataReport::default() };
         write_frame(&mut bytes, &Response::Report(report), &[]).unwrap();
         std::fs::write(dir.join("answers"), bytes).unwrap();
         let program = dir.join("fake-trainer");
@@ -222,9 +262,9 @@ mod tests {
         assert_eq!(starts(dir.path()), 0);
         let contract: DataContract = serde_json::from_str(CONTRACT).unwrap();
         assert_eq!(trainer.inspect(&contract).unwrap().rows, 7);
-        assert!(trainer.child.lock().unwrap().is_some());
+        assert!(trainer.group.id().is_some());
         trainer.rest();
-        assert!(trainer.child.lock().unwrap().is_none());
+        assert!(trainer.group.id().is_none());
         assert_eq!(trainer.inspect(&contract).unwrap().rows, 7);
         assert_eq!(starts(dir.path()), 2);
     }

@@ -163,9 +163,8 @@ mod tests {
     use super::*;
     use std::sync::Condvar;
     use std::sync::atomic::{AtomicU32, Ordering};
-    use undertone_core::model::ModelSpec;
     use undertone_core::schema::DataContract;
-    use undertone_core::trainer::{BoundedSums, DataReport, LocalUpdate, Metrics, TrainTask};
+    use undertone_core::trainer::{BoundedSums, DataReport, EvaluationTask, LocalUpdate, Metrics, TrainTask};
 
     struct Counts(Arc<AtomicU32>);
 
@@ -176,13 +175,12 @@ mod tests {
         fn train(&mut self, _: &TrainTask, _: &[f32]) -> Result<LocalUpdate, TrainerError> {
             unreachable!()
         }
-        fn evaluate(&mut self, _: &ModelSpec, _: &DataContract, _: &[f32]) -> Result<Metrics, TrainerError> {
+        fn evaluate(&mut self, _: &EvaluationTask, _: &[f32]) -> Result<Metrics, TrainerError> {
             unreachable!()
         }
         fn evaluate_bounded(
             &mut self,
-            _: &ModelSpec,
-            _: &DataContract,
+            _: &EvaluationTask,
             _: f64,
             _: &[f32],
         ) -> Result<BoundedSums, TrainerError> {

@@ -4,13 +4,15 @@
 
 use crate::answers::Answers;
 use crate::arrival;
+use crate::checkpoints::Checkpoints;
 use crate::models::{ModelError, Models};
 use crate::outbox::Outbox;
 use crate::trainer_thread::TrainerThread;
 use crate::transfer::{self, Line};
 use std::sync::Arc;
 use undertone_core::id::AttemptKey;
-use undertone_core::trainer::TrainerError;
+use undertone_core::trainer::{TrainTask, TrainerError};
+use undertone_privacy::contract::Unit;
 use undertone_privacy::noise::{NoRandomness, NoiseRng};
 use undertone_round::job::Job;
 use undertone_round::participant::{
@@ -24,6 +26,7 @@ pub(crate) struct Tools {
     pub(crate) line: Line,
     pub(crate) models: Models,
     pub(crate) outbox: Outbox,
+    pub(crate) checkpoints: Checkpoints,
     /// What an evaluator has answered.
     pub(crate) answers: Answers,
     pub(crate) policy: Policy,
@@ -43,16 +46,24 @@ enum TrainFailure {
     Encode(#[from] EncodeError),
     #[error(transparent)]
     NoRandomness(#[from] NoRandomness),
+    #[error("no place for checkpoints: {0}")]
+    Disk(#[source] std::io::Error),
 }
 
+/// How often an attempt's training may go on after its process died.
+const RESTARTS: u32 = 3;
+
 impl TrainFailure {
-    fn told(&self) -> String {
+    fn told(&self, unit: Unit) -> String {
         match self {
             Self::Model(ModelError::Layout(e)) => {
                 format!("the model file does not hold the job's model: {e}")
             }
             Self::Model(_) => "the client cannot read the fetched model: see the client's log".into(),
-            Self::Trainer(e) => told(e).into(),
+            Self::Trainer(e) => told(e, unit),
+            Self::Disk(_) => {
+                "the client cannot store what training goes on from: see the client's log".into()
+            }
             Self::Encode(e) => e.told().into(),
             Self::NoRandomness(_) => "the client's system gives no randomness: see the client's log".into(),
         }
@@ -94,26 +105,52 @@ pub(crate) async fn train(tools: Tools, acceptance: Box<Acceptance>) -> Input {
         tracing::warn!("the data is not trained on; what is sent says nothing of it");
         return Input::Trained(key, noise);
     }
-    let outcome = tools.trainer.call(move |trainer| {
-        Ok((|| -> Result<(Parcel, u64), TrainFailure> {
-            let job = acceptance.job();
-            let weights = models.read_offered(acceptance.model(), job.layout())?;
-            let raw = trainer.train(acceptance.task(), &weights)?;
-            let steps = raw.steps;
-            Ok((encode(job, acceptance.clip_norm(), raw, &mut NoiseRng::from_os()?)?, steps))
-        })())
-    });
-    match outcome.await.unwrap_or_else(|e| Err(e.into())) {
+    match trained(&tools, models, acceptance.into()).await {
         Ok((parcel, steps)) => {
             tracing::info!(steps, "trained");
             Input::Trained(key, parcel)
         }
         Err(e) => {
             tracing::warn!(error = %e, "training gave no update");
+            // What made it fail is not gone on from: it would fail again, or noise would be drawn until it does not.
+            tools.checkpoints.remove(&key.job);
             match absent(&job, &mut rng) {
                 Some(noise) => Input::Trained(key, noise),
-                None => Input::Failed(key, Failure::Final(e.told())),
+                None => Input::Failed(key, Failure::Final(e.told(job.contract().unit()))),
             }
+        }
+    }
+}
+
+/// Trains, and goes on from the checkpoint if the trainer's process dies on the way.
+async fn trained(
+    tools: &Tools,
+    models: Models,
+    acceptance: Arc<Acceptance>,
+) -> Result<(Parcel, u64), TrainFailure> {
+    let place = tools.checkpoints.place(acceptance.key()).map_err(TrainFailure::Disk)?;
+    let task = TrainTask { checkpoint: Some(place), ..acceptance.task().clone() };
+    let mut restarts = 0;
+    loop {
+        let (models, acceptance, task) = (models.clone(), Arc::clone(&acceptance), task.clone());
+        let job_id = acceptance.key().job.clone();
+        let outcome = tools.trainer.call(move |trainer| {
+            Ok((|| -> Result<(Parcel, u64), TrainFailure> {
+                let job = acceptance.job();
+                let weights = models.read_offered(acceptance.model(), job.layout())?;
+                let raw = trainer.train(&task, &weights)?;
+                let steps = raw.steps;
+                Ok((encode(job, acceptance.clip_norm(), raw, &mut NoiseRng::from_os()?)?, steps))
+            })())
+        });
+        match outcome.await.unwrap_or_else(|e| Err(e.into())) {
+            Err(TrainFailure::Trainer(TrainerError::Broken(why)))
+                if restarts < RESTARTS && tools.checkpoints.has(&job_id) =>
+            {
+                restarts += 1;
+                tracing::warn!(why, restarts, "the trainer broke; training goes on from its checkpoint");
+            }
+            other => return other,
         }
     }
 }
@@ -126,10 +163,13 @@ pub(crate) async fn store(
     job: Arc<Job>,
 ) -> Input {
     let key = account.last();
-    let outbox = tools.outbox;
+    let Tools { outbox, checkpoints, .. } = tools;
     let stored = tokio::task::spawn_blocking(move || outbox.store(account, &parcel, weight, &job)).await;
     match stored.unwrap_or_else(|e| Err(std::io::Error::other(e))) {
-        Ok(sealed) => Input::Stored(key, sealed),
+        Ok(sealed) => {
+            checkpoints.remove(&key.job);
+            Input::Stored(key, sealed)
+        }
         Err(e) => {
             tracing::error!(error = %e, "the update could not be stored; it is not sent");
             Input::Failed(

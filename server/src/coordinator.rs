@@ -6,7 +6,7 @@ use crate::driver::{self, Handle, LAST_PAUSE, LoadedJob, record};
 use crate::identity::Authority;
 use crate::ledger::PopulationLedger;
 use crate::refusals::Refusals;
-use crate::release::{self, broadcast};
+use crate::release::{self, FirstModelError, broadcast};
 use crate::sessions::Sessions;
 use crate::shelf::Shelf;
 use crate::sweep::sweep;
@@ -255,7 +255,10 @@ impl Coordinator {
                 format!("{open} jobs are open, the limit of this coordinator"),
             ));
         }
-        let model = release::initial_model(&job, &self.shared.blobs).await.map_err(|e| internal(&e))?;
+        let model = release::first_model(&job, &self.shared.blobs).await.map_err(|e| match e {
+            FirstModelError::Given(_) => ApiError::new(Fault::BadRequest, e.to_string()),
+            FirstModelError::Storage(e) => internal(&e),
+        })?;
         let mut suffix = [0u8; 4];
         getrandom::fill(&mut suffix).map_err(|e| internal(&e))?;
         let suffix = u32::from_le_bytes(suffix) & 0xff_ffff;

@@ -23,7 +23,7 @@ use crate::driver::FIRST_PAUSE;
 use crate::spool::Spooled;
 use crate::sweep::let_go;
 use broadcast::Before;
-pub(crate) use model::initial_model;
+pub(crate) use model::{FirstModelError, first_model};
 use model::{ModelReader, ModelWriter, Stopped};
 use std::collections::BTreeMap;
 use std::ops::Range;

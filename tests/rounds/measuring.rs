@@ -49,7 +49,7 @@ async fn a_measurement_has_noise_is_charged_and_is_drawn_once() {
     assert!(rounds == [1, 2, 3] || rounds == [1, 3], "{rounds:?}");
     for (_, m) in &found {
         // Five of ten rows are right, over twelve that are declared; noise of scale ten rows.
-        assert!(m.rows == 12 && m.accuracy != 0.5, "{m:?}");
+        assert!(m.rows == 12 && m.accuracy != Some(0.5), "{m:?}");
     }
     assert_ne!(found[0].1.accuracy, found[1].1.accuracy);
     // The evaluator's own record holds what it gave, and nothing else was given.

@@ -1,7 +1,7 @@
 //! `cargo xtask`: what a person types in this repository.
 //!
 //! Read in this order: [`setup`] brings libtorch, [`demo`] runs the product, [`test`] runs every check and test,
-//! [`check`] is the part of `test` that looks at the dependency graph. [`cargo`], [`process`], [`elf`] and
+//! [`check`] is the part of `test` that looks at the dependency graph, [`study`] trains on public data sets. [`cargo`], [`process`], [`elf`] and
 //! [`report`] serve all of them.
 
 mod cargo;
@@ -11,6 +11,7 @@ mod elf;
 mod process;
 mod report;
 mod setup;
+mod study;
 mod test;
 
 use std::ffi::OsString;
@@ -30,8 +31,11 @@ Commands:
   demo [NAME] [ARGS]  Set everything up, build, and run a demo: `hospitals` (the default) or `quickstart`.
                       ARGS go to the demo: --seed N, --json, --keep, --dir DIR; `demo --help` lists them all.
   test                Set everything up, then run every check and every test. Fails if anything fails.
+  test --gpu          Only the tests that need a GPU. Where there is none, says why and runs nothing (docs/GPU.md).
   check               The dependency check alone (a second): licences, crates in two versions, which crate may
                       use which, and that no binary but the trainer loads libtorch.
+  study NAME [ARGS]   Train on a public data set and write the result to docs/studies. NAME is `fashion-mnist`; its
+                      files come from Debian's package dataset-fashion-mnist, installed if it can be, or --data DIR.
   setup               Only fetch libtorch; `demo` and `test` do it by themselves.
 
 Examples:
@@ -64,15 +68,18 @@ fn run(arguments: &[OsString]) -> Result<ExitCode> {
     match command.as_ref() {
         "demo" => demo::run(rest),
         "-h" | "--help" | "help" => print_help(),
+        "study" => study::run(rest),
         "test" | "check" | "setup" if asks_help => print_help(),
+        "test" if rest == ["--gpu"] => test::run_gpu(),
         "test" | "check" | "setup" if !rest.is_empty() => {
-            bail!("`cargo xtask {command}` takes no arguments, but got {}", rest[0].to_string_lossy())
+            let takes = if command == "test" { "no arguments but --gpu" } else { "no arguments" };
+            bail!("`cargo xtask {command}` takes {takes}, but got {}", rest[0].to_string_lossy())
         }
         "test" => test::run(),
         "check" => check::run(),
         "setup" => setup::run(&cargo::Workspace::find()?).map(|()| ExitCode::SUCCESS),
         other => bail!(
-            "unknown command `{other}`: use demo, test, check or setup; `cargo xtask --help` explains them"
+            "unknown command `{other}`: use demo, test, check, study or setup; `cargo xtask --help` explains them"
         ),
     }
 }

@@ -54,6 +54,35 @@ pub(crate) fn run() -> Result<ExitCode> {
     Ok(summary(&results, started.elapsed()))
 }
 
+/// Runs the tests that are marked for a GPU: `#[ignore = "gpu"]`, with a name that begins with `gpu_`. Where libtorch sees
+/// none, says why and passes: there is nothing to test then.
+pub(crate) fn run_gpu() -> Result<ExitCode> {
+    let workspace = Workspace::find()?;
+    setup::run(&workspace)?;
+    must_succeed(&mut workspace.cargo(&["build", "--package", "undertone-train", "--bins"]))?;
+    let trainer = workspace.target().join("debug").join("undertone-trainer");
+    let output = Command::new(&trainer)
+        .arg("--show-device")
+        .output()
+        .with_context(|| format!("cannot start {}", trainer.display()))?;
+    let device = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    if !device.starts_with("cuda") {
+        say(&format!("GPU tests are skipped: {device}"));
+        return Ok(ExitCode::SUCCESS);
+    }
+    say(&format!("GPU tests run on {device}"));
+    let counted = run_counted(workspace.cargo(&["test", "--package", "undertone-train", "--tests"]).args([
+        "gpu_",
+        "--",
+        "--ignored",
+    ]))?;
+    say(&format!("{} passed, {} failed", counted.passed, counted.failed));
+    if counted.passed == 0 {
+        bail!("no GPU test was run, which proves nothing");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
 fn summary(results: &[(&str, Duration, bool)], total: Duration) -> ExitCode {
     headline("summary");
     for (name, time, passed) in results {

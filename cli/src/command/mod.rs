@@ -2,6 +2,7 @@
 
 pub(crate) mod bench;
 pub(crate) mod client;
+pub(crate) mod deal;
 pub(crate) mod job;
 pub(crate) mod ledger;
 pub(crate) mod model;

@@ -2,7 +2,6 @@
 
 use anyhow::{Context as _, Result, anyhow};
 use undertone_core::id::{ClientId, ClientRole};
-use undertone_core::model::ModelSpec;
 use undertone_data::partition::iid_csv;
 use undertone_data::resplit::resplit;
 use undertone_data::split::split_csv;
@@ -121,8 +120,8 @@ pub(crate) fn quickstart(seed: u64) -> Result<Example> {
 /// The job with this seed of the initial weights, where its model has one.
 fn seeded(text: &str, seed: u64) -> Result<String> {
     let mut spec = JobSpec::from_toml(text, "the embedded job.toml")?;
-    match &mut spec.model {
-        ModelSpec::Mlp { seed: old, .. } if *old != seed => *old = seed,
+    match spec.model.seed_mut() {
+        Some(old) if *old != seed => *old = seed,
         // As it was written, with its comments.
         _ => return Ok(text.to_owned()),
     }

@@ -184,7 +184,7 @@ impl Demo {
         let statement = Statement::read(&job::detail(&mut connection, &id).await?.privacy)?;
         let file = folder.model();
         let saved = model::download(&mut connection, &id, None, &file).await?;
-        let report = Report::new(statement, tally.result()?, baselines, self.start.elapsed().as_secs_f64());
+        let report = Report::new(statement, tally.result()?, baselines, self.start.elapsed().as_secs_f64())?;
         for line in report.lines(&self.example, self.screen.paint) {
             self.say(format!("      {line}").trim_end())?;
         }

@@ -118,16 +118,25 @@ pub(crate) struct Report {
 
 impl Report {
     /// From the coordinator's statement, the evaluator's measurement and the baselines.
-    pub(crate) fn new(statement: Statement, training: Training, baselines: Baselines, seconds: f64) -> Self {
+    ///
+    /// # Errors
+    /// If no accuracy was measured: the examples tell classes apart.
+    pub(crate) fn new(
+        statement: Statement,
+        training: Training,
+        baselines: Baselines,
+        seconds: f64,
+    ) -> Result<Self> {
+        let test_accuracy = training.metrics.accuracy.context("the evaluator measured no accuracy")?;
         let alone = |(name, b): &(_, Baseline)| (ToString::to_string(name), b.accuracy.into());
-        Self {
+        Ok(Self {
             epsilon: statement.epsilon,
             epsilon_lower: statement.epsilon_lower,
             delta: statement.delta,
             unit: statement.unit.clone(),
             accountant: statement.accountant.clone(),
             test_loss: training.metrics.loss,
-            test_accuracy: training.metrics.accuracy,
+            test_accuracy,
             rounds: training.rounds,
             baseline_pooled_accuracy: baselines.pooled.accuracy,
             baseline_single_accuracy: baselines.alone.iter().map(alone).collect(),
@@ -135,7 +144,7 @@ impl Report {
             statement,
             training,
             baselines,
-        }
+        })
     }
 
     /// The table for people.

@@ -13,7 +13,7 @@ fn evaluated(round: u32, accuracy: f64) -> JobEvent {
     JobEvent::Evaluated {
         round: Round(round),
         evaluator: ClientId::new("evaluator").unwrap(),
-        metrics: Metrics { loss: 0.41, accuracy, rows: 185 },
+        metrics: Metrics::of_classes(0.41, accuracy, 185),
     }
 }
 
@@ -35,7 +35,7 @@ fn tally(events: &[JobEvent]) -> Tally {
 fn the_result_is_that_of_the_last_model() {
     let late = tally(&[released(1), released(2), evaluated(2, 0.83), evaluated(1, 0.5)]);
     let training = late.result().unwrap();
-    assert_eq!((training.rounds, training.fewest_clients, training.metrics.accuracy), (2, 4, 0.83));
+    assert_eq!((training.rounds, training.fewest_clients, training.metrics.accuracy), (2, 4, Some(0.83)));
     let missing = tally(&[released(1), evaluated(1, 0.5), released(2)]);
     assert!(missing.result().unwrap_err().to_string().contains("round 2"));
 }
@@ -53,9 +53,9 @@ fn report(fewest_clients: u32) -> Report {
         pooled: Baseline { accuracy: 0.81, loss: 0.43 },
         alone: vec![site("cleveland", 0.8), site("switzerland", 0.59)],
     };
-    let metrics = Metrics { loss: 0.41, accuracy: 0.826, rows: 185 };
+    let metrics = Metrics::of_classes(0.41, 0.826, 185);
     let training = Training { rounds: 20, fewest_clients, metrics };
-    Report::new(Statement::read(&statement()).unwrap(), training, baselines, 21.23456)
+    Report::new(Statement::read(&statement()).unwrap(), training, baselines, 21.23456).unwrap()
 }
 
 #[test]

@@ -12,7 +12,7 @@ use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_stream::{Stream, iter};
 use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 use undertone::v1;
 use undertone::v1::operator_server::{Operator, OperatorServer};
 use undertone_core::digest::Digest;
@@ -36,6 +36,8 @@ pub(crate) struct Script {
     pub(crate) refusal: Option<&'static str>,
     /// What it was asked for.
     pub(crate) asked: Vec<String>,
+    /// The file that was handed in, or the beginning of it that it has already.
+    pub(crate) file: Vec<u8>,
 }
 
 /// A deployment of its own: a CA, a running coordinator, an operator's profile.
@@ -83,6 +85,11 @@ impl Fake {
     /// Runs `undertone` as this deployment's operator.
     pub(crate) fn undertone(&self, args: &[&str]) -> Output {
         undertone(&self.profile(), args)
+    }
+
+    /// The file that was handed in.
+    pub(crate) fn file(&self) -> Vec<u8> {
+        self.script.lock().unwrap().file.clone()
     }
 
     /// Stops answering.
@@ -155,6 +162,26 @@ impl Operator for Service {
         }
         let job_digest = Digest::of(&document).as_bytes().to_vec().into();
         Ok(Response::new(v1::SubmitJobResponse { job: "toy-abc".into(), job_digest }))
+    }
+
+    async fn resume_file(&self, r: Request<v1::BlobRef>) -> Answer<v1::FileProgress> {
+        let here = self.ask("resume".into()).file.len() as u64;
+        Ok(Response::new(v1::FileProgress { offset: here, complete: here == r.get_ref().bytes }))
+    }
+
+    async fn upload_file(&self, r: Request<Streaming<v1::FileMessage>>) -> Answer<v1::FileProgress> {
+        self.ask("upload".into());
+        let mut messages = r.into_inner();
+        while let Some(message) = messages.message().await? {
+            let mut script = self.0.lock().unwrap();
+            match message.kind {
+                Some(v1::file_message::Kind::Header(h)) => assert_eq!(h.offset as usize, script.file.len()),
+                Some(v1::file_message::Kind::Chunk(chunk)) => script.file.extend_from_slice(&chunk.data),
+                None => panic!("an empty message"),
+            }
+        }
+        let offset = self.0.lock().unwrap().file.len() as u64;
+        Ok(Response::new(v1::FileProgress { offset, complete: true }))
     }
 
     async fn list_jobs(&self, _: Request<v1::ListJobsRequest>) -> Answer<v1::ListJobsResponse> {

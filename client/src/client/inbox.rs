@@ -184,7 +184,13 @@ impl Driver {
     async fn report(&mut self, outcome: evaluation::Outcome) -> Result<(), ClientError> {
         let span = tracing::info_span!("evaluate", job = %outcome.job_id, round = outcome.round.0);
         span.in_scope(|| match &outcome.result {
-            Ok(m) => tracing::info!(loss = m.loss, accuracy = m.accuracy, rows = m.rows, "measured"),
+            Ok(m) => tracing::info!(
+                loss = m.loss,
+                accuracy = m.accuracy,
+                mean_absolute_error = m.mean_absolute_error,
+                rows = m.rows,
+                "measured"
+            ),
             Err(refusal) => {
                 tracing::warn!(reason = refusal.told, "not measured");
                 refusal.details.iter().for_each(|detail| tracing::warn!("{detail}"));

@@ -110,6 +110,70 @@ fn baseline_trains_on_local_files_alone() {
     assert_eq!(json["rows"], 4);
 }
 
+/// `client.toml` of a client, with `[trainer]` keys more.
+fn set_trainer(folder: &std::path::Path, keys: &str) {
+    let path = folder.join("client.toml");
+    let config = std::fs::read_to_string(&path).unwrap();
+    let changed = config
+        .replacen("[trainer]\n", &format!("[trainer]\n{keys}\n"), 1)
+        .replace("allow_no_privacy = false", "allow_no_privacy = true");
+    assert_ne!(changed, config);
+    std::fs::write(path, changed).unwrap();
+}
+
+const ONE_ROUND: (&str, &str) = ("rounds = 2", "rounds = 1");
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_owners_program_trains_and_only_the_owner_reads_what_it_says() {
+    let d = Processes::start();
+    assert!(d.enrol("a", "trainer", CSV, 40).status.success());
+    let folder = d.client_folder("a");
+    // As the issue has it: a program and a file beside client.toml.
+    set_trainer(&folder, "command = [\"sh\", \"train.sh\"]\nniceness = 11\n");
+    let script = "nice; echo \"ten rows look odd\" >&2; echo 'undertone: step 1 of 2'; sed -n '/\"do\"/p' task.json\n\
+                  cp weights.safetensors update.safetensors; echo '{\"steps\": 2}' > result.json";
+    write(&folder, "train.sh", script);
+    let mut process = d.run_client("a");
+    process.wait_for("owner's own program");
+    let mut operator = d.operator().await;
+    let job = SAMPLE_JOB.replace(ONE_ROUND.0, ONE_ROUND.1).replace("size = 2", "size = 1");
+    let id = operator.submit(&job).await.unwrap();
+    let events = operator.watch_to_end(&id).await;
+    assert_eq!(events.released(), 1, "{}\n{}", events.text(), process.log());
+    let log = process.log();
+    for line in ["program: ten rows look odd", "program: 11", "program:   \"do\": \"train\"", "steps=2"] {
+        assert!(log.contains(line), "{line}:\n{log}");
+    }
+    assert!(!log.contains("program: undertone: step"), "{log}");
+    assert!(!events.text().contains("odd") && !folder.join("work").exists());
+    assert!(process.terminate().success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_offer_is_declined_while_the_owner_has_training_wait() {
+    let d = Processes::start();
+    assert!(d.enrol("a", "trainer", CSV, 40).status.success());
+    let folder = d.client_folder("a");
+    let busy = write(&folder, "busy", "");
+    set_trainer(&folder, &format!("pause = {{ command = [\"test\", \"-e\", \"{busy}\"] }}"));
+    let process = d.run_client("a");
+    let mut operator = d.operator().await;
+    let job = SAMPLE_JOB.replace(ONE_ROUND.0, ONE_ROUND.1).replace("size = 2", "size = 1");
+    let id = operator.submit(&job).await.unwrap();
+    let declined = |e: &undertone_round::event::JobEvent| format!("{e:?}").contains("Declined");
+    let events = operator.watch_until(&id, declined).await;
+    assert!(events.text().contains("has training wait for now"), "{}", events.text());
+    process.wait_for("says so ([trainer] pause)");
+    assert!(!events.text().contains("busy"), "the condition is the owner's affair");
+    std::fs::remove_file(busy).unwrap();
+    let events = operator.watch_to_end(&id).await;
+    if events.released() == 0 {
+        let again = operator.submit(&job).await.unwrap();
+        let events = operator.watch_to_end(&again).await;
+        assert_eq!(events.released(), 1, "{}\n{}", events.text(), process.log());
+    }
+}
+
 #[test]
 fn an_idle_client_is_small_and_waits_for_its_coordinator() {
     let mut d = Processes::start();

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// Longest header of a safetensors file, as the format has it.
-const MAX_HEADER_BYTES: usize = 100_000_000;
+pub const MAX_HEADER_BYTES: usize = 100_000_000;
 
 /// One named tensor of f32 values.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,6 +39,9 @@ pub enum LayoutError {
     /// Too many tensors, dimensions or values, or a name that is too long.
     #[error("the model is too large: {0}")]
     TooLarge(String),
+    /// A model of a kind that cannot read the job's data.
+    #[error("{0}")]
+    Unfit(String),
     /// Two tensors of one name.
     #[error("two tensors are named \"{0}\"")]
     DuplicateName(String),

@@ -18,10 +18,20 @@ pub const MAX_COLUMNS: usize = 10_000;
 pub const MAX_CATEGORIES: usize = 10_000;
 /// Most features that a data contract may encode to.
 pub const MAX_FEATURES: usize = 100_000;
-/// Widest hidden layer, and most hidden layers, of a built-in perceptron.
+/// Most values of one picture: channels times height times width.
+pub const MAX_PICTURE_VALUES: usize = 1 << 20;
+/// Most different tokens of a text.
+pub const MAX_VOCABULARY: usize = 65_536;
+/// Widest layer of a built-in model, be it in units or in channels.
 pub const MAX_WIDTH: usize = 65_536;
-/// See [`MAX_WIDTH`].
+/// Most layers of one kind in a built-in model: hidden, convolutional, recurrent, attending.
 pub const MAX_HIDDEN_LAYERS: usize = 64;
+/// Largest kernel, stride or padding of a convolution or a pooling, in picture elements.
+pub const MAX_KERNEL: usize = 64;
+/// Most values that one layer of a built-in model puts out for one example (1 GiB of f32).
+pub const MAX_ACTIVATIONS: usize = 1 << 28;
+/// Most places that attention compares with each other.
+pub const MAX_ATTENDED: usize = 8192;
 /// Most rounds of a job.
 pub const MAX_ROUNDS: u32 = 1_000_000;
 /// Most local steps, or epochs, in one round.

@@ -74,7 +74,7 @@ fn is_pattern(text: &str) -> bool {
 }
 
 /// Whether a name is what the pattern says: the same, or the same but for what stands for `*` at either end.
-fn matches(pattern: &str, name: &str) -> bool {
+pub(crate) fn matches(pattern: &str, name: &str) -> bool {
     match (pattern.strip_prefix('*'), pattern.strip_suffix('*')) {
         (None, None) => name == pattern,
         (Some(end), None) => name.ends_with(end),
@@ -125,13 +125,16 @@ impl ModelLayout {
 
 /// The names that come nearest to a pattern, in words.
 fn nearest(pattern: &str, tensors: &[TensorSpec]) -> String {
-    let wanted = pattern.trim_matches('*');
-    let mut names: Vec<(f64, &str)> =
-        tensors.iter().map(|t| (strsim::jaro_winkler(wanted, &t.name), t.name.as_str())).collect();
-    // Equally near ones in the model's order.
-    names.sort_by(|a, b| b.0.total_cmp(&a.0));
-    let names: Vec<String> = names.iter().take(MOST_NAMES).map(|(_, name)| format!("\"{name}\"")).collect();
+    let names = nearest_names(pattern.trim_matches('*'), tensors.iter().map(|t| t.name.as_str()));
+    let names: Vec<String> = names.iter().map(|name| format!("\"{name}\"")).collect();
     if names.is_empty() { "it has none".into() } else { format!("the nearest are {}", names.join(", ")) }
+}
+
+/// The names that come nearest to one, the nearest first; equally near ones in the order given.
+pub(crate) fn nearest_names<'a>(wanted: &str, names: impl Iterator<Item = &'a str>) -> Vec<String> {
+    let mut names: Vec<(f64, &str)> = names.map(|name| (strsim::jaro_winkler(wanted, name), name)).collect();
+    names.sort_by(|a, b| b.0.total_cmp(&a.0));
+    names.into_iter().take(MOST_NAMES).map(|(_, name)| name.to_owned()).collect()
 }
 
 impl Part {

@@ -1,160 +1,109 @@
-//! The data contract: what a client's data must look like before it takes part, and how rows become features.
+//! The data contract: what a client's data must look like before it takes part, and how records become what a model sees.
 //!
-//! Everything that shapes a feature is public and fixed in the job: ranges, categories, what counts as missing.
-//! Nothing is scaled by statistics of private data, so the encoding itself tells nothing about anybody.
+//! Everything that shapes a feature is public and fixed in the job: ranges, categories, vocabularies, what counts as
+//! missing. Nothing is scaled by statistics of private data, so the encoding itself tells nothing about anybody.
+//!
+//! A record is one row of a CSV file, or one picture of an IDX file:
+//!
+//! | `[data]` has | a record is | a model sees |
+//! |---|---|---|
+//! | `columns` | a row | features: numbers and one-hot categories |
+//! | `columns` and `series` | a row with a column for each step | the features of each step |
+//! | `text` | a row with a text | numbers of tokens |
+//! | `picture` | a picture | bytes, scaled to \[0, 1\] |
 
-use crate::limits::{MAX_CATEGORIES, MAX_COLUMNS, MAX_FEATURES};
+mod column;
+mod label;
+mod picture;
+#[cfg(test)]
+mod tests;
+mod text;
+
+pub use column::{Column, ColumnKind, Outside};
+pub use label::{Class, Label, LabelKind};
+pub use picture::{Picture, Scattering};
+pub use text::{PADDING, Text, Tokens, UNKNOWN, words};
+
+use crate::limits::{MAX_COLUMNS, MAX_FEATURES};
+use crate::shape::{Input, Shape};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 
-/// What a job says about data: columns, ranges, labels.
+/// Stands for the number of a step in the name of a series' column.
+pub const STEP: &str = "{t}";
+
+/// What a job says about data: what a record holds, ranges, labels.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "RawContract", into = "RawContract")]
 pub struct DataContract {
-    raw: RawContract,
+    min_rows: u64,
+    missing: Vec<String>,
+    label: Label,
+    content: Content,
 }
 
+/// What a record holds besides its label.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Content {
+    /// Columns of a CSV file.
+    Table {
+        /// The columns, in order.
+        columns: Vec<Column>,
+    },
+    /// Columns of a CSV file that repeat over time. A row is a whole series: a column whose name holds [`STEP`] stands for
+    /// one column a step, and one without for a value that is the same at all steps.
+    Series {
+        /// The columns of one step, in order.
+        columns: Vec<Column>,
+        /// Which steps there are.
+        steps: Steps,
+    },
+    /// A column of a CSV file that holds text.
+    Text(Text),
+    /// A picture of an IDX file.
+    Picture(Picture),
+}
+
+/// The steps of a series.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Steps {
+    /// How many.
+    pub steps: usize,
+    /// The number of the first one in the columns' names.
+    #[serde(default)]
+    pub first: usize,
+}
+
+impl Steps {
+    /// The numbers of the steps.
+    pub fn numbers(&self) -> std::ops::Range<usize> {
+        self.first..self.first + self.steps
+    }
+}
+
+/// The contract as it is written. What older versions wrote reads, and is written again, as it was: a job is known by the
+/// digest of its document.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawContract {
     #[serde(default = "one")]
     min_rows: u64,
-    #[serde(default = "empty_is_missing")]
-    missing: Vec<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    missing: Option<Vec<String>>,
     label: Label,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     columns: Vec<Column>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    series: Option<Steps>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    text: Option<Text>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    picture: Option<Picture>,
 }
 
 fn one() -> u64 {
     1
-}
-
-fn empty_is_missing() -> Vec<String> {
-    vec![String::new()]
-}
-
-/// The column to predict and its classes.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Label {
-    /// The column's name.
-    pub column: String,
-    /// The classes in order; class 1 of two is the positive one.
-    pub classes: Vec<Class>,
-}
-
-/// One class of the label.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Class {
-    /// A name for people.
-    pub name: String,
-    /// The values in the data that mean this class.
-    pub values: Vec<String>,
-}
-
-/// One column that is read; columns that the contract does not name are never read.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(try_from = "RawColumn", into = "RawColumn")]
-pub struct Column {
-    /// The name in the header of the data.
-    pub name: String,
-    /// What it holds. In TOML: `kind = "number"` with `range`, or `kind = "category"` with `values`.
-    pub kind: ColumnKind,
-    /// Whether values may be missing; adds an indicator feature that is 1 where one is.
-    pub optional: bool,
-    /// Values of this column that mean "missing", besides the contract's own list; numbers compare as numbers.
-    pub missing: Vec<String>,
-}
-
-/// A column as it is written: serde cannot refuse unknown keys in a flattened enum.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawColumn {
-    name: String,
-    kind: RawKind,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    range: Option<[f64; 2]>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    outside: Option<Outside>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    values: Option<Vec<String>>,
-    #[serde(default)]
-    optional: bool,
-    #[serde(default)]
-    missing: Vec<String>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum RawKind {
-    Number,
-    Category,
-}
-
-impl TryFrom<RawColumn> for Column {
-    type Error = String;
-
-    fn try_from(raw: RawColumn) -> Result<Self, String> {
-        let name = raw.name;
-        let kind = match (raw.kind, raw.range, raw.outside, raw.values) {
-            (RawKind::Number, Some(range), outside, None) => {
-                ColumnKind::Number { range, outside: outside.unwrap_or_default() }
-            }
-            (RawKind::Number, ..) => {
-                return Err(format!(
-                    "column \"{name}\": kind = \"number\" takes range = [low, high] and no values"
-                ));
-            }
-            (RawKind::Category, None, None, Some(values)) => ColumnKind::Category { values },
-            (RawKind::Category, ..) => {
-                return Err(format!(
-                    "column \"{name}\": kind = \"category\" takes values = [..] and no range"
-                ));
-            }
-        };
-        Ok(Self { name, kind, optional: raw.optional, missing: raw.missing })
-    }
-}
-
-impl From<Column> for RawColumn {
-    fn from(c: Column) -> Self {
-        let (kind, range, outside, values) = match c.kind {
-            ColumnKind::Number { range, outside } => (RawKind::Number, Some(range), Some(outside), None),
-            ColumnKind::Category { values } => (RawKind::Category, None, None, Some(values)),
-        };
-        Self { name: c.name, kind, range, outside, values, optional: c.optional, missing: c.missing }
-    }
-}
-
-/// What a column holds.
-#[derive(Debug, Clone, PartialEq)]
-pub enum ColumnKind {
-    /// A number in a public range, scaled to [-1, 1].
-    Number {
-        /// Lowest and highest value.
-        range: [f64; 2],
-        /// What happens to a value outside the range.
-        outside: Outside,
-    },
-    /// One of a public list of values, one feature for each.
-    Category {
-        /// The values.
-        values: Vec<String>,
-    },
-}
-
-/// What happens to a number outside its range.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Outside {
-    /// The data is refused.
-    #[default]
-    Refuse,
-    /// The value is moved to the nearer end.
-    Clamp,
-    /// The value counts as missing (the column must be optional).
-    Missing,
 }
 
 /// Why a data contract makes no sense.
@@ -163,193 +112,195 @@ pub enum Outside {
 pub struct InvalidContract(String);
 
 impl DataContract {
-    /// Fewest rows that a client may train on.
+    /// Fewest records that a client may train on.
     pub fn min_rows(&self) -> u64 {
-        self.raw.min_rows
+        self.min_rows
     }
 
-    /// Values that mean "missing" in every column (compared after trimming white space).
+    /// Values that mean "missing" in every column of a CSV file (compared after trimming white space).
     pub fn missing(&self) -> &[String] {
-        &self.raw.missing
+        &self.missing
     }
 
     /// The label.
     pub fn label(&self) -> &Label {
-        &self.raw.label
+        &self.label
     }
 
-    /// The columns that become features, in order.
+    /// What a record holds besides its label.
+    pub fn content(&self) -> &Content {
+        &self.content
+    }
+
+    /// The columns that become features, in order; none for texts and pictures.
     pub fn columns(&self) -> &[Column] {
-        &self.raw.columns
+        match &self.content {
+            Content::Table { columns } | Content::Series { columns, .. } => columns,
+            Content::Text(_) | Content::Picture(_) => &[],
+        }
     }
 
-    /// The names of the features in order: the width of the model's input is their number.
+    /// The names of the features in order, of a series step by step; none for texts and pictures.
     pub fn feature_names(&self) -> Vec<String> {
-        let mut names = Vec::new();
-        for c in &self.raw.columns {
-            match &c.kind {
-                ColumnKind::Number { .. } => names.push(c.name.clone()),
-                ColumnKind::Category { values } => {
-                    names.extend(values.iter().map(|v| format!("{}={v}", c.name)));
-                }
-            }
-            if c.optional {
-                names.push(format!("{} is missing", c.name));
-            }
+        match &self.content {
+            Content::Table { columns } => columns.iter().flat_map(|c| c.feature_names(&c.name)).collect(),
+            Content::Series { columns, steps } => steps
+                .numbers()
+                .flat_map(|t| {
+                    columns.iter().flat_map(move |c| {
+                        let name = match column_at(&c.name, t) {
+                            Some(name) => name,
+                            None => format!("{} at {t}", c.name),
+                        };
+                        c.feature_names(&name)
+                    })
+                })
+                .collect(),
+            Content::Text(_) | Content::Picture(_) => vec![],
         }
-        names
     }
 
-    /// The number of features.
+    /// The numbers, or tokens, of one record.
     pub fn inputs(&self) -> usize {
-        self.raw.columns.iter().map(Column::width).sum()
+        self.shape().input.len()
     }
 
-    /// The number of values that the model puts out: one (a logit) for two classes, else one a class.
-    pub fn outputs(&self) -> usize {
-        match self.raw.label.classes.len() {
-            2 => 1,
-            n => n,
-        }
+    /// What a model sees of the data.
+    pub fn shape(&self) -> Shape {
+        let width = |columns: &[Column]| columns.iter().map(Column::width).sum();
+        let input = match &self.content {
+            Content::Table { columns } => {
+                Input::Features { columns: columns.iter().map(Column::width).collect() }
+            }
+            Content::Series { columns, steps } => {
+                Input::Series { steps: steps.steps, features: width(columns) }
+            }
+            Content::Text(text) => {
+                Input::Tokens { length: text.length, vocabulary: text.tokens.vocabulary() }
+            }
+            Content::Picture(picture) => picture.input(),
+        };
+        Shape { input, target: self.label.target() }
     }
 }
 
-impl Column {
-    /// How many features the column becomes.
-    pub fn width(&self) -> usize {
-        let values = match &self.kind {
-            ColumnKind::Number { .. } => 1,
-            ColumnKind::Category { values } => values.len(),
-        };
-        values + usize::from(self.optional)
-    }
+/// The name at step `t` of a column that has one for each step.
+pub fn column_at(name: &str, t: usize) -> Option<String> {
+    name.contains(STEP).then(|| name.replace(STEP, &t.to_string()))
 }
 
 impl TryFrom<RawContract> for DataContract {
     type Error = InvalidContract;
 
     fn try_from(raw: RawContract) -> Result<Self, InvalidContract> {
-        let bad = |text: String| Err(InvalidContract(text));
-        if raw.columns.is_empty() || raw.columns.len() > MAX_COLUMNS {
-            return bad(format!("name between 1 and {MAX_COLUMNS} columns, not {}", raw.columns.len()));
-        }
+        let bad = |text: &str| Err(InvalidContract(text.into()));
         if raw.min_rows == 0 {
-            return bad("min_rows must be at least 1".into());
+            return bad("min_rows must be at least 1");
         }
-        let mut seen = BTreeSet::from([raw.label.column.as_str()]);
-        for c in &raw.columns {
-            if c.name.is_empty() {
-                return bad("a column has no name".into());
+        raw.label.validate()?;
+        let content = match (raw.columns.is_empty(), raw.series, raw.text, raw.picture) {
+            (_, None, None, None) => Content::Table { columns: raw.columns },
+            (_, Some(steps), None, None) => Content::Series { columns: raw.columns, steps },
+            (true, None, Some(text), None) => Content::Text(text),
+            (true, None, None, Some(picture)) => Content::Picture(picture),
+            _ => {
+                return bad(
+                    "a record holds columns (with or without series), a text, or a picture: name one of them",
+                );
             }
-            if !seen.insert(&c.name) {
-                return bad(format!("column \"{}\" is named twice (or is the label too)", c.name));
-            }
-            if !c.missing.is_empty() && !c.optional {
-                return bad(format!(
-                    "column \"{}\" lists values that mean missing but is not optional: add optional = true",
-                    c.name
-                ));
-            }
-            match &c.kind {
-                ColumnKind::Number { range: [low, high], outside } => {
-                    if !(low.is_finite() && high.is_finite() && low < high) {
-                        return bad(format!(
-                            "column \"{}\": range = [low, high] needs two finite numbers, low < high",
-                            c.name
-                        ));
-                    }
-                    if *outside == Outside::Missing && !c.optional {
-                        return bad(format!(
-                            "column \"{}\": outside = \"missing\" needs optional = true",
-                            c.name
-                        ));
-                    }
-                }
-                ColumnKind::Category { values } => {
-                    let distinct: BTreeSet<_> = values.iter().map(|v| v.trim()).collect();
-                    if values.is_empty() || values.len() > MAX_CATEGORIES || distinct.len() != values.len() {
-                        return bad(format!(
-                            "column \"{}\": a category needs 1 to {MAX_CATEGORIES} values, no two the same",
-                            c.name
-                        ));
-                    }
+        };
+        let label_column = raw.label.column.as_deref();
+        match &content {
+            Content::Picture(picture) => {
+                picture.validate(&raw.label)?;
+                if raw.missing.is_some() {
+                    return bad("a picture misses nothing: remove missing");
                 }
             }
-        }
-        let classes = &raw.label.classes;
-        if classes.len() < 2 || classes.len() > MAX_CATEGORIES {
-            return bad(format!("the label needs 2 to {MAX_CATEGORIES} classes, not {}", classes.len()));
-        }
-        let mut values = BTreeSet::new();
-        for class in classes {
-            if class.values.is_empty() {
-                return bad(format!("class \"{}\" has no values", class.name));
+            _ if label_column.is_none() => {
+                return bad("the label needs the name of its column: column = \"..\"");
             }
-            for v in &class.values {
-                if !values.insert(v.trim()) {
-                    return bad(format!("label value \"{v}\" belongs to two classes"));
+            Content::Text(text) => {
+                text.validate()?;
+                if label_column == Some(text.column.as_str()) {
+                    return bad("the text's column is the label too");
                 }
             }
+            Content::Table { columns } => check_columns(columns, label_column, None)?,
+            Content::Series { columns, steps } => check_columns(columns, label_column, Some(*steps))?,
         }
-        let contract = Self { raw };
-        if contract.inputs() > MAX_FEATURES {
-            return bad(format!("{} features, at most {MAX_FEATURES}", contract.inputs()));
-        }
-        Ok(contract)
+        let missing = match &content {
+            Content::Picture(_) => vec![],
+            _ => raw.missing.unwrap_or_else(|| vec![String::new()]),
+        };
+        Ok(Self { min_rows: raw.min_rows, missing, label: raw.label, content })
     }
+}
+
+/// Columns that make sense, each of a name of its own (at each step).
+fn check_columns(
+    columns: &[Column],
+    label: Option<&str>,
+    series: Option<Steps>,
+) -> Result<(), InvalidContract> {
+    let bad = |text: String| Err(InvalidContract(text));
+    if columns.is_empty() || columns.len() > MAX_COLUMNS {
+        return bad(format!("name between 1 and {MAX_COLUMNS} columns, not {}", columns.len()));
+    }
+    columns.iter().try_for_each(Column::validate)?;
+    let width = columns.iter().map(Column::width).sum::<usize>();
+    let steps = series.unwrap_or(Steps { steps: 1, first: 0 });
+    if steps.steps == 0 || steps.first > MAX_FEATURES {
+        return bad(format!("a series has at least 1 step, and first is at most {MAX_FEATURES}"));
+    }
+    match width.checked_mul(steps.steps) {
+        Some(features) if features <= MAX_FEATURES => {}
+        _ => {
+            let times = series.map_or(String::new(), |s| format!(" at each of {} steps", s.steps));
+            return bad(format!("{width} features{times}, at most {MAX_FEATURES}"));
+        }
+    }
+    if series.is_some() && !columns.iter().any(|c| c.name.contains(STEP)) {
+        return bad(format!(
+            "in a series the name of a column that changes holds {STEP}, which stands for the number of the step: \
+             none does"
+        ));
+    }
+    let mut seen: BTreeSet<String> = label.map(str::to_owned).into_iter().collect();
+    for c in columns {
+        let names = match series {
+            Some(steps) if c.name.contains(STEP) => {
+                steps.numbers().filter_map(|t| column_at(&c.name, t)).collect()
+            }
+            _ => vec![c.name.clone()],
+        };
+        for name in names {
+            if seen.contains(&name) {
+                return bad(format!("column \"{name}\" is named twice (or is the label too)"));
+            }
+            seen.insert(name);
+        }
+    }
+    Ok(())
 }
 
 impl From<DataContract> for RawContract {
-    fn from(contract: DataContract) -> Self {
-        contract.raw
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const HEART: &str = r#"
-        missing = ["", "?"]
-        [label]
-        column = "num"
-        classes = [{ name = "healthy", values = ["0"] }, { name = "ill", values = ["1", "2"] }]
-        [[columns]]
-        name = "age"
-        kind = "number"
-        range = [0, 120]
-        [[columns]]
-        name = "chol"
-        kind = "number"
-        range = [50, 700]
-        optional = true
-        missing = ["0"]
-        [[columns]]
-        name = "sex"
-        kind = "category"
-        values = ["Male", "Female"]
-    "#;
-
-    #[test]
-    fn features_are_counted_and_named() {
-        let c: DataContract = toml::from_str(HEART).unwrap();
-        assert_eq!(c.feature_names(), ["age", "chol", "chol is missing", "sex=Male", "sex=Female"]);
-        assert_eq!((c.inputs(), c.outputs()), (5, 1));
-    }
-
-    #[test]
-    fn nonsense_is_refused() {
-        for (from, to) in [
-            ("range = [0, 120]", "range = [120, 0]"),
-            ("range = [0, 120]", "range = [0, inf]"),
-            ("\"Male\", \"Female\"", "\"Male\", \"Male\""),
-            ("name = \"age\"", "name = \"num\""),
-            ("optional = true", "optional = false"),
-            ("[\"1\", \"2\"]", "[\"0\", \"2\"]"),
-        ] {
-            let text = HEART.replace(from, to);
-            assert_ne!(text, HEART);
-            assert!(toml::from_str::<DataContract>(&text).is_err(), "{to}");
+    fn from(c: DataContract) -> Self {
+        let mut raw = Self {
+            min_rows: c.min_rows,
+            missing: Some(c.missing),
+            label: c.label,
+            columns: vec![],
+            series: None,
+            text: None,
+            picture: None,
+        };
+        match c.content {
+            Content::Table { columns } => raw.columns = columns,
+            Content::Series { columns, steps } => (raw.columns, raw.series) = (columns, Some(steps)),
+            Content::Text(text) => raw.text = Some(text),
+            Content::Picture(picture) => (raw.picture, raw.missing) = (Some(picture), None),
         }
+        raw
     }
 }

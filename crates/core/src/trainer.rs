@@ -5,9 +5,10 @@
 
 use crate::model::ModelSpec;
 use crate::part::Part;
-use crate::plan::TrainPlan;
+use crate::plan::{Loss, TrainPlan};
 use crate::schema::DataContract;
 use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
 
 /// All that local training of one round needs, besides the data and the model's current values.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -26,15 +27,82 @@ pub struct TrainTask {
     pub sampling_seed: Option<u64>,
     /// Whether the loss of the weights that training starts from is wanted, on the rows that are trained on.
     pub first_loss: bool,
+    /// Where in the job this round stands, for schedules that move over rounds.
+    pub round: RoundOf,
+    /// Where to keep what a killed trainer goes on from. `None`: it would begin anew.
+    pub checkpoint: Option<CheckpointPlace>,
+}
+
+/// A round among those of its job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RoundOf {
+    /// The round, counted from 1.
+    pub round: u32,
+    /// How many the job plans.
+    pub rounds: u32,
+}
+
+impl Default for RoundOf {
+    /// The only round.
+    fn default() -> Self {
+        Self { round: 1, rounds: 1 }
+    }
+}
+
+/// Where local training keeps its state against a kill, on the client's own disk.
+///
+/// The state is as private as the data. It is used by a task that is the same to the last bit, weights and `attempt`
+/// included, and by no other.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CheckpointPlace {
+    /// The file; what lies there and belongs to another task is overwritten. Whoever names it removes it.
+    pub path: PathBuf,
+    /// Names the attempt that this is for: no two share their state.
+    pub attempt: String,
+    /// Least seconds between two writes.
+    pub every_s: u32,
+}
+
+/// What to measure.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EvaluationTask {
+    /// The model.
+    pub model: ModelSpec,
+    /// What the data must look like.
+    pub data: DataContract,
+    /// The loss that is stated; `None`: [`Loss::usual`].
+    pub loss: Option<Loss>,
 }
 
 impl TrainTask {
+    /// A job's only round, without a promise to records.
+    pub fn new(model: ModelSpec, data: DataContract, plan: TrainPlan) -> Self {
+        Self {
+            model,
+            data,
+            plan,
+            record_privacy: None,
+            sampling_seed: None,
+            first_loss: false,
+            round: RoundOf::default(),
+            checkpoint: None,
+        }
+    }
+
+    /// Measures the models that this task trains.
+    pub fn evaluation(&self) -> EvaluationTask {
+        EvaluationTask { model: self.model.clone(), data: self.data.clone(), loss: self.plan.loss.clone() }
+    }
+
     /// The part of the model that is trained.
     ///
     /// # Errors
     /// [`TrainerError::Unsupported`] if model and plan make no sense together.
     pub fn part(&self) -> Result<Part, TrainerError> {
-        let layout = self.model.layout(self.data.inputs(), self.data.outputs());
+        let layout = self.model.layout(&self.data.shape());
         let unsupported = |e: &dyn std::fmt::Display| TrainerError::Unsupported(e.to_string());
         self.plan.part(&layout.map_err(|e| unsupported(&e))?).map_err(|e| unsupported(&e))
     }
@@ -53,6 +121,35 @@ pub struct RecordPrivacy {
     /// The public constant that noised sums are divided by, in rows: `sampling_rate` times the number of rows that
     /// the data owner *declares*. Never the private number of rows.
     pub expected_batch: f64,
+    /// How gradients are summed and noise is drawn.
+    #[serde(default, skip_serializing_if = "RecordMechanism::is_default")]
+    pub mechanism: RecordMechanism,
+}
+
+/// How a client sums clipped gradients and draws the noise of DP-SGD.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RecordMechanism {
+    /// Each gradient is clipped on an integer grid, integers are summed, and the noise is the exact discrete Gaussian.
+    #[default]
+    DiscreteGaussian,
+    /// Sums of clipped gradients in floating point, several times faster; the noise is a floating-point Gaussian, scaled to a
+    /// sensitivity that has room for rounding.
+    FastGaussian,
+}
+
+impl RecordMechanism {
+    /// The word in config, reports and logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::DiscreteGaussian => "discrete-gaussian",
+            Self::FastGaussian => "fast-gaussian",
+        }
+    }
+
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// What local training gives: raw, not clipped, not to leave the machine.
@@ -66,13 +163,29 @@ pub struct LocalUpdate {
     pub first_loss: Option<f64>,
 }
 
+/// How far training has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Progress {
+    /// Steps taken.
+    pub step: u64,
+    /// Steps planned.
+    pub steps: u64,
+}
+
 /// What a check of local data found. Stays on the machine, except for [`DataReport::is_fit`].
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct DataReport {
     /// Rows that can be trained on.
     pub rows: u64,
-    /// Rows of each class.
+    /// Rows of each class; none if the label is a number.
     pub class_rows: Vec<u64>,
+    /// The labels of those rows, if they are numbers and there are any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub numbers: Option<NumberSummary>,
+    /// What became of the rows' texts, if they are texts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub texts: Option<TextSummary>,
     /// For each optional column, the number of missing values.
     pub missing: Vec<(String, u64)>,
     /// What keeps the data from meeting the contract; each a sentence with the place and the way out.
@@ -86,15 +199,62 @@ impl DataReport {
     }
 }
 
+/// Labels that are numbers, in their own unit and as they are in the data: not yet clamped.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct NumberSummary {
+    /// The smallest.
+    pub lowest: f64,
+    /// Their mean.
+    pub mean: f64,
+    /// The largest.
+    pub highest: f64,
+}
+
+/// Texts as tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct TextSummary {
+    /// Texts that are longer than what a model sees of one.
+    pub cut: u64,
+    /// Tokens that a model sees, padding apart.
+    pub tokens: u64,
+    /// Those of them that the vocabulary does not have.
+    pub unknown: u64,
+}
+
 /// A measurement of one model on one client's data.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Metrics {
-    /// Mean cross-entropy in nats.
+    /// Mean loss, as the job's plan states it; cross-entropy is in nats, and numbers are scaled to \[-1, 1\].
     pub loss: f64,
-    /// Share of rows whose most likely class is the right one.
-    pub accuracy: f64,
+    /// Share of rows whose most likely class is the right one. `None` if what is predicted is a number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accuracy: Option<f64>,
+    /// Mean absolute error in the label's own unit, if what is predicted is a number. Not measured where noise is added.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mean_absolute_error: Option<f64>,
     /// Rows measured.
     pub rows: u64,
+}
+
+impl Metrics {
+    /// A measurement of a model that tells classes apart.
+    pub fn of_classes(loss: f64, accuracy: f64, rows: u64) -> Self {
+        Self { loss, accuracy: Some(accuracy), mean_absolute_error: None, rows }
+    }
+
+    /// Whether all of it is finite.
+    pub fn is_finite(&self) -> bool {
+        [Some(self.loss), self.accuracy, self.mean_absolute_error].into_iter().flatten().all(f64::is_finite)
+    }
+
+    /// How near the predictions are, for people: the share of right classes, or the mean error of numbers.
+    pub fn nearness(&self) -> Option<String> {
+        match (self.accuracy, self.mean_absolute_error) {
+            (Some(accuracy), _) => Some(format!("accuracy {accuracy:.4}")),
+            (None, Some(error)) => Some(format!("mean error {error:.4}")),
+            (None, None) => None,
+        }
+    }
 }
 
 /// A row's largest loss in [`BoundedSums`]: losses are counted in this part of it.
@@ -106,8 +266,8 @@ pub const LOSS_UNITS: u64 = 1024;
 pub struct BoundedSums {
     /// Rows measured.
     pub rows: u64,
-    /// Rows whose most likely class is the right one.
-    pub right: u64,
+    /// Rows whose most likely class is the right one. `None` if what is predicted is a number.
+    pub right: Option<u64>,
     /// Each row's loss, cut at the largest one that was asked for (also where it is no number), in [`LOSS_UNITS`]ths of
     /// it, rounded; then summed: a row gives 0 to [`LOSS_UNITS`].
     pub loss_units: u64,
@@ -123,12 +283,90 @@ pub enum TrainerError {
     /// The task asks for something that this trainer cannot do: the job's author must act.
     #[error("{0}")]
     Unsupported(String),
-    /// The weights do not fit the model, or training diverged to NaN or infinity.
+    /// The weights do not fit the model, or are not finite.
     #[error("{0}")]
     Numerical(String),
+    /// Training ran away to NaN or infinity: the job's author must act.
+    #[error(
+        "training diverged at step {step} of {of}: {what}; lower learning_rate, warm it up ([training] schedule with warm_up), \
+         or set clip_gradient_norm"
+    )]
+    Diverged {
+        /// The step at which it was seen, counted from 1.
+        step: u64,
+        /// Of how many.
+        of: u64,
+        /// What was not finite, and its value.
+        what: String,
+    },
+    /// The model does not fit into the trainer's memory, however small the batch.
+    #[error("{0}")]
+    Memory(String),
     /// The trainer itself broke (its process died, its answer made no sense).
     #[error("{0}")]
     Broken(String),
+    /// The data owner's own training program failed.
+    #[error("{detail}")]
+    Program {
+        /// What kind of failure: the coordinator is told this much.
+        fault: ProgramFault,
+        /// All of it, for the data owner.
+        detail: String,
+    },
+    /// The data owner's conditions hold training back for now: the machine runs on its battery, or is in use.
+    #[error("{0}")]
+    Paused(String),
+}
+
+/// How a data owner's own training program failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ProgramFault {
+    /// It could not be started.
+    NotStarted,
+    /// It ran longer than its owner allows.
+    Time,
+    /// It took more memory than its owner allows.
+    Memory,
+    /// It wrote more than its owner allows.
+    Disk,
+    /// It started more processes than are allowed.
+    Processes,
+    /// It ended with an exit status other than zero.
+    Exit,
+    /// A signal ended it.
+    Killed,
+    /// It ended well and left no result.
+    NoResult,
+    /// Its result makes no sense, or does not fit the model.
+    BadResult,
+}
+
+impl ProgramFault {
+    /// The sentence for the coordinator: it says nothing of what the program saw or wrote.
+    pub fn told(self) -> &'static str {
+        match self {
+            Self::NotStarted => "the client's training program could not be started: see the client's log",
+            Self::Time => {
+                "the client's training program did not finish within its owner's time limit: see the client's log"
+            }
+            Self::Memory => {
+                "the client's training program took more memory than its owner allows: see the client's log"
+            }
+            Self::Disk => {
+                "the client's training program wrote more than its owner allows: see the client's log"
+            }
+            Self::Processes => {
+                "the client's training program started more processes than are allowed: see the client's log"
+            }
+            Self::Exit => "the client's training program ended with an error: see the client's log",
+            Self::Killed => "the client's training program was killed by a signal: see the client's log",
+            Self::NoResult => "the client's training program ended without a result: see the client's log",
+            Self::BadResult => {
+                "the client's training program gave a result that does not fit the job's model: see the client's log"
+            }
+        }
+    }
 }
 
 /// Trains and evaluates on one client's data. Calls block; the caller gives them a thread.
@@ -149,21 +387,15 @@ pub trait Trainer: Send {
     ///
     /// # Errors
     /// See [`TrainerError`].
-    fn evaluate(
-        &mut self,
-        model: &ModelSpec,
-        data: &DataContract,
-        weights: &[f32],
-    ) -> Result<Metrics, TrainerError>;
+    fn evaluate(&mut self, task: &EvaluationTask, weights: &[f32]) -> Result<Metrics, TrainerError>;
 
-    /// Measures `weights` on the data in sums of which each row's part is bounded: losses are cut at `max_loss` nats.
+    /// Measures `weights` on the data in sums of which each row's part is bounded: losses are cut at `max_loss`.
     ///
     /// # Errors
     /// See [`TrainerError`].
     fn evaluate_bounded(
         &mut self,
-        model: &ModelSpec,
-        data: &DataContract,
+        task: &EvaluationTask,
         max_loss: f64,
         weights: &[f32],
     ) -> Result<BoundedSums, TrainerError>;

@@ -1,7 +1,7 @@
 //! The seam of [`crate::trainer`] as two pipes: how a client talks to a trainer process.
 //!
 //! The client writes [`Request`]s to the process's standard input and reads one [`Response`] to each from its
-//! standard output. A message is one frame:
+//! standard output; before it there may be any number of [`Response::Progress`]. A message is one frame:
 //!
 //! ```text
 //! u32   length of the header in bytes            (little-endian, at most MAX_HEADER_BYTES)
@@ -20,17 +20,17 @@ mod pipe;
 mod tests;
 
 pub use frame::{ProtocolError, read_frame, write_frame};
-pub use pipe::{PipeTrainer, TrainerInfo};
+pub use pipe::{OnProgress, PipeTrainer, TrainerInfo};
 
+use crate::data_files::DataFiles;
 use crate::model::ModelSpec;
 use crate::plan::TrainPlan;
 use crate::schema::DataContract;
-use crate::trainer::{BoundedSums, DataReport, Metrics, TrainTask, TrainerError};
+use crate::trainer::{BoundedSums, DataReport, EvaluationTask, Metrics, Progress, TrainTask, TrainerError};
 use serde::{Deserialize, Serialize};
-use std::path::PathBuf;
 
 /// The version of this protocol.
-pub const PROTOCOL_VERSION: u32 = 2;
+pub const PROTOCOL_VERSION: u32 = 3;
 /// Longest header: a job document as JSON, with room.
 pub const MAX_HEADER_BYTES: u32 = 32 << 20;
 /// Most files that a baseline may pool.
@@ -53,11 +53,9 @@ pub enum Request {
     /// [`Trainer::evaluate_bounded`](crate::trainer::Trainer::evaluate_bounded); the payload is the weights to measure.
     /// Answered by [`Response::BoundedSums`].
     EvaluateBounded {
-        /// The model.
-        model: ModelSpec,
-        /// What the data must look like.
-        data: DataContract,
-        /// Where losses are cut, in nats.
+        /// What to measure.
+        task: EvaluationTask,
+        /// Where losses are cut.
         max_loss: f64,
     },
     /// [`Trainer::train`](crate::trainer::Trainer::train); the payload is the weights to start from. Answered by
@@ -69,10 +67,8 @@ pub enum Request {
     /// [`Trainer::evaluate`](crate::trainer::Trainer::evaluate); the payload is the weights to measure. Answered by
     /// [`Response::Metrics`].
     Evaluate {
-        /// The model.
-        model: ModelSpec,
-        /// What the data must look like.
-        data: DataContract,
+        /// What to measure.
+        task: EvaluationTask,
     },
     /// Train the job's model without privacy, for comparison. Answered by [`Response::Baseline`].
     Baseline {
@@ -95,9 +91,14 @@ pub enum Response {
         device: String,
         /// The version of its libtorch.
         libtorch: String,
+        /// Why it does not compute with CUDA, where it was left to choose.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        why_no_cuda: Option<String>,
     },
     /// To [`Request::Inspect`].
     Report(DataReport),
+    /// How far training has come; the answer to the request is still to follow.
+    Progress(Progress),
     /// To [`Request::Train`]; the payload is the delta.
     Trained {
         /// Optimiser steps taken.
@@ -141,11 +142,11 @@ pub struct BaselineTask {
     pub rounds: u32,
     /// Seed of the order of rows. `None`: drawn from the operating system.
     pub seed: Option<u64>,
-    /// CSV files to train on, their rows pooled; relative paths start at the trainer's working directory. At most
+    /// Data to train on, its rows pooled; relative paths start at the trainer's working directory. At most
     /// [`MAX_BASELINE_FILES`].
-    pub train: Vec<PathBuf>,
-    /// CSV file to measure on.
-    pub test: PathBuf,
+    pub train: Vec<DataFiles>,
+    /// Data to measure on.
+    pub test: DataFiles,
 }
 
 /// What [`BaselineTask`] gives.

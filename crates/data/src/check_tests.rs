@@ -37,8 +37,11 @@ type Rows = Vec<(Vec<Cell>, u32)>;
 
 fn scan_text(text: impl AsRef<[u8]>) -> (DataReport, Rows) {
     let mut rows = Vec::new();
-    let report =
-        scan_reader(text.as_ref(), &contract(), |cells, class| rows.push((cells.to_vec(), class))).unwrap();
+    let report = scan_reader(text.as_ref(), &contract(), |row| {
+        let Truth::Class(class) = row.truth else { panic!("a class") };
+        rows.push((row.cells.to_vec(), class));
+    })
+    .unwrap();
     (report, rows)
 }
 

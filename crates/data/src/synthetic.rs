@@ -180,7 +180,7 @@ fn uniform(n: usize, rng: &mut ChaCha20Rng) -> Vec<f64> {
 
 /// A standard normal value (Box and Muller 1958). Logarithm and cosine from `libm` and not from the machine, whose
 /// last bit may differ. For synthetic data only: privacy noise is never drawn like this.
-fn normal(rng: &mut ChaCha20Rng) -> f64 {
+pub(crate) fn normal(rng: &mut ChaCha20Rng) -> f64 {
     let u = 1.0 - rng.random::<f64>();
     let v: f64 = rng.random();
     libm::sqrt(-2.0 * libm::log(u)) * libm::cos(2.0 * std::f64::consts::PI * v)

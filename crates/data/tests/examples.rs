@@ -21,7 +21,7 @@ fn contract(job: &str) -> DataContract {
 #[test]
 fn every_hospital_meets_the_contract() {
     let contract = contract("hospitals/job.toml");
-    assert_eq!((contract.inputs(), contract.outputs()), (35, 1));
+    assert_eq!((contract.inputs(), contract.shape().outputs()), (35, 1));
     let mut classes = [0, 0];
     for (file, rows) in [
         ("cleveland/heart.csv", 243),
@@ -30,7 +30,7 @@ fn every_hospital_meets_the_contract() {
         ("switzerland/heart.csv", 98),
         ("evaluator/heldout.csv", 185),
     ] {
-        let report = inspect(&example("hospitals").join(file), &contract).unwrap();
+        let report = inspect(example("hospitals").join(file), &contract).unwrap();
         assert_eq!(report.problems, Vec::<String>::new(), "{file}");
         assert_eq!(report.rows, rows, "{file}");
         classes[0] += report.class_rows[0];
@@ -43,7 +43,7 @@ fn every_hospital_meets_the_contract() {
 #[test]
 fn a_zero_cholesterol_is_missing() {
     let contract = contract("hospitals/job.toml");
-    let set = load(&example("hospitals/switzerland/heart.csv"), &contract).unwrap();
+    let set = load(example("hospitals/switzerland/heart.csv"), &contract).unwrap();
     let names = contract.feature_names();
     let at = |name: &str| names.iter().position(|n| n == name).unwrap();
     // Switzerland measured none: each row says so, and says nothing else about it.
@@ -63,7 +63,7 @@ fn neither_id_nor_hospital_nor_diagnosis_is_a_feature() {
 #[test]
 fn the_quickstart_set_meets_its_contract() {
     let contract = contract("quickstart/job.toml");
-    assert_eq!((contract.inputs(), contract.outputs()), (20, 1));
+    assert_eq!((contract.inputs(), contract.shape().outputs()), (20, 1));
     let csv = Classification::default().generate().unwrap().to_csv();
     let (train, held_out) = split_csv(&csv, 0.2, 1).unwrap();
     let mut files = iid_csv(&train, 4, 1).unwrap();
@@ -72,12 +72,37 @@ fn the_quickstart_set_meets_its_contract() {
     for (i, text) in files.iter().enumerate() {
         let path = folder.path().join(format!("{i}.csv"));
         std::fs::write(&path, text).unwrap();
-        let set = load(&path, &contract).unwrap();
+        let set = load(path, &contract).unwrap();
         assert_eq!((set.rows, set.inputs), (200, 20));
-        let positive = set.labels.iter().filter(|&&l| l == 1).count();
+        let positive = set.classes().iter().filter(|&&l| l == 1).count();
         assert!((60..=140).contains(&positive), "{positive} of 200");
         // The range is generous: hardly a value sits at an end of it.
-        let at_an_end = set.features.iter().filter(|x| x.abs() == 1.0).count();
+        let at_an_end = (0..200).flat_map(|i| set.row(i)).filter(|x| x.abs() == 1.0).count();
         assert!(at_an_end < 10, "{at_an_end} of 4000");
     }
+}
+
+/// Every `toml` block of the README is a contract, or a client's `[data]`.
+#[test]
+fn what_the_readme_of_the_kinds_shows_is_valid() {
+    let text = std::fs::read_to_string(example("data/README.md")).unwrap();
+    let blocks: Vec<&str> = text.split("```toml\n").skip(1).map(|b| b.split("```").next().unwrap()).collect();
+    assert_eq!(blocks.len(), 3);
+    let shapes: Vec<String> = blocks[..2]
+        .iter()
+        .map(|block| {
+            let table: toml::Table = block.parse().unwrap();
+            let contract: DataContract = table["data"].clone().try_into().unwrap();
+            contract.shape().input.to_string()
+        })
+        .collect();
+    assert_eq!(shapes, ["series of 48 steps of 4 features", "texts of 64 tokens out of 6"]);
+}
+
+#[test]
+fn pictures_and_numbers_have_the_shape_that_their_jobs_say() {
+    let pictures = contract("data/pictures.toml").shape();
+    assert_eq!((pictures.input.dimensions(), pictures.outputs()), (vec![1, 28, 28], 10));
+    let flats = contract("data/regression.toml");
+    assert_eq!((flats.inputs(), flats.shape().target), (7, undertone_core::shape::Target::Number));
 }

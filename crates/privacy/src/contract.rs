@@ -17,8 +17,10 @@
 //!
 //! metrics = { epsilon = 0.1, max_loss = 4.0 }   # noise on each measurement on evaluators' data; left out: none
 //!
+//! mechanism = "discrete-gaussian"     # the default; or "fast-gaussian" (with unit = "record", or trust = "central")
+//!
 //! # With unit = "client", trust = "central":
-//! mechanism = "discrete-gaussian"     # the default; or "fast-gaussian", or "blt" with [cohort] participations, separation
+//! mechanism = "blt"          # with [cohort] participations, separation
 //! adaptive_clip = { min = 0.1, max = 10.0, target_quantile = 0.5, learning_rate = 0.2, count_noise = 2.0 }
 //! max_weight = 100           # with [aggregation] weights = "declared_rows"; the noise grows with it
 //! ```
@@ -30,6 +32,7 @@ use crate::sensitivity::Adjacency;
 use serde::{Deserialize, Serialize};
 use undertone_core::digest::{Digest, Digester};
 use undertone_core::limits::MAX_WEIGHT;
+use undertone_core::trainer::RecordMechanism;
 
 /// Who is protected: what may be added or removed without anyone being able to tell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -90,7 +93,7 @@ pub struct PrivacyContract {
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Kind {
     NoPromise,
-    RecordLocal { promise: Promise, sampling_rate: f64 },
+    RecordLocal { promise: Promise, sampling_rate: f64, mechanism: RecordMechanism },
     ClientCentral { promise: Promise, adjacency: Adjacency, central: Central },
     ClientLocal { promise: Promise, adjacency: Adjacency },
 }
@@ -168,7 +171,8 @@ impl PrivacyContract {
             return number("sampling_rate", "above 0 and at most 1", sampling_rate);
         }
         let promise = Promise { clip_norm, noise, delta, budget_epsilon }.checked()?;
-        Ok(Self::of(Kind::RecordLocal { promise, sampling_rate }))
+        let mechanism = RecordMechanism::default();
+        Ok(Self::of(Kind::RecordLocal { promise, sampling_rate, mechanism }))
     }
 
     /// Client level, noise added to the sum by the coordinator. No amplification is claimed: a round is one
@@ -231,12 +235,29 @@ impl PrivacyContract {
         }
     }
 
-    /// The same contract with noise that is drawn in another way.
+    /// The same contract with noise that is drawn in another way: by the coordinator, or at record level by each client (then
+    /// as [`RecordMechanism`] says).
     ///
     /// # Errors
-    /// [`InvalidContract`] unless the coordinator draws the noise, and for correlated noise under a clip norm that moves.
+    /// [`InvalidContract`] where each client adds all the noise to its whole update, for correlated noise at record level, and
+    /// for correlated noise under a clip norm that moves.
     pub fn with_mechanism(self, mechanism: CentralMechanism) -> Result<Self, InvalidContract> {
-        self.with_central("mechanism", |central| Central { mechanism, ..central })
+        match (self.kind, mechanism) {
+            (Kind::RecordLocal { promise, sampling_rate, .. }, _) => {
+                let mechanism = match mechanism {
+                    CentralMechanism::DiscreteGaussian => RecordMechanism::DiscreteGaussian,
+                    CentralMechanism::FastGaussian => RecordMechanism::FastGaussian,
+                    CentralMechanism::Blt => {
+                        return raw::refuse(
+                            "mechanism = \"blt\" goes with unit = \"client\", trust = \"central\" alone, where the coordinator \
+                             draws the noise of all rounds",
+                        );
+                    }
+                };
+                Ok(Self { kind: Kind::RecordLocal { promise, sampling_rate, mechanism }, ..self })
+            }
+            _ => self.with_central("mechanism", |central| Central { mechanism, ..central }),
+        }
     }
 
     /// The same contract with a clip norm that follows the updates' norms. It begins at the contract's clip norm; that of
@@ -306,6 +327,22 @@ impl PrivacyContract {
     /// How the coordinator draws the noise; `None` where it draws none.
     pub fn mechanism(&self) -> Option<CentralMechanism> {
         self.central().map(|c| c.mechanism)
+    }
+
+    /// How each client sums gradients and draws the noise; `None` unless the contract is record-level.
+    pub fn record_mechanism(&self) -> Option<RecordMechanism> {
+        match self.kind {
+            Kind::RecordLocal { mechanism, .. } => Some(mechanism),
+            _ => None,
+        }
+    }
+
+    /// The mechanism as it is written, where there is a choice of one.
+    fn chosen_mechanism(&self) -> Option<CentralMechanism> {
+        self.mechanism().or(self.record_mechanism().map(|m| match m {
+            RecordMechanism::DiscreteGaussian => CentralMechanism::DiscreteGaussian,
+            RecordMechanism::FastGaussian => CentralMechanism::FastGaussian,
+        }))
     }
 
     /// How the clip norm moves; `None` where it stays.
@@ -417,7 +454,7 @@ impl PrivacyContract {
         value(self.delta());
         value(self.budget_epsilon());
         // Written only where they are not what they were before there was a choice.
-        if let Some(mechanism) = self.mechanism().filter(|m| *m != CentralMechanism::default()) {
+        if let Some(mechanism) = self.chosen_mechanism().filter(|m| *m != CentralMechanism::default()) {
             d.field(b"mechanism");
             d.field(mechanism.as_str().as_bytes());
         }

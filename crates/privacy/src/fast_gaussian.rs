@@ -1,4 +1,4 @@
-//! Gaussian noise for very large models: a ziggurat over the CSPRNG, rounded to the grid. Under the central claim only.
+//! Gaussian noise for large models: a ziggurat over the CSPRNG, rounded to the grid. Only where a contract chooses it.
 //!
 //! Drawn as floating-point numbers, by `rand_distr` (Doornik's ziggurat), several times faster than
 //! [`crate::discrete_gaussian`]. The sum that it is added to is an integer, so adding and then rounding is the same as
@@ -7,9 +7,10 @@
 //! **Caveat.** A computer's Gaussian is not the real one. Floating-point noise has gaps and repeated values that can
 //! give away what it was added to (Mironov 2012; Jin et al. 2022, arXiv 2112.05307), and how long a draw takes depends
 //! on its value. Rounding to the grid coarsens the gaps (one unit spans 2^50/σ of them) and values beyond 13.7σ
-//! (probability below 1e-41) never occur, but nothing here is *proved* about the floating-point numbers. Therefore only
-//! a coordinator that is trusted with the sum anyway may use it, which the type says: [`FastGaussian`] is made from
-//! [`ClientCentral`], and there is no other way to it.
+//! (probability below 1e-41) never occur, but nothing here is *proved* about the floating-point numbers. Therefore it is
+//! never the default, and only two contracts can choose it, which the type says: a central one, whose coordinator is trusted
+//! with the sum anyway ([`ClientCentral`]), and a record-level one whose clients sum gradients in floating point
+//! ([`crate::dp_sgd`]). There is no other way to it.
 
 use crate::discrete_gaussian::{DiscreteGaussian, NoiseError};
 use crate::noise::NoiseRng;
@@ -39,6 +40,14 @@ impl FastGaussian {
     /// [`DiscreteGaussian`] has.
     pub fn for_clipped_sum(terms: ClientCentral<'_>, clip_norm: f64, grid: Grid) -> Result<Self, NoiseError> {
         Self::new(terms.sensitivity(clip_norm, grid)?.sigma(terms.update_noise()))
+    }
+
+    /// The noise for floating-point sums of clipped gradients, of which one record moves at most `sensitivity` units.
+    ///
+    /// # Errors
+    /// As of [`Self::for_clipped_sum`].
+    pub(crate) fn for_float_sums(noise_multiplier: f64, sensitivity: f64) -> Result<Self, NoiseError> {
+        Self::new((noise_multiplier * sensitivity).next_up())
     }
 
     fn new(sigma: f64) -> Result<Self, NoiseError> {

@@ -10,7 +10,8 @@
 //!   rows that the owner *declares*, a public figure; the real one does not leave.
 //! - *Clients.* Both means are between 0 and 1: whatever the evaluator's data, they move by at most 2 together.
 //!
-//! Both get noise of scale 2/ε from one mechanism (Dwork, McSherry, Nissim and Smith 2006).
+//! Both get noise of scale 2/ε from one mechanism (Dwork, McSherry, Nissim and Smith 2006). Where a number is predicted,
+//! being right means nothing: then there is the loss alone, which moves by at most 1, and noise of scale 1/ε is enough.
 
 use crate::contract::Unit;
 use crate::discrete_laplace::{DiscreteLaplace, LaplaceError};
@@ -112,28 +113,32 @@ impl MetricsPrivacy {
         rng: &mut NoiseRng,
     ) -> Result<Metrics, MetricsError> {
         let possible = sums.rows.checked_mul(LOSS_UNITS).filter(|most| *most <= 1 << 50);
-        if possible.is_none_or(|most| sums.loss_units > most || sums.right > sums.rows) {
+        let is_impossible = sums.right.is_some_and(|right| right > sums.rows);
+        if possible.is_none_or(|most| sums.loss_units > most) || is_impossible {
             return Err(MetricsError::Impossible(sums.rows));
         }
-        // Both in the same unit, of which one row, or all rows of a client together, give at most LOSS_UNITS each.
-        let (right, loss, divisor) = if unit == Unit::Client {
-            // Without a row both are zero, and nobody can tell.
-            let share = |sum: u128| (sum / u128::from(sums.rows.max(1))) as i64;
-            let right = share(u128::from(sums.right) * u128::from(LOSS_UNITS));
-            (right, share(u128::from(sums.loss_units)), 1)
+        // In units of which one row, or all rows of a client together, give at most LOSS_UNITS to each sum.
+        let (rows, divisor) = if unit == Unit::Client {
+            // Without a row all is zero, and nobody can tell.
+            (sums.rows.max(1), 1)
         } else {
-            let declared = declared_rows.filter(|rows| *rows > 0).ok_or(MetricsError::NotDeclared)?;
-            let right = (sums.right * LOSS_UNITS) as i64;
-            (right, sums.loss_units as i64, declared)
+            (1, declared_rows.filter(|rows| *rows > 0).ok_or(MetricsError::NotDeclared)?)
         };
-        let sensitivity = L1Sensitivity::of_bounded(2 * LOSS_UNITS, Adjacency::AddRemove);
-        let noise = DiscreteLaplace::for_epsilon(sensitivity, self.epsilon)?;
-        let mut both = [right, loss];
-        noise.add_to(&mut both, rng);
-        let share = |units: i64| units as f64 / (LOSS_UNITS as f64 * divisor as f64);
+        let share = |sum: u128| (sum / u128::from(rows)) as i64;
+        let right = sums.right.map(|right| u128::from(right) * u128::from(LOSS_UNITS));
+        let mut noised: Vec<i64> =
+            [Some(u128::from(sums.loss_units)), right].into_iter().flatten().map(share).collect();
+        let most = noised.len() as u64 * LOSS_UNITS;
+        let noise = DiscreteLaplace::for_epsilon(
+            L1Sensitivity::of_bounded(most, Adjacency::AddRemove),
+            self.epsilon,
+        )?;
+        noise.add_to(&mut noised, rng);
+        let mean = |units: i64| units as f64 / (LOSS_UNITS as f64 * divisor as f64);
         Ok(Metrics {
-            accuracy: share(both[0]),
-            loss: share(both[1]) * self.max_loss,
+            loss: mean(noised[0]) * self.max_loss,
+            accuracy: noised.get(1).map(|right| mean(*right)),
+            mean_absolute_error: None,
             rows: declared_rows.unwrap_or(1),
         })
     }
@@ -144,7 +149,7 @@ mod tests {
     use super::*;
 
     fn sums(rows: u64, right: u64, loss_units: u64) -> BoundedSums {
-        BoundedSums { rows, right, loss_units }
+        BoundedSums { rows, right: Some(right), loss_units }
     }
 
     fn many(unit: Unit, epsilon: f64, sums: &BoundedSums, declared: Option<u64>) -> Vec<Metrics> {
@@ -162,7 +167,7 @@ mod tests {
     #[test]
     fn rows_are_divided_by_what_is_declared_and_noised_by_two_over_epsilon() {
         let found = many(Unit::Record, 0.5, &sums(90, 45, 30 * LOSS_UNITS), Some(100));
-        let (accuracy, deviation) = mean_and_deviation(found.iter().map(|m| m.accuracy));
+        let (accuracy, deviation) = mean_and_deviation(found.iter().map(|m| m.accuracy.unwrap()));
         // Laplace of scale 4 rows: √2·4/100.
         assert!((accuracy - 0.45).abs() < 0.005, "{accuracy}");
         assert!((deviation / (2f64.sqrt() * 0.04) - 1.0).abs() < 0.1, "{deviation}");
@@ -173,10 +178,21 @@ mod tests {
     }
 
     #[test]
+    fn of_numbers_the_loss_alone_is_noised_by_one_over_epsilon() {
+        let numbers = BoundedSums { right: None, ..sums(90, 0, 30 * LOSS_UNITS) };
+        let found = many(Unit::Record, 0.5, &numbers, Some(100));
+        assert!(found.iter().all(|m| m.accuracy.is_none() && m.mean_absolute_error.is_none()));
+        let (loss, deviation) = mean_and_deviation(found.iter().map(|m| m.loss));
+        assert!((loss - 4.0 * 0.30).abs() < 0.01, "{loss}");
+        // Laplace of scale 2 rows, each of at most 4: √2·2·4/100.
+        assert!((deviation / (2f64.sqrt() * 0.08) - 1.0).abs() < 0.1, "{deviation}");
+    }
+
+    #[test]
     fn a_client_is_hidden_whatever_it_has() {
         for rows in [1, 1000] {
             let found = many(Unit::Client, 20.0, &sums(rows, rows, 0), None);
-            let (accuracy, deviation) = mean_and_deviation(found.iter().map(|m| m.accuracy));
+            let (accuracy, deviation) = mean_and_deviation(found.iter().map(|m| m.accuracy.unwrap()));
             assert!((accuracy - 1.0).abs() < 0.02, "{accuracy}");
             assert!((deviation / (2f64.sqrt() * 0.1) - 1.0).abs() < 0.1, "{deviation}");
             assert!(found.iter().all(|m| m.rows == 1));

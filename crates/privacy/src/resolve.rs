@@ -447,10 +447,13 @@ impl ResolvedContract {
         if self.is_correlated() { 1 } else { self.schedule.rounds }
     }
 
-    /// The mechanism's name; `None` where nothing is promised. Where clients add the noise it is the exact discrete
-    /// Gaussian.
+    /// The mechanism's name; `None` where nothing is promised. Where clients add the noise to whole updates it is the exact
+    /// discrete Gaussian.
     pub fn mechanism_name(&self) -> Option<&'static str> {
-        self.promise.as_ref().map(|_| self.contract.mechanism().unwrap_or_default().as_str())
+        self.promise.as_ref().map(|_| match self.contract.record_mechanism() {
+            Some(mechanism) => mechanism.as_str(),
+            None => self.contract.mechanism().unwrap_or_default().as_str(),
+        })
     }
 
     /// Whether the noise of the rounds is one mechanism.
@@ -629,6 +632,7 @@ impl ResolvedContract {
             noise_multiplier: promise.noise_multiplier,
             sampling_rate,
             expected_batch: sampling_rate * declared_rows.max(1) as f64,
+            mechanism: self.contract.record_mechanism()?,
         })
     }
 

@@ -3,7 +3,10 @@
 //! Operators write it as TOML; it travels and is stored as canonical JSON, and every side reads it through the
 //! same constructor. Its digest is the digest of that JSON.
 
+mod external;
 mod rescale;
+#[cfg(test)]
+mod training_tests;
 
 use serde::{Deserialize, Serialize};
 use undertone_core::aggregate::IntegerSum;
@@ -17,17 +20,18 @@ use undertone_core::encoding::delta::{self, DeltaEncoding};
 use undertone_core::encoding::{EncodedLen, Encoding};
 use undertone_core::fixed::Grid;
 use undertone_core::id::JobId;
-use undertone_core::layout::ModelLayout;
+use undertone_core::initial::{FileRef, Initial};
+use undertone_core::layout::{MAX_HEADER_BYTES, ModelLayout};
 use undertone_core::limits::{MAX_JOB_DOCUMENT_BYTES, MAX_ROUNDS, MAX_WEIGHT};
 use undertone_core::model::ModelSpec;
 use undertone_core::optimizer::ServerOptimizer;
 use undertone_core::part::Part;
-use undertone_core::plan::{LocalWork, TrainPlan};
+use undertone_core::plan::{LocalWork, Over, TrainPlan};
 use undertone_core::rules::Rule;
 use undertone_core::rules::rescale::{Rescale, Rescaling};
 use undertone_core::rules::staleness::Staleness;
 use undertone_core::schema::DataContract;
-use undertone_core::trainer::{RecordPrivacy, TrainTask};
+use undertone_core::trainer::{EvaluationTask, RecordPrivacy, TrainTask};
 use undertone_privacy::adaptive_clip::ClipState;
 use undertone_privacy::clip::bound_in_units;
 use undertone_privacy::contract::{PrivacyContract, Trust, Unit};
@@ -47,6 +51,9 @@ pub struct JobSpec {
     pub rounds: u32,
     /// What is trained.
     pub model: ModelSpec,
+    /// The values that it begins with; `None`: they are drawn from the model's seed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub initial: Option<Initial>,
     /// What a client does in a round.
     pub training: TrainPlan,
     /// Who is asked in a round.
@@ -293,33 +300,26 @@ impl JobSpec {
             let text = format!("max_attempts must be 1 to {MAX_ATTEMPTS}, not {}", d.max_attempts);
             return Err(bad("deadlines", text));
         }
-        let local_steps = match (self.privacy.unit(), self.training.work()) {
-            (Unit::Record, LocalWork::Epochs(_)) => {
-                return Err(bad(
-                    "training",
-                    "a record-level contract needs local_steps: with local_epochs the number of noisy steps, and so \
-                     the privacy loss, would depend on the private number of rows"
-                        .into(),
-                ));
-            }
-            (Unit::Record, LocalWork::Steps(_)) if self.training.batch_size.is_some() => {
-                return Err(bad(
-                    "training",
-                    "a record-level contract draws Poisson batches at [privacy] sampling_rate: remove batch_size"
-                        .into(),
-                ));
-            }
-            (_, LocalWork::Steps(n)) => n,
-            (_, LocalWork::Epochs(_)) => 1,
+        external::check(&self)?;
+        if self.privacy.unit() == Unit::Record {
+            self.training.check_record_privacy().map_err(|e| bad("training", e))?;
+        }
+        self.training.check_target(self.data.shape().target).map_err(|e| bad("training", e))?;
+        if let Some(schedule) = self.training.schedule.filter(|s| s.over() == Over::Job) {
+            schedule.check_length(self.rounds).map_err(|e| bad("training", e))?;
+        }
+        let local_steps = match self.training.work() {
+            LocalWork::Steps(n) => n,
+            LocalWork::Epochs(_) => 1,
         };
         if self.cohort.buffered().is_some()
             && self.privacy.trust() == Some(Trust::Central)
-            && let LocalWork::Epochs(_) = self.training.work()
+            && (self.training.local_steps.is_none() || self.training.early_stop.is_some())
         {
             return Err(bad(
                 "training",
-                "rule = \"buffered\" with trust = \"central\" needs local_steps: with local_epochs the time that training takes, and \
-                 with it the release that an update is in, would follow the private number of rows"
+                "rule = \"buffered\" with trust = \"central\" needs local_steps and no early_stop: otherwise the time that training \
+                 takes, and with it the release that an update is in, would follow the private rows"
                     .into(),
             ));
         }
@@ -334,10 +334,11 @@ impl JobSpec {
                 ),
             ));
         }
-        let layout = self
-            .model
-            .layout(self.data.inputs(), self.data.outputs())
-            .map_err(|e| bad("model", e.to_string()))?;
+        let layout = self.model.layout(&self.data.shape()).map_err(|e| bad("model", e.to_string()))?;
+        self.check_initial(&layout).map_err(|e| bad("initial", e))?;
+        if let Some(augmentation) = &self.training.augmentation {
+            augmentation.check(&self.data.shape().input).map_err(|e| bad("training", e))?;
+        }
         let part = self.training.part(&layout).map_err(|e| bad("training", e.to_string()))?;
         let schedule = Schedule { rounds: self.rounds, local_steps };
         let contract =
@@ -465,6 +466,26 @@ impl JobSpec {
         Ok(())
     }
 
+    /// Whether the file that the job begins with can be one of this layout.
+    fn check_initial(&self, layout: &ModelLayout) -> Result<(), String> {
+        match &self.initial {
+            None => Ok(()),
+            Some(Initial::Written(source)) => Err(format!(
+                "weights = \"{:.256}\" is a file beside the job file: hand the job in with `undertone job submit`, which \
+                 sends the file and names it by its digest",
+                source.weights
+            )),
+            Some(Initial::File(file)) => {
+                let values = 4 * layout.len() as u64;
+                let most = values + MAX_HEADER_BYTES as u64 + 8;
+                if (values..=most).contains(&file.bytes) {
+                    return Ok(());
+                }
+                Err(format!("a file of {} bytes holds no model of {} values", file.bytes, layout.len()))
+            }
+        }
+    }
+
     fn max_weight(&self) -> u32 {
         match self.aggregation.weights {
             Weights::Uniform => 1,
@@ -551,14 +572,22 @@ impl Job {
         self.encoded_len().max()
     }
 
-    /// The model's initial values.
-    pub fn initial_values(&self) -> Vec<f32> {
-        self.spec.model.initial_values(self.spec.data.inputs(), self.spec.data.outputs())
+    /// The file that the first model is, where it is not drawn from the model's seed.
+    pub fn initial_file(&self) -> Option<FileRef> {
+        match self.spec.initial {
+            Some(Initial::File(file)) => Some(file),
+            _ => None,
+        }
     }
 
-    /// The model's initial values, one by one.
+    /// The initial values that the model's seed gives.
+    pub fn initial_values(&self) -> Vec<f32> {
+        self.spec.model.initial_values(&self.spec.data.shape())
+    }
+
+    /// The initial values that the model's seed gives, one by one.
     pub fn initial_stream(&self) -> Box<dyn Iterator<Item = f32> + Send> {
-        self.spec.model.initial_stream(self.spec.data.inputs(), self.spec.data.outputs())
+        self.spec.model.initial_stream(&self.spec.data.shape())
     }
 
     /// The largest L2 norm of an update on the wire: the contract's clip norm where the coordinator's noise rests on it,
@@ -621,16 +650,24 @@ impl Job {
         self.spec.max_weight()
     }
 
-    /// The work of one round for a client that declares this many rows.
-    pub fn train_task(&self, declared_rows: u64, sampling_seed: Option<u64>) -> TrainTask {
-        let record_privacy: Option<RecordPrivacy> = self.contract.record_privacy(declared_rows);
-        TrainTask {
+    /// How the job's models are measured.
+    pub fn evaluation_task(&self) -> EvaluationTask {
+        EvaluationTask {
             model: self.spec.model.clone(),
             data: self.spec.data.clone(),
-            plan: self.spec.training.clone(),
+            loss: self.spec.training.loss.clone(),
+        }
+    }
+
+    /// The work of a round for a client that declares this many rows.
+    pub fn train_task(&self, declared_rows: u64, sampling_seed: Option<u64>) -> TrainTask {
+        let record_privacy: Option<RecordPrivacy> = self.contract.record_privacy(declared_rows);
+        let Self { spec, .. } = self;
+        TrainTask {
             record_privacy,
             sampling_seed,
             first_loss: self.rescaling.is_some_and(|r| r.wants_loss()),
+            ..TrainTask::new(spec.model.clone(), spec.data.clone(), spec.training.clone())
         }
     }
 }

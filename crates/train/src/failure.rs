@@ -1,23 +1,72 @@
 //! Why a computation ended early, and how it is told to end.
 
+use crate::memory;
+use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use tch::TchError;
-use undertone_core::trainer::TrainerError;
+use undertone_core::trainer::{Progress, TrainerError};
 
-/// Asks running work to end: training and evaluation look at it before each batch. Clones share one flag.
-#[derive(Debug, Clone, Default)]
-pub struct Stop(Arc<AtomicBool>);
+/// Asks running work to end: training and evaluation look at it before each batch. Clones share one flag. It may also be
+/// told how far training has come.
+#[derive(Clone)]
+pub struct Stop {
+    looks: Arc<AtomicU64>,
+    listener: Option<Arc<dyn Fn(Progress) + Send + Sync>>,
+}
+
+/// What a [`Stop`] holds while work is to go on; anything else is how many more looks at it find it so.
+const GO_ON: u64 = u64::MAX;
+
+impl Default for Stop {
+    fn default() -> Self {
+        Self { looks: Arc::new(AtomicU64::new(GO_ON)), listener: None }
+    }
+}
+
+impl fmt::Debug for Stop {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Stop").field("looks", &self.looks).finish_non_exhaustive()
+    }
+}
 
 impl Stop {
     /// Ends the work; it stays ended.
     pub fn stop(&self) {
-        self.0.store(true, Ordering::Relaxed);
+        self.looks.store(0, Ordering::Relaxed);
+    }
+
+    /// Ends the work at a look that is known beforehand: a kill that comes at the same step each time.
+    #[cfg(test)]
+    pub(crate) fn after(looks: u64) -> Self {
+        Self { looks: Arc::new(AtomicU64::new(looks)), listener: None }
+    }
+
+    /// Lets `listener` hear of each step of training before it is taken.
+    #[must_use]
+    pub fn telling(mut self, listener: Arc<dyn Fn(Progress) + Send + Sync>) -> Self {
+        self.listener = Some(listener);
+        self
+    }
+
+    /// Before a step of training: whether work is to go on, and how many of how many steps are behind it.
+    pub(crate) fn before_step(&self, step: u64, steps: u64) -> Result<(), Failure> {
+        if let Some(listener) = &self.listener {
+            listener(Progress { step, steps });
+        }
+        self.check()
     }
 
     /// Whether work is to go on.
     pub(crate) fn check(&self) -> Result<(), Failure> {
-        if self.0.load(Ordering::Relaxed) { Err(Failure::Stopped) } else { Ok(()) }
+        match self.looks.load(Ordering::Relaxed) {
+            GO_ON => Ok(()),
+            0 => Err(Failure::Stopped),
+            _ => {
+                self.looks.fetch_sub(1, Ordering::Relaxed);
+                Ok(())
+            }
+        }
     }
 }
 
@@ -44,6 +93,7 @@ impl From<Failure> for TrainerError {
     fn from(failure: Failure) -> Self {
         match failure {
             Failure::Task(e) => e,
+            Failure::Torch(e) if memory::ran_out(&e) => memory::too_big(),
             Failure::Torch(_) | Failure::Stopped => Self::Broken(failure.to_string()),
         }
     }

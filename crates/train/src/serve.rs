@@ -1,16 +1,21 @@
 //! The process's end of [`undertone_core::trainer_protocol`]: reads requests, answers each.
 
-use crate::device::device_name;
+use crate::device::{device_name, why_no_cuda};
 use crate::failure::Stop;
 use crate::torch_trainer::TorchTrainer;
 use std::io::{Read, Write};
 use std::sync::mpsc::sync_channel;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
+use std::time::{Duration, Instant};
 use undertone_core::limits::MAX_PARAMETERS;
-use undertone_core::trainer::{Trainer, TrainerError};
+use undertone_core::trainer::{Progress, Trainer, TrainerError};
 use undertone_core::trainer_protocol::{
     PROTOCOL_VERSION, ProtocolError, Request, Response, read_frame, write_frame,
 };
+
+/// The client hears of progress at most this often.
+const TELL_EVERY: Duration = Duration::from_millis(200);
 
 /// Why serving ended other than by [`Request::Quit`] or the end of the requests.
 #[derive(Debug, thiserror::Error)]
@@ -35,11 +40,12 @@ pub enum ServeError {
 /// [`ServeError`]; the client has been told if it could be.
 pub fn serve(
     mut requests: impl Read + Send + 'static,
-    answers: &mut impl Write,
+    answers: impl Write + Send + 'static,
     trainer: TorchTrainer,
 ) -> Result<(), ServeError> {
     let stop = Stop::default();
-    let mut trainer = trainer.stopped_by(stop.clone());
+    let answers = Arc::new(Mutex::new(answers));
+    let mut trainer = trainer.stopped_by(stop.clone().telling(progress_to(Arc::clone(&answers))));
     let (sender, receiver) = sync_channel(1);
     thread::spawn(move || {
         loop {
@@ -60,21 +66,38 @@ pub fn serve(
         match read {
             Ok(None) | Ok(Some((Request::Quit, _))) => return Ok(()),
             Ok(Some((Request::Hello { version }, _))) if version != PROTOCOL_VERSION => {
-                write_frame(answers, &hello(&trainer), &[])?;
+                write_frame(&mut *lock(&answers), &hello(&trainer), &[])?;
                 return Err(ServeError::Version(version));
             }
             Ok(Some((request, values))) => {
                 let (response, values) = answer(&mut trainer, request, &values);
-                write_answer(answers, &response, &values)?;
+                write_answer(&mut *lock(&answers), &response, &values)?;
             }
             Err(e) => {
                 // Nothing can be read any more; the client may still be there to hear why.
-                let _ = refuse(answers, TrainerError::Broken(e.to_string()));
+                let _ = refuse(&mut *lock(&answers), TrainerError::Broken(e.to_string()));
                 return Err(e.into());
             }
         }
     }
     Ok(())
+}
+
+/// Writes progress between answers; a client that has gone is noticed elsewhere.
+fn progress_to<W: Write + Send + 'static>(answers: Arc<Mutex<W>>) -> Arc<dyn Fn(Progress) + Send + Sync> {
+    let told = Mutex::new(Instant::now());
+    Arc::new(move |progress| {
+        let mut told = lock(&told);
+        if told.elapsed() >= TELL_EVERY {
+            *told = Instant::now();
+            let _ = write_frame(&mut *lock(&answers), &Response::Progress(progress), &[]);
+        }
+    })
+}
+
+fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic in the middle of an answer ends the process anyway.
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Tells the client, instead of an answer to its first request, why there will be no trainer.
@@ -90,6 +113,8 @@ fn hello(trainer: &TorchTrainer) -> Response {
         version: PROTOCOL_VERSION,
         device: device_name(trainer.device()),
         libtorch: crate::LIBTORCH_VERSION.to_owned(),
+        // One that was told to compute on the CPU has no reason to give.
+        why_no_cuda: if trainer.chose_device() { why_no_cuda() } else { None },
     }
 }
 
@@ -100,11 +125,11 @@ fn answer(trainer: &mut TorchTrainer, request: Request, weights: &[f32]) -> (Res
         Request::Train { task } => trainer.train(&task, weights).map(|update| {
             (Response::Trained { steps: update.steps, first_loss: update.first_loss }, update.delta)
         }),
-        Request::Evaluate { model, data } => {
-            trainer.evaluate(&model, &data, weights).map(|metrics| (Response::Metrics(metrics), vec![]))
+        Request::Evaluate { task } => {
+            trainer.evaluate(&task, weights).map(|metrics| (Response::Metrics(metrics), vec![]))
         }
-        Request::EvaluateBounded { model, data, max_loss } => trainer
-            .evaluate_bounded(&model, &data, max_loss, weights)
+        Request::EvaluateBounded { task, max_loss } => trainer
+            .evaluate_bounded(&task, max_loss, weights)
             .map(|sums| (Response::BoundedSums(sums), vec![])),
         Request::Baseline { task } => trainer
             .baseline(&task)

@@ -1,36 +1,47 @@
 //! libtorch behind the seam of [`undertone_core::trainer`].
 
 use crate::baseline;
+use crate::checkpoint::Keeper;
+use crate::device::{DeviceChoice, DeviceError};
 use crate::evaluate::{evaluate, evaluate_bounded};
 use crate::failure::{Failure, Stop};
-use crate::model::Network;
+use crate::nn::Network;
 use crate::rows::Rows;
+use crate::run::Run;
 use crate::{dp_sgd, sgd};
-use std::path::PathBuf;
 use tch::Device;
-use undertone_core::model::ModelSpec;
+use undertone_core::data_files::DataFiles;
 use undertone_core::schema::DataContract;
 use undertone_core::trainer::{
-    BoundedSums, DataReport, LocalUpdate, Metrics, TrainTask, Trainer, TrainerError,
+    BoundedSums, DataReport, EvaluationTask, LocalUpdate, Metrics, TrainTask, Trainer, TrainerError,
 };
 use undertone_core::trainer_protocol::{Baseline, BaselineTask};
 
-/// Trains on the rows of one CSV file.
+/// Trains on the records of one data set.
 ///
 /// The rows stay in memory from call to call while the data contract is the same; [`Trainer::inspect`], with which a
-/// job begins, and [`Trainer::rest`] forget them, so that the next call reads the file anew.
+/// job begins, and [`Trainer::rest`] forget them, so that the next call reads the files anew.
 #[derive(Debug)]
 pub struct TorchTrainer {
-    path: PathBuf,
+    files: DataFiles,
     device: Device,
+    chose_device: bool,
     stop: Stop,
+    say: fn(&str),
     cached: Option<(DataContract, Rows)>,
 }
 
 impl TorchTrainer {
-    /// A trainer on the CPU for the CSV file at `path`, which is read when it is first needed.
-    pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into(), device: Device::Cpu, stop: Stop::default(), cached: None }
+    /// A trainer on the CPU for these files (a path: one CSV file), which are read when they are first needed.
+    pub fn new(files: impl Into<DataFiles>) -> Self {
+        Self {
+            files: files.into(),
+            device: Device::Cpu,
+            chose_device: false,
+            stop: Stop::default(),
+            say: |_| {},
+            cached: None,
+        }
     }
 
     /// Computes elsewhere; see [`DeviceChoice::pick`](crate::DeviceChoice::pick).
@@ -38,6 +49,28 @@ impl TorchTrainer {
     pub fn on(mut self, device: Device) -> Self {
         self.device = device;
         self
+    }
+
+    /// Says what a log should have, in lines: which way of summing gradients was chosen, for example.
+    #[must_use]
+    pub fn saying(mut self, say: fn(&str)) -> Self {
+        self.say = say;
+        self
+    }
+
+    /// Computes where libtorch can: with CUDA if it is there.
+    ///
+    /// # Errors
+    /// See [`DeviceChoice::pick`](crate::DeviceChoice::pick).
+    pub fn choosing(mut self, choice: DeviceChoice) -> Result<Self, DeviceError> {
+        self.device = choice.pick()?;
+        self.chose_device = choice == DeviceChoice::Auto;
+        Ok(self)
+    }
+
+    /// Whether the device was left to be chosen.
+    pub(crate) fn chose_device(&self) -> bool {
+        self.chose_device
     }
 
     /// Lets another thread end what is running: such a call gives [`TrainerError::Broken`].
@@ -67,7 +100,7 @@ impl TorchTrainer {
             // The old rows go before the new ones come.
             other => {
                 drop(other);
-                (contract.clone(), Rows::load(&[&self.path], contract, self.device)?)
+                (contract.clone(), Rows::load(std::slice::from_ref(&self.files), contract, self.device)?)
             }
         };
         Ok(&self.cached.insert(cached).1)
@@ -77,55 +110,54 @@ impl TorchTrainer {
 impl Trainer for TorchTrainer {
     fn inspect(&mut self, data: &DataContract) -> Result<DataReport, TrainerError> {
         self.cached = None;
-        undertone_data::encode::inspect(&self.path, data)
+        undertone_data::inspect(self.files.clone(), data)
     }
 
     fn train(&mut self, task: &TrainTask, weights: &[f32]) -> Result<LocalUpdate, TrainerError> {
-        let stop = self.stop.clone();
-        let network = Network::new(&task.model, task.data.inputs(), task.data.outputs())?;
+        let (stop, say) = (self.stop.clone(), self.say);
+        let network = Network::new(&task.model, &task.data.shape())?.with_loss(task.plan.loss.as_ref())?;
         let rows = self.rows(&task.data)?;
         let part = network.part(&task.plan)?;
         let first_loss = match task.first_loss {
             true => Some(evaluate(&network, rows, weights, &stop)?.loss),
             false => None,
         };
+        let run = Run {
+            plan: &task.plan,
+            round: task.round,
+            weights,
+            seed: task.sampling_seed,
+            stop: &stop,
+            keeper: Keeper::new(task, weights),
+        };
         let trained = match &task.record_privacy {
-            Some(privacy) => {
-                dp_sgd::train(&network, rows, &task.plan, privacy, weights, task.sampling_seed, &stop)?
-            }
-            None => sgd::train(&network, rows, &task.plan, weights, task.sampling_seed, &stop)?,
+            Some(privacy) => dp_sgd::train(&network, rows, privacy, run, &say)?,
+            None => sgd::train(&network, rows, run)?,
         };
         let before = part.gather(weights);
         let delta: Vec<f32> = trained.weights.iter().zip(&before).map(|(new, old)| new - old).collect();
         if let Some(i) = delta.iter().position(|d| !d.is_finite()) {
-            let text =
-                format!("training diverged: value {i} moved by {}; lower the plan's learning_rate", delta[i]);
-            return Err(TrainerError::Numerical(text));
+            let (step, what) = (trained.steps, format!("value {i} of the weights moved by {}", delta[i]));
+            return Err(TrainerError::Diverged { step, of: step, what });
         }
         Ok(LocalUpdate { delta, steps: trained.steps, first_loss })
     }
 
-    fn evaluate(
-        &mut self,
-        model: &ModelSpec,
-        data: &DataContract,
-        weights: &[f32],
-    ) -> Result<Metrics, TrainerError> {
+    fn evaluate(&mut self, task: &EvaluationTask, weights: &[f32]) -> Result<Metrics, TrainerError> {
         let stop = self.stop.clone();
-        let network = Network::new(model, data.inputs(), data.outputs())?;
-        Ok(evaluate(&network, self.rows(data)?, weights, &stop)?)
+        let network = Network::new(&task.model, &task.data.shape())?.with_loss(task.loss.as_ref())?;
+        Ok(evaluate(&network, self.rows(&task.data)?, weights, &stop)?)
     }
 
     fn evaluate_bounded(
         &mut self,
-        model: &ModelSpec,
-        data: &DataContract,
+        task: &EvaluationTask,
         max_loss: f64,
         weights: &[f32],
     ) -> Result<BoundedSums, TrainerError> {
         let stop = self.stop.clone();
-        let network = Network::new(model, data.inputs(), data.outputs())?;
-        Ok(evaluate_bounded(&network, self.rows(data)?, weights, max_loss, &stop)?)
+        let network = Network::new(&task.model, &task.data.shape())?.with_loss(task.loss.as_ref())?;
+        Ok(evaluate_bounded(&network, self.rows(&task.data)?, weights, max_loss, &stop)?)
     }
 
     fn rest(&mut self) {

@@ -1,6 +1,6 @@
 //! Models read and written as a stream: what a release moves, what it makes, and what a job begins with.
 
-use super::{BLOCK, Trouble};
+use super::{BLOCK, Impossible, Trouble};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
@@ -8,6 +8,7 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use undertone_core::digest::Digester;
+use undertone_core::initial::FileRef;
 use undertone_core::layout::ModelLayout;
 use undertone_round::coordinator::ModelRef;
 use undertone_round::job::Job;
@@ -118,8 +119,54 @@ pub(super) async fn commit(written: Box<dyn BlobWriter>) -> Result<ModelRef, Blo
     Ok(ModelRef { digest, bytes })
 }
 
-/// Writes what a job begins with.
-pub(crate) async fn initial_model(job: &Arc<Job>, blobs: &Arc<dyn Blobs>) -> Result<ModelRef, BlobError> {
+/// Why a job has no first model.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum FirstModelError {
+    /// The file that the job names is not here, or no model of the job's.
+    #[error("[initial] {0}")]
+    Given(String),
+    #[error(transparent)]
+    Storage(#[from] BlobError),
+}
+
+/// What a job begins with: the file that it names, or what its model's seed gives.
+pub(crate) async fn first_model(job: &Arc<Job>, blobs: &Arc<dyn Blobs>) -> Result<ModelRef, FirstModelError> {
+    let Some(FileRef { digest, bytes }) = job.initial_file() else {
+        return Ok(initial_model(job, blobs).await?);
+    };
+    let given = |text: String| FirstModelError::Given(text);
+    let blob = match blobs.local(&digest).await {
+        Err(BlobError::NotFound { .. }) => {
+            let text = "is not here: hand the job in with `undertone job submit`, which sends it first";
+            return Err(given(format!("the file {} {text}", digest.short())));
+        }
+        blob => blob?,
+    };
+    let (job, model) = (Arc::clone(job), ModelRef { digest, bytes });
+    // All of it is read once: what nobody could train from is refused before anybody is asked to.
+    let read = tokio::task::spawn_blocking(move || -> Result<(), String> {
+        let told = |trouble| match trouble {
+            Trouble::Failed(Impossible { reason, .. }) | Trouble::Now(reason) => reason,
+        };
+        let mut reader = ModelReader::open(blob, model, job.layout()).map_err(told)?;
+        let (mut at, len) = (0, job.layout().len());
+        let mut values = vec![0f32; BLOCK.min(len)];
+        while at < len {
+            let some = values.len().min(len - at);
+            reader.values(&mut values[..some]).map_err(told)?;
+            if let Some(i) = values[..some].iter().position(|value| !value.is_finite()) {
+                return Err(format!("value {} of the file is {}", at + i, values[i]));
+            }
+            at += some;
+        }
+        reader.finish().map_err(told)
+    });
+    read.await.map_err(|e| BlobError::from(io::Error::other(e)))?.map_err(given)?;
+    Ok(model)
+}
+
+/// Writes what a job's seed gives.
+pub(super) async fn initial_model(job: &Arc<Job>, blobs: &Arc<dyn Blobs>) -> Result<ModelRef, BlobError> {
     let (job, mut file) = (Arc::clone(job), ModelWriter::begin(blobs).await?);
     // Drawing values is work for a core, not for an async thread.
     let written = tokio::task::spawn_blocking(move || {

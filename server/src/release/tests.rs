@@ -52,7 +52,7 @@ struct Round1 {
 impl Round1 {
     async fn new(job: Arc<Job>, folder: &Path, clients: usize) -> Self {
         let blobs: Arc<dyn Blobs> = Arc::new(FolderBlobs::open(folder, Durability::Process).await.unwrap());
-        let model = initial_model(&job, &blobs).await.unwrap();
+        let model = first_model(&job, &blobs).await.unwrap();
         let (len, encoding) = (job.part().len(), job.spec().transport.updates);
         assert!(len > 2 * BLOCK && !len.is_multiple_of(BLOCK));
         let (mut updates, mut decoded) = (vec![], vec![]);

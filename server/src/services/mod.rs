@@ -1,6 +1,7 @@
 //! The thin gRPC ends: decode, check, hand over, answer.
 
 mod enrolment;
+mod files;
 mod model_body;
 mod operator;
 mod participation;

@@ -1,5 +1,6 @@
 //! What operators ask and order.
 
+use super::files;
 use super::pieces::{Piece, pieces};
 use crate::clock::unix_s;
 use crate::coordinator::Coordinator;
@@ -13,7 +14,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt as _};
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 use undertone::join_token::JoinToken;
 use undertone::limits::TOKEN_SECRET_BYTES;
 use undertone::v1::{self, operator_server::Operator, release_message};
@@ -32,8 +33,8 @@ const MAX_TOKEN_LIFETIME_S: u64 = 90 * 86_400;
 const MAX_TOKEN_USES: u32 = 100_000;
 /// Events read from the store at once.
 const EVENT_PAGE: u32 = 256;
-/// How long an operator's download may stand still; a participant's is the job's `transfer_idle`.
-const IDLE: Duration = Duration::from_secs(120);
+/// How long an operator's transfer may stand still; a participant's is the job's `transfer_idle`.
+pub(super) const OPERATOR_IDLE: Duration = Duration::from_secs(120);
 
 pub(crate) struct OperatorService(pub(crate) Arc<Coordinator>);
 
@@ -65,6 +66,17 @@ impl Operator for OperatorService {
             job: job.to_string(),
             job_digest: digest.as_bytes().to_vec().into(),
         }))
+    }
+
+    async fn resume_file(&self, request: Request<v1::BlobRef>) -> Reply<v1::FileProgress> {
+        require_operator(&request)?;
+        let file = files::parsed(Some(request.get_ref()))?;
+        Ok(Response::new(files::progress(file, &self.0.shared.blobs).await?))
+    }
+
+    async fn upload_file(&self, request: Request<Streaming<v1::FileMessage>>) -> Reply<v1::FileProgress> {
+        require_operator(&request)?;
+        Ok(Response::new(files::take(request.into_inner(), &self.0.shared.blobs).await?))
     }
 
     async fn list_jobs(&self, request: Request<v1::ListJobsRequest>) -> Reply<v1::ListJobsResponse> {
@@ -129,7 +141,7 @@ impl Operator for OperatorService {
             model: Some(v1::BlobRef::new(release.model, release.bytes)),
         };
         let message = |kind| v1::ReleaseMessage { kind: Some(kind) };
-        let pieces = pieces(&shared.shelf, &shared.blobs, &release.model, 0, IDLE).await?;
+        let pieces = pieces(&shared.shelf, &shared.blobs, &release.model, 0, OPERATOR_IDLE).await?;
         let chunks = ReceiverStream::new(pieces).map(move |piece| {
             let Piece { offset, data } = piece?;
             Ok(message(release_message::Kind::Chunk(v1::Chunk { offset, data })))

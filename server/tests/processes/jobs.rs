@@ -40,7 +40,7 @@ async fn a_private_job_learns_and_every_process_stops_when_told() {
         _ => None,
     });
     let last = last.expect("a measurement");
-    assert!(last.accuracy > 0.85 && last.rows == 100, "{last:?}");
+    assert!(last.accuracy.unwrap() > 0.85 && last.rows == 100, "{last:?}");
     let privacy = operator.privacy(&id).await;
     let epsilon = privacy["epsilon"].as_f64().unwrap();
     assert!(epsilon > 3.9 && epsilon <= 4.0, "{privacy}");

@@ -1,6 +1,7 @@
 //! `undertone-server` as a process, with real clients and real training.
 
 mod buffered;
+mod data;
 mod jobs;
 mod ledger;
 mod set_up;

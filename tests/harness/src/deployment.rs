@@ -120,7 +120,7 @@ impl Deployment {
             dir: dir.clone(),
             token: self.token(role).await,
             name: Some(name.parse().expect("a name")),
-            data: Some(dir.join("data.csv")),
+            data: Some(dir.join("data.csv").into()),
             declared_rows: Some(100),
             force: false,
         })

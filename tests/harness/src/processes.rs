@@ -1,6 +1,7 @@
 //! The real binaries as processes.
 
 use crate::{Operator, PATIENCE};
+use std::ffi::OsString;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -178,10 +179,26 @@ impl Processes {
 
     /// Enrols a client with a CSV file of its own.
     pub fn enrol(&self, name: &str, role: &str, csv: &str, declared_rows: u64) -> Output {
+        self.enrol_with(name, role, &[("--data", "data.csv", csv.as_bytes())], declared_rows)
+    }
+
+    /// Enrols a client with files of its own: for each the flag that names it, its name and its bytes.
+    pub fn enrol_with(
+        &self,
+        name: &str,
+        role: &str,
+        files: &[(&str, &str, &[u8])],
+        declared_rows: u64,
+    ) -> Output {
         let folder = self.client_folder(name);
         std::fs::create_dir_all(&folder).expect("a folder");
-        let (data, token) = (folder.join("data.csv"), folder.join("token"));
-        std::fs::write(&data, csv).expect("the data");
+        let token = folder.join("token");
+        let mut arguments: Vec<OsString> = vec![];
+        for (flag, file, bytes) in files {
+            let path = folder.join(file);
+            std::fs::write(&path, bytes).expect("the data");
+            arguments.extend([flag.into(), path.into()]);
+        }
         let made = self.undertone(&[
             "token",
             "create",
@@ -199,8 +216,7 @@ impl Processes {
             .arg(&folder)
             .arg("--token-file")
             .arg(&token)
-            .arg("--data")
-            .arg(&data)
+            .args(arguments)
             .args(["--declared-rows", &declared_rows.to_string()]))
     }
 

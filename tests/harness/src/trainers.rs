@@ -1,9 +1,9 @@
 //! Trainers that are functions.
 
-use undertone_core::model::ModelSpec;
 use undertone_core::schema::DataContract;
 use undertone_core::trainer::{
-    BoundedSums, DataReport, LOSS_UNITS, LocalUpdate, Metrics, TrainTask, Trainer, TrainerError,
+    BoundedSums, DataReport, EvaluationTask, LOSS_UNITS, LocalUpdate, Metrics, TrainTask, Trainer,
+    TrainerError,
 };
 
 type Loss = dyn FnMut(&[f32]) -> f64 + Send;
@@ -68,15 +68,15 @@ impl Trainer for FnTrainer {
     fn inspect(&mut self, data: &DataContract) -> Result<DataReport, TrainerError> {
         Ok(DataReport {
             rows: data.min_rows().max(10),
-            class_rows: vec![5; data.label().classes.len()],
-            missing: vec![],
+            class_rows: vec![5; data.label().classes().len()],
             problems: self.problems.clone(),
+            ..DataReport::default()
         })
     }
 
     fn train(&mut self, task: &TrainTask, weights: &[f32]) -> Result<LocalUpdate, TrainerError> {
         let first_loss = match task.first_loss {
-            true => Some(self.evaluate(&task.model, &task.data, weights)?.loss),
+            true => Some(self.evaluate(&task.evaluation(), weights)?.loss),
             false => None,
         };
         let mut delta = (self.train)(task, weights)?;
@@ -87,28 +87,26 @@ impl Trainer for FnTrainer {
     }
 
     /// The loss is the mean of the weights, unless there is a closure for it: enough to see which model was measured.
-    fn evaluate(
-        &mut self,
-        _model: &ModelSpec,
-        _data: &DataContract,
-        weights: &[f32],
-    ) -> Result<Metrics, TrainerError> {
+    fn evaluate(&mut self, _task: &EvaluationTask, weights: &[f32]) -> Result<Metrics, TrainerError> {
         let mean = |weights: &[f32]| {
             weights.iter().map(|w| f64::from(*w)).sum::<f64>() / weights.len().max(1) as f64
         };
         let loss = self.loss.as_mut().map_or_else(|| mean(weights), |loss| loss(weights));
-        Ok(Metrics { loss, accuracy: 0.5, rows: 10 })
+        Ok(Metrics::of_classes(loss, 0.5, 10))
     }
 
     /// Ten rows, half of them right, each with the mean of the weights as its loss.
     fn evaluate_bounded(
         &mut self,
-        model: &ModelSpec,
-        data: &DataContract,
+        task: &EvaluationTask,
         max_loss: f64,
         weights: &[f32],
     ) -> Result<BoundedSums, TrainerError> {
-        let loss = self.evaluate(model, data, weights)?.loss.clamp(0.0, max_loss) / max_loss;
-        Ok(BoundedSums { rows: 10, right: 5, loss_units: 10 * (loss * LOSS_UNITS as f64).round() as u64 })
+        let loss = self.evaluate(task, weights)?.loss.clamp(0.0, max_loss) / max_loss;
+        Ok(BoundedSums {
+            rows: 10,
+            right: Some(5),
+            loss_units: 10 * (loss * LOSS_UNITS as f64).round() as u64,
+        })
     }
 }

@@ -69,10 +69,13 @@ pub(crate) struct EnrolArgs {
     /// The name to ask for; only if the token does not fix one.
     #[arg(long)]
     pub(crate) name: Option<ClientId>,
-    /// The CSV file to train or measure on (goes into client.toml). A relative path that is not a file from here is
-    /// one from DIR.
+    /// The CSV file, or IDX file of pictures, to train or measure on (goes into client.toml). A relative path that is
+    /// not a file from here is one from DIR.
     #[arg(long)]
     pub(crate) data: Option<PathBuf>,
+    /// The IDX file with the labels of the pictures in --data.
+    #[arg(long, requires = "data")]
+    pub(crate) labels: Option<PathBuf>,
     /// The number of rows that you declare: public, near the real one (goes into client.toml).
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) declared_rows: Option<u64>,
@@ -89,6 +92,15 @@ pub(crate) struct RunArgs {
     /// Do not connect: print what would leave this machine, and what would not.
     #[arg(long)]
     pub(crate) dry_run: bool,
+    /// CPU threads of training, in place of [trainer] threads in client.toml.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub(crate) threads: Option<u32>,
+    /// How much training gives way to other programs, 0 (not at all) to 19 (last), in place of [trainer] niceness.
+    #[arg(long)]
+    pub(crate) niceness: Option<i32>,
+    /// The most memory of training in MiB, in place of [trainer] max_memory_mib.
+    #[arg(long, value_name = "MIB")]
+    pub(crate) max_memory_mib: Option<u64>,
     /// With --dry-run: a job file, to print the numbers of this job and check the data against it.
     #[arg(long, requires = "dry_run")]
     pub(crate) job: Option<PathBuf>,
@@ -102,9 +114,12 @@ pub(crate) struct CheckArgs {
     /// The client's folder: its client.toml says where the data is.
     #[arg(long, required_unless_present = "data")]
     pub(crate) dir: Option<PathBuf>,
-    /// A CSV file, in place of the one in client.toml.
+    /// A CSV file, or IDX file of pictures, in place of the one in client.toml.
     #[arg(long)]
     pub(crate) data: Option<PathBuf>,
+    /// The IDX file with the labels of the pictures in --data.
+    #[arg(long, requires = "data")]
+    pub(crate) labels: Option<PathBuf>,
     /// Print one JSON document.
     #[arg(long)]
     pub(crate) json: bool,
@@ -115,12 +130,18 @@ pub(crate) struct BaselineArgs {
     /// The job file.
     #[arg(long)]
     pub(crate) job: PathBuf,
-    /// A CSV file to train on; give it several times to pool several.
+    /// A CSV file, or IDX file of pictures, to train on; give it several times to pool several.
     #[arg(long, required = true)]
     pub(crate) train: Vec<PathBuf>,
-    /// A CSV file to measure on.
+    /// The IDX file with the labels of the pictures in --train; as often as that, in the same order.
+    #[arg(long)]
+    pub(crate) train_labels: Vec<PathBuf>,
+    /// A CSV file, or IDX file of pictures, to measure on.
     #[arg(long)]
     pub(crate) test: PathBuf,
+    /// The IDX file with the labels of the pictures in --test.
+    #[arg(long)]
+    pub(crate) test_labels: Option<PathBuf>,
     /// Makes the order of rows repeatable.
     #[arg(long)]
     pub(crate) seed: Option<u64>,
@@ -153,8 +174,12 @@ mod tests {
         assert!(parse("undertone-client enrol --dir d --token t --declared-rows 0").is_err());
         assert!(parse("undertone-client run --dir d --job j").is_err());
         assert!(parse("undertone-client run --dir d --dry-run --job j --log-format json").is_ok());
+        assert!(parse("undertone-client run --dir d --threads 2 --niceness 10 --max-memory-mib 512").is_ok());
+        assert!(parse("undertone-client run --dir d --threads 0").is_err());
         assert!(parse("undertone-client check --job j").is_err());
         assert!(parse("undertone-client check --job j --data x.csv").is_ok());
+        assert!(parse("undertone-client check --job j --data x.gz --labels y.gz").is_ok());
+        assert!(parse("undertone-client check --job j --dir d --labels y.gz").is_err());
         assert!(parse("undertone-client baseline --job j --train a --train b --test t").is_ok());
     }
 }

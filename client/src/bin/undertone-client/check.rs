@@ -1,4 +1,4 @@
-//! `undertone-client check`, without a trainer: the data crate alone does it.
+//! `undertone-client check`, without libtorch: the data crate does it, or the owner's own program.
 
 use crate::args::CheckArgs;
 use crate::output::print;
@@ -6,23 +6,31 @@ use anyhow::{Context as _, Result, bail};
 use std::io::Read as _;
 use std::path::Path;
 use std::process::ExitCode;
-use undertone_client::ClientConfig;
+use undertone_client::{ClientConfig, CommandTrainer, Mode};
+use undertone_core::data_files::DataFiles;
 use undertone_core::limits::MAX_JOB_DOCUMENT_BYTES;
-use undertone_core::trainer::{DataReport, TrainerError};
+use undertone_core::trainer::{DataReport, Trainer as _, TrainerError};
 use undertone_round::job::{Job, JobSpec};
 
 pub(crate) fn check(args: &CheckArgs) -> Result<ExitCode> {
     let job = read_job(&args.job)?;
-    let path = match (&args.data, &args.dir) {
-        (Some(data), _) => data.clone(),
-        (None, Some(dir)) => ClientConfig::load(dir)?.data,
+    let (files, report) = match (&args.data, &args.dir) {
+        (Some(path), _) => {
+            let files = DataFiles { path: path.clone(), labels: args.labels.clone() };
+            let report = undertone_data::inspect(files.clone(), &job.spec().data)?;
+            (files, report)
+        }
+        (None, Some(dir)) => {
+            let config = ClientConfig::load(dir)?;
+            let report = inspect(&config, &job)?;
+            (config.data, report)
+        }
         (None, None) => bail!("give --dir or --data"),
     };
-    let report = inspect(&path, &job)?;
     if args.json {
         print(&format!("{}\n", serde_json::json!({ "fit": report.is_fit(), "report": report })))?;
     } else {
-        print(&page(&path, &job, &report))?;
+        print(&page(&files, &job, &report))?;
     }
     Ok(if report.is_fit() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -37,24 +45,39 @@ pub(crate) fn read_job(path: &Path) -> Result<Job> {
     JobSpec::from_toml(&text, &place)?.resolve().with_context(|| place)
 }
 
-/// Checks a file against the job's data contract.
-pub(crate) fn inspect(path: &Path, job: &Job) -> Result<DataReport, TrainerError> {
-    undertone_data::inspect(path, &job.spec().data)
+/// Checks a client's data against the job's data contract: with its owner's program, if that looks at data itself.
+pub(crate) fn inspect(config: &ClientConfig, job: &Job) -> Result<DataReport, TrainerError> {
+    match &config.trainer.command {
+        Some(command) if command.does.contains(&Mode::Inspect) => {
+            // A client that runs at the same time has the folder that it names for itself.
+            let folder = config.folder.for_check();
+            CommandTrainer::new(config.trainer.clone(), command.clone(), folder, config.data.clone())
+                .inspect(&job.spec().data)
+        }
+        _ => undertone_data::inspect(config.data.clone(), &job.spec().data),
+    }
 }
 
-fn page(path: &Path, job: &Job, report: &DataReport) -> String {
+fn page(files: &DataFiles, job: &Job, report: &DataReport) -> String {
     use std::fmt::Write as _;
     let mut text = String::new();
     let mut line = |l: String| writeln!(text, "{l}").expect("a text takes all");
     if report.is_fit() {
-        line(format!("{}: meets the data contract of job \"{}\"", path.display(), job.spec().name));
+        line(format!("{files}: meets the data contract of job \"{}\"", job.spec().name));
     } else {
-        line(format!("{}: does NOT meet the data contract of job \"{}\"", path.display(), job.spec().name));
+        line(format!("{files}: does NOT meet the data contract of job \"{}\"", job.spec().name));
         report.problems.iter().for_each(|p| line(format!("  {p}")));
     }
     line(format!("rows that can be trained on: {}", report.rows));
-    for (class, rows) in job.spec().data.label().classes.iter().zip(&report.class_rows) {
+    for (class, rows) in job.spec().data.label().classes().iter().zip(&report.class_rows) {
         line(format!("  {}: {rows}", class.name));
+    }
+    if let Some(n) = report.numbers {
+        line(format!("  labels: {} to {}, mean {}", n.lowest, n.highest, n.mean));
+    }
+    if let Some(texts) = report.texts {
+        line(format!("texts that are longer than the job reads: {}", texts.cut));
+        line(format!("tokens that the job's vocabulary lacks: {} of {}", texts.unknown, texts.tokens));
     }
     for (column, n) in report.missing.iter().filter(|(_, n)| *n > 0) {
         line(format!("missing in column \"{column}\": {n}"));

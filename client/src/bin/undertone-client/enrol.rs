@@ -8,6 +8,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use undertone::join_token::JoinToken;
 use undertone_client::{ClientConfig, Enrolment, config_mismatch};
+use undertone_core::data_files::DataFiles;
 
 const MAX_TOKEN_BYTES: u64 = 64 << 10;
 
@@ -24,7 +25,7 @@ pub(crate) async fn enrol(args: EnrolArgs) -> Result<ExitCode> {
         dir: args.dir.clone(),
         token,
         name: args.name,
-        data: args.data,
+        data: args.data.map(|path| DataFiles { path, labels: args.labels }),
         declared_rows: args.declared_rows,
         force: args.force,
     })

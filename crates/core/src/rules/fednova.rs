@@ -8,7 +8,7 @@
 
 use super::rescale::RescaleError;
 use crate::limits::MAX_LOCAL_STEPS;
-use crate::plan::{LocalWork, TrainPlan};
+use crate::plan::{LocalWork, Optimizer, Over, TrainPlan};
 use serde::{Deserialize, Serialize};
 
 /// FedNova as a job names it; how clients step follows from the training plan.
@@ -60,6 +60,16 @@ impl FedNova {
                 "fednova changes nothing here: with {what} all clients make as many steps; give local_epochs and batch_size, \
                  or leave fednova out"
             ));
+        }
+        if plan.optimizer != Optimizer::default() || plan.weight_decay() > 0.0 {
+            return Err("fednova knows what the steps of sgd without weight_decay sum to: leave optimizer and weight_decay \
+                        out, or leave fednova out"
+                .into());
+        }
+        if plan.schedule.is_some_and(|s| s.over() == Over::Round || plan.proximal > 0.0) {
+            return Err("fednova knows what steps of one size sum to: give the schedule over = \"job\" and no proximal term, or \
+                        leave fednova out"
+                .into());
         }
         let pull = plan.learning_rate * plan.proximal;
         let solver = match (plan.momentum > 0.0, plan.proximal > 0.0) {

@@ -4,10 +4,13 @@ use super::{
     Baseline, BaselineTask, PROTOCOL_VERSION, ProtocolError, Request, Response, read_frame, write_frame,
 };
 use crate::limits::MAX_PARAMETERS;
-use crate::model::ModelSpec;
 use crate::schema::DataContract;
-use crate::trainer::{BoundedSums, DataReport, LocalUpdate, Metrics, TrainTask, Trainer, TrainerError};
+use crate::trainer::{
+    BoundedSums, DataReport, EvaluationTask, LocalUpdate, Metrics, Progress, TrainTask, Trainer, TrainerError,
+};
+use std::fmt;
 use std::io::{Read, Write};
+use std::sync::Arc;
 
 /// A trainer process, seen through its standard output (`R`) and input (`W`).
 ///
@@ -22,15 +25,30 @@ pub struct PipeTrainer<R, W> {
     to_process: W,
     info: TrainerInfo,
     broken: Option<TrainerError>,
+    listener: Listener,
+}
+
+/// Hears how far training has come.
+pub type OnProgress = Arc<dyn Fn(Progress) + Send + Sync>;
+
+#[derive(Default)]
+struct Listener(Option<OnProgress>);
+
+impl fmt::Debug for Listener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_some() { "a listener" } else { "nobody" })
+    }
 }
 
 /// What a trainer process says of itself.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct TrainerInfo {
     /// Where it computes, for example `cpu` or `cuda:0`.
     pub device: String,
     /// The version of its libtorch.
     pub libtorch: String,
+    /// Why it does not compute with CUDA, where it was left to choose.
+    pub why_no_cuda: Option<String>,
 }
 
 impl<R: Read, W: Write> PipeTrainer<R, W> {
@@ -39,11 +57,12 @@ impl<R: Read, W: Write> PipeTrainer<R, W> {
     /// # Errors
     /// [`TrainerError::Broken`] if the process does not answer, answers nonsense, or speaks another version.
     pub fn connect(from_process: R, to_process: W) -> Result<Self, TrainerError> {
-        let info = TrainerInfo { device: String::new(), libtorch: String::new() };
-        let mut trainer = Self { from_process, to_process, info, broken: None };
+        let info = TrainerInfo::default();
+        let mut trainer =
+            Self { from_process, to_process, info, broken: None, listener: Listener::default() };
         match trainer.ask(&Request::Hello { version: PROTOCOL_VERSION }, &[], 0)? {
-            (Response::Hello { version: PROTOCOL_VERSION, device, libtorch }, _) => {
-                trainer.info = TrainerInfo { device, libtorch };
+            (Response::Hello { version: PROTOCOL_VERSION, device, libtorch, why_no_cuda }, _) => {
+                trainer.info = TrainerInfo { device, libtorch, why_no_cuda };
                 Ok(trainer)
             }
             (Response::Hello { version, .. }, _) => Err(TrainerError::Broken(format!(
@@ -52,6 +71,11 @@ impl<R: Read, W: Write> PipeTrainer<R, W> {
             ))),
             (other, _) => Err(trainer.breaks(unexpected(&other))),
         }
+    }
+
+    /// Lets `listener` hear how far training has come.
+    pub fn on_progress(&mut self, listener: OnProgress) {
+        self.listener = Listener(Some(listener));
     }
 
     /// What the process said of itself.
@@ -101,7 +125,16 @@ impl<R: Read, W: Write> PipeTrainer<R, W> {
             other => other,
         };
         // A process that dies may have said why before it stopped reading: so read in any case.
-        let answer = read_frame(&mut self.from_process, max_values);
+        let answer = loop {
+            match read_frame(&mut self.from_process, max_values) {
+                Ok(Some((Response::Progress(progress), _))) => {
+                    if let Some(listener) = &self.listener.0 {
+                        listener(progress);
+                    }
+                }
+                other => break other,
+            }
+        };
         match (written, answer) {
             (_, Ok(Some((Response::Failed(e), _)))) => {
                 if let TrainerError::Broken(_) = e {
@@ -126,6 +159,7 @@ fn unexpected(response: &Response) -> String {
     let kind = match response {
         Response::Hello { .. } => "hello",
         Response::Report(_) => "a data report",
+        Response::Progress(_) => "progress",
         Response::Trained { .. } => "a trained update",
         Response::Metrics(_) => "metrics",
         Response::BoundedSums(_) => "bounded sums",
@@ -158,13 +192,8 @@ impl<R: Read + Send, W: Write + Send> Trainer for PipeTrainer<R, W> {
         }
     }
 
-    fn evaluate(
-        &mut self,
-        model: &ModelSpec,
-        data: &DataContract,
-        weights: &[f32],
-    ) -> Result<Metrics, TrainerError> {
-        match self.ask(&Request::Evaluate { model: model.clone(), data: data.clone() }, weights, 0)? {
+    fn evaluate(&mut self, task: &EvaluationTask, weights: &[f32]) -> Result<Metrics, TrainerError> {
+        match self.ask(&Request::Evaluate { task: task.clone() }, weights, 0)? {
             (Response::Metrics(metrics), _) => Ok(metrics),
             (other, _) => Err(self.breaks(unexpected(&other))),
         }
@@ -172,13 +201,11 @@ impl<R: Read + Send, W: Write + Send> Trainer for PipeTrainer<R, W> {
 
     fn evaluate_bounded(
         &mut self,
-        model: &ModelSpec,
-        data: &DataContract,
+        task: &EvaluationTask,
         max_loss: f64,
         weights: &[f32],
     ) -> Result<BoundedSums, TrainerError> {
-        let request = Request::EvaluateBounded { model: model.clone(), data: data.clone(), max_loss };
-        match self.ask(&request, weights, 0)? {
+        match self.ask(&Request::EvaluateBounded { task: task.clone(), max_loss }, weights, 0)? {
             (Response::BoundedSums(sums), _) => Ok(sums),
             (other, _) => Err(self.breaks(unexpected(&other))),
         }

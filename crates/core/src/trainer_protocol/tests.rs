@@ -1,5 +1,6 @@
 use super::*;
-use crate::trainer::{RecordPrivacy, Trainer};
+use crate::plan::LocalWork;
+use crate::trainer::{CheckpointPlace, RecordPrivacy, Trainer};
 use proptest::prelude::*;
 use std::io::{Cursor, Read};
 
@@ -14,25 +15,24 @@ fn contract() -> DataContract {
 
 fn task() -> TrainTask {
     TrainTask {
-        model: ModelSpec::Logistic {},
-        data: contract(),
-        plan: TrainPlan {
-            learning_rate: 0.1,
-            momentum: 0.9,
-            local_steps: Some(2),
-            local_epochs: None,
-            batch_size: None,
-            proximal: 0.0,
-            tensors: None,
-        },
         record_privacy: Some(RecordPrivacy {
             clip_norm: 1.0,
             noise_multiplier: 1.1,
             sampling_rate: 0.25,
             expected_batch: 62.5,
+            mechanism: Default::default(),
         }),
         sampling_seed: Some(u64::MAX),
-        first_loss: false,
+        checkpoint: Some(CheckpointPlace {
+            path: "checkpoints/heart".into(),
+            attempt: "heart/1/1".into(),
+            every_s: 30,
+        }),
+        ..TrainTask::new(
+            ModelSpec::Logistic {},
+            contract(),
+            TrainPlan { momentum: 0.9, ..TrainPlan::sgd(0.1, LocalWork::Steps(2)) },
+        )
     }
 }
 
@@ -70,7 +70,7 @@ fn the_bytes_of_a_frame_are_as_documented() {
 
 #[test]
 fn every_message_survives() {
-    let metrics = crate::trainer::Metrics { loss: 0.1 + 0.2, accuracy: 1.0 / 3.0, rows: 9 };
+    let metrics = crate::trainer::Metrics::of_classes(0.1 + 0.2, 1.0 / 3.0, 9);
     let baseline = BaselineTask {
         model: ModelSpec::Logistic {},
         data: contract(),
@@ -78,13 +78,13 @@ fn every_message_survives() {
         rounds: 20,
         seed: None,
         train: vec!["a.csv".into(), "b.csv".into()],
-        test: "test.csv".into(),
+        test: DataFiles::pictures("test", "labels"),
     };
     for request in [
         Request::Hello { version: 7 },
         Request::Inspect { data: contract() },
         Request::Train { task: task() },
-        Request::Evaluate { model: ModelSpec::Logistic {}, data: contract() },
+        Request::Evaluate { task: task().evaluation() },
         Request::Baseline { task: baseline },
         Request::Quit,
     ] {
@@ -93,15 +93,25 @@ fn every_message_survives() {
         assert_eq!(got, request);
         assert!(values[0].is_nan() && values[1] == 0.5);
     }
-    let report = DataReport { rows: 1, class_rows: vec![1, 0], missing: vec![], problems: vec!["x".into()] };
+    let report =
+        DataReport { rows: 1, class_rows: vec![1, 0], problems: vec!["x".into()], ..DataReport::default() };
     for response in [
-        Response::Hello { version: 1, device: "cpu".into(), libtorch: "2.11.0".into() },
+        Response::Hello { version: 1, device: "cpu".into(), libtorch: "2.11.0".into(), why_no_cuda: None },
         Response::Report(report),
         Response::Trained { steps: 3, first_loss: Some(0.7) },
         Response::Metrics(metrics),
+        Response::Metrics(Metrics { accuracy: None, mean_absolute_error: Some(12.5), ..metrics }),
+        Response::BoundedSums(BoundedSums { right: None, ..SUMS }),
         Response::Baseline { metrics, rows: 700, steps: 40 },
+        Response::Progress(crate::trainer::Progress { step: 3, steps: 40 }),
         Response::Failed(TrainerError::Data("no such file".into())),
         Response::Failed(TrainerError::Broken("dead".into())),
+        Response::Failed(TrainerError::Diverged { step: 3, of: 9, what: "the loss is NaN".into() }),
+        Response::Failed(TrainerError::Paused("on battery".into())),
+        Response::Failed(TrainerError::Program {
+            fault: crate::trainer::ProgramFault::Time,
+            detail: "an hour".into(),
+        }),
     ] {
         let bytes = frame(&response, &[]);
         assert_eq!(read_frame::<Response>(&mut &bytes[..], 0).unwrap(), Some((response, vec![])));
@@ -160,14 +170,19 @@ fn headers_that_are_no_message_are_refused() {
 type Answer = (Response, Vec<f32>);
 
 fn answers(responses: &[Answer]) -> Cursor<Vec<u8>> {
-    let hello =
-        Response::Hello { version: PROTOCOL_VERSION, device: "cpu".into(), libtorch: "2.11.0".into() };
+    let hello = Response::Hello {
+        version: PROTOCOL_VERSION,
+        device: "cpu".into(),
+        libtorch: "2.11.0".into(),
+        why_no_cuda: None,
+    };
     let mut bytes = frame(&hello, &[]);
     responses.iter().for_each(|(r, values)| bytes.extend(frame(r, values)));
     Cursor::new(bytes)
 }
 
-const SUMS: crate::trainer::BoundedSums = crate::trainer::BoundedSums { rows: 4, right: 3, loss_units: 900 };
+const SUMS: crate::trainer::BoundedSums =
+    crate::trainer::BoundedSums { rows: 4, right: Some(3), loss_units: 900 };
 
 #[test]
 fn the_clients_end_asks_and_answers() {
@@ -175,18 +190,21 @@ fn the_clients_end_asks_and_answers() {
     let from = answers(&[
         (Response::Trained { steps: 2, first_loss: None }, vec![0.5, -0.5]),
         (Response::Failed(refusal.clone()), vec![]),
-        (Response::Metrics(crate::trainer::Metrics { loss: 0.7, accuracy: 0.5, rows: 4 }), vec![]),
+        (Response::Metrics(crate::trainer::Metrics::of_classes(0.7, 0.5, 4)), vec![]),
         (Response::BoundedSums(SUMS), vec![]),
     ]);
     let mut to = Vec::new();
     let mut trainer = PipeTrainer::connect(from, &mut to).unwrap();
-    assert_eq!(trainer.info(), &TrainerInfo { device: "cpu".into(), libtorch: "2.11.0".into() });
+    assert_eq!(
+        trainer.info(),
+        &TrainerInfo { device: "cpu".into(), libtorch: "2.11.0".into(), why_no_cuda: None }
+    );
     let update = trainer.train(&task(), &[1.0, 2.0]).unwrap();
     assert_eq!((update.delta, update.steps), (vec![0.5, -0.5], 2));
     // Data that is refused does not break the trainer.
     assert_eq!(trainer.inspect(&contract()), Err(refusal));
-    assert_eq!(trainer.evaluate(&ModelSpec::Logistic {}, &contract(), &[1.0, 2.0]).unwrap().rows, 4);
-    let bounded = trainer.evaluate_bounded(&ModelSpec::Logistic {}, &contract(), 0.1, &[1.0, 2.0]);
+    assert_eq!(trainer.evaluate(&task().evaluation(), &[1.0, 2.0]).unwrap().rows, 4);
+    let bounded = trainer.evaluate_bounded(&task().evaluation(), 0.1, &[1.0, 2.0]);
     assert_eq!(bounded, Ok(SUMS));
     trainer.quit().unwrap();
 
@@ -195,12 +213,24 @@ fn the_clients_end_asks_and_answers() {
     assert_eq!(next(), Some((Request::Hello { version: PROTOCOL_VERSION }, vec![])));
     assert_eq!(next(), Some((Request::Train { task: task() }, vec![1.0, 2.0])));
     assert_eq!(next(), Some((Request::Inspect { data: contract() }, vec![])));
-    let evaluate = Request::Evaluate { model: ModelSpec::Logistic {}, data: contract() };
+    let evaluate = Request::Evaluate { task: task().evaluation() };
     assert_eq!(next(), Some((evaluate, vec![1.0, 2.0])));
-    let bounded = Request::EvaluateBounded { model: ModelSpec::Logistic {}, data: contract(), max_loss: 0.1 };
+    let bounded = Request::EvaluateBounded { task: task().evaluation(), max_loss: 0.1 };
     assert_eq!(next(), Some((bounded, vec![1.0, 2.0])));
     assert_eq!(next(), Some((Request::Quit, vec![])));
     assert_eq!(next(), None);
+}
+
+#[test]
+fn progress_is_heard_and_is_no_answer() {
+    let at = |step| (Response::Progress(crate::trainer::Progress { step, steps: 9 }), vec![]);
+    let trained = (Response::Trained { steps: 9, first_loss: None }, vec![0.5, -0.5]);
+    let mut trainer = PipeTrainer::connect(answers(&[at(0), at(4), trained]), Vec::new()).unwrap();
+    let (heard, steps) = std::sync::mpsc::channel();
+    trainer.on_progress(std::sync::Arc::new(move |progress| heard.send(progress.step).unwrap()));
+    assert_eq!(trainer.train(&task(), &[0.0; 2]).unwrap().steps, 9);
+    drop(trainer);
+    assert_eq!(steps.iter().collect::<Vec<_>>(), [0, 4]);
 }
 
 #[test]
@@ -212,7 +242,13 @@ fn a_broken_trainer_stays_broken() {
             vec![(Response::Trained { steps: 1, first_loss: None }, vec![0.0; 3])],
             "a payload of 12 bytes, at most 8",
         ),
-        (vec![(Response::Hello { version: 1, device: "".into(), libtorch: "".into() }, vec![])], "hello"),
+        (
+            vec![(
+                Response::Hello { version: 1, device: "".into(), libtorch: "".into(), why_no_cuda: None },
+                vec![],
+            )],
+            "hello",
+        ),
     ];
     for (responses, wanted) in spoilt {
         let mut sent = Vec::new();
@@ -225,7 +261,8 @@ fn a_broken_trainer_stays_broken() {
 
 #[test]
 fn another_version_is_named() {
-    let hello = Response::Hello { version: 99, device: "cpu".into(), libtorch: "2.11.0".into() };
+    let hello =
+        Response::Hello { version: 99, device: "cpu".into(), libtorch: "2.11.0".into(), why_no_cuda: None };
     let e = PipeTrainer::connect(Cursor::new(frame(&hello, &[])), Vec::new()).unwrap_err();
     assert!(matches!(&e, TrainerError::Broken(t) if t.contains("version 99")), "{e}");
     assert!(PipeTrainer::connect(Cursor::new(b"GET / HTTP/1.1\r\n\r\n".to_vec()), Vec::new()).is_err());

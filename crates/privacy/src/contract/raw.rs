@@ -192,7 +192,7 @@ impl From<PrivacyContract> for RawContract {
             target_epsilon,
             delta: contract.delta(),
             budget_epsilon: contract.budget_epsilon(),
-            mechanism: contract.mechanism().filter(|m| *m != CentralMechanism::default()),
+            mechanism: contract.chosen_mechanism().filter(|m| *m != CentralMechanism::default()),
             adaptive_clip: contract.adaptive_clip().map(RawAdaptiveClip::from),
             max_weight: Some(contract.max_weight()).filter(|w| *w != 1),
             metrics: contract.metrics(),

@@ -160,7 +160,8 @@ fn the_coordinators_noise_is_a_key_of_central_contracts() {
         assert_eq!(serde_json::from_str::<PrivacyContract>(&json).unwrap(), contract, "{json}");
         assert!(!digests.contains(&contract.digest()));
         digests.push(contract.digest());
-        for other in [RECORD, LOCAL] {
+        let others = if key.contains("fast") { &[LOCAL][..] } else { &[RECORD, LOCAL] };
+        for other in others {
             let e = with(other, key).unwrap_err();
             assert!(e.contains("trust = \"central\" alone") && e.contains("valid contracts are"), "{e}");
         }
@@ -176,4 +177,24 @@ fn the_coordinators_noise_is_a_key_of_central_contracts() {
     assert!(with(CLIENT, "max_weight = 0").unwrap_err().contains("max_weight must be 1 to"));
     let e = with(CLIENT, "mechanism = \"bltt\"").unwrap_err();
     assert!(e.contains("blt"), "{e}");
+}
+
+/// A record-level contract has the choice of the client's own noise; the default stays unwritten, and its digest is what it
+/// was before there was a choice.
+#[test]
+fn the_clients_noise_is_a_key_of_record_level_contracts() {
+    let with = |key: &str| parse(&format!("{RECORD}{key}\n"));
+    let exact = parse(RECORD).unwrap();
+    assert_eq!(exact.record_mechanism(), Some(RecordMechanism::DiscreteGaussian));
+    assert_eq!(with("mechanism = \"discrete-gaussian\""), Ok(exact));
+    let fast = with("mechanism = \"fast-gaussian\"").unwrap();
+    assert_eq!(fast.record_mechanism(), Some(RecordMechanism::FastGaussian));
+    assert_eq!(fast.mechanism(), None);
+    assert_ne!(fast.digest(), exact.digest());
+    let json = serde_json::to_string(&fast).unwrap();
+    assert_eq!(serde_json::from_str::<PrivacyContract>(&json).unwrap(), fast, "{json}");
+    assert!(!serde_json::to_string(&exact).unwrap().contains("mechanism"));
+    for text in [CLIENT, LOCAL, NONE] {
+        assert_eq!(parse(text).unwrap().record_mechanism(), None);
+    }
 }

@@ -202,7 +202,7 @@ mod tests {
         assert!(m.ask(Round(1), model(1), who(&["a", "b"])).is_empty());
         assert!(m.ask(Round(2), model(2), who(&["a"])).is_empty());
         assert_eq!(m.models(&a).collect::<Vec<_>>(), [model(1), model(2)]);
-        let answer = |loss, rows| Some(Metrics { loss, accuracy: 0.5, rows });
+        let answer = |loss, rows| Some(Metrics::of_classes(loss, 0.5, rows));
         assert_eq!(m.close(Round(1), &a, answer(1.0, 30)), Some(None));
         assert_eq!((m.close(Round(1), &a, None), m.close(Round(3), &a, None)), (None, None));
         assert!(m.awaits(Round(1)));

@@ -182,7 +182,7 @@ impl World {
     }
 
     fn measured(&mut self, round: u32) {
-        let metrics = Metrics { loss: 0.5, accuracy: 0.8, rows: 10 };
+        let metrics = Metrics::of_classes(0.5, 0.8, 10);
         self.feed(Input::Evaluation { evaluator: name("e"), round: Round(round), outcome: Ok(metrics) })
             .unwrap();
     }

@@ -10,7 +10,7 @@ use serde::Serialize;
 use std::sync::Arc;
 use undertone_core::digest::{Digest, Digester};
 use undertone_core::id::AttemptKey;
-use undertone_core::trainer::{DataReport, TrainTask, TrainerError};
+use undertone_core::trainer::{DataReport, RoundOf, TrainTask, TrainerError};
 use undertone_privacy::contract::{Trust, Unit};
 use undertone_privacy::resolve::Terms as Promise;
 use undertone_privacy::sensitivity::Adjacency;
@@ -28,6 +28,8 @@ pub struct Policy {
     pub declared_rows: Option<u64>,
     /// Makes batches reproducible (for studies); each attempt samples under a seed of its own derived from it.
     pub sampling_seed: Option<u64>,
+    /// Whether the data owner's own program trains, not the built-in trainer.
+    pub own_program: bool,
 }
 
 /// The numbers that a decision rests on, worked out from the job document and the client's own account.
@@ -122,18 +124,32 @@ impl Refusal {
 /// What the coordinator is told about any problem of the data.
 pub const DATA_UNFIT: &str = "the local data does not meet the data contract: see the client's log";
 
-/// What the coordinator is told of a trainer's error: whose turn it is, and nothing of what the trainer saw.
-pub fn told(error: &TrainerError) -> &'static str {
-    match error {
+/// What the coordinator is told of a trainer's error: whose turn it is, and nothing of what the trainer saw. Only where a job
+/// promises no privacy, the step at which training ran away, too: elsewhere it would tell of the data.
+pub fn told(error: &TrainerError, unit: Unit) -> String {
+    let text = match error {
+        TrainerError::Diverged { .. } if unit == Unit::None => return error.to_string(),
         TrainerError::Data(_) => DATA_UNFIT,
         TrainerError::Unsupported(_) => {
             "the client's trainer cannot do what this job asks: see the client's log"
         }
         TrainerError::Numerical(_) => {
+            "weights or losses are not finite, or do not fit the model: see the client's log"
+        }
+        TrainerError::Diverged { .. } => {
             "training did not stay finite (learning_rate too high?): see the client's log"
         }
+        TrainerError::Memory(_) => {
+            "the model does not fit into the client's memory, one example at a time: take a smaller model, or train a part of \
+             it ([training] tensors)"
+        }
         TrainerError::Broken(_) => "the client's trainer broke: see the client's log",
-    }
+        TrainerError::Program { fault, .. } => fault.told(),
+        TrainerError::Paused(_) => {
+            "the client's owner has training wait for now: the machine is in use, or runs on its battery"
+        }
+    };
+    text.into()
 }
 
 impl Acceptance {
@@ -244,6 +260,18 @@ impl Terms {
                        set [limits] allow_exact_measurements = true"
                 .into());
         }
+        match (policy.own_program, self.unit, job.spec().model.is_external()) {
+            (true, Unit::Record, _) => {
+                return no("this client's owner trains with a program of their own ([trainer] command), and nobody could promise \
+                           that it clips each row's gradient and adds the noise: it takes no record-level contract"
+                    .into());
+            }
+            (false, _, true) => {
+                return no("the job's model is external: this client would need a training program of its own ([trainer] command)"
+                    .into());
+            }
+            _ => {}
+        }
         let by_rows = job.spec().aggregation.weights == Weights::DeclaredRows;
         if policy.declared_rows.is_none() && (by_rows || self.unit == Unit::Record) {
             let what =
@@ -283,8 +311,10 @@ pub fn consider(
     let terms = Terms::of(offer.job(), account, policy);
     let terms_of = offer.job().contract().terms();
     let says_nothing_of_the_data = matches!(terms_of, Promise::ClientLocal(_) | Promise::ClientCentral(_));
-    let verdict = match check_offer(&terms, offer, account, policy).map(|()| check_data(data)) {
+    let verdict = match check_offer(&terms, offer, account, policy).map(|()| check_data(data, terms.unit)) {
         Ok(Ok(())) => Verdict::Accept(Box::new(accept(offer, &terms, policy, vec![]))),
+        // That the owner needs the machine says nothing of the data either: the round goes on with others.
+        Ok(Err(refusal)) if matches!(data, Err(TrainerError::Paused(_))) => Verdict::Decline(refusal),
         // The policy is no secret of the data; what the data is like would be.
         Ok(Err(unfit)) if says_nothing_of_the_data => {
             let why = std::iter::once(unfit.told).chain(unfit.details).collect();
@@ -295,11 +325,11 @@ pub fn consider(
     Decision { key: offer.key().clone(), terms, verdict }
 }
 
-fn check_data(data: Result<&DataReport, &TrainerError>) -> Result<(), Refusal> {
+fn check_data(data: Result<&DataReport, &TrainerError>, unit: Unit) -> Result<(), Refusal> {
     match data {
         Ok(report) if report.is_fit() => Ok(()),
         Ok(report) => Err(Refusal { told: DATA_UNFIT.into(), details: report.problems.clone() }),
-        Err(e) => Err(Refusal { told: told(e).into(), details: vec![e.to_string()] }),
+        Err(e) => Err(Refusal { told: told(e, unit), details: vec![e.to_string()] }),
     }
 }
 
@@ -308,12 +338,13 @@ fn accept(offer: &Offer, terms: &Terms, policy: &Policy, withheld: Vec<String>) 
     let seed = policy.sampling_seed.map(|seed| sampling_seed(seed, job, offer.key()));
     // Jobs that need the declared rows were refused without; the others read no number here.
     let task = job.train_task(policy.declared_rows.unwrap_or(1), seed);
+    let round = RoundOf { round: offer.key().round.0, rounds: job.spec().rounds };
     Acceptance {
         key: offer.key().clone(),
         job: Arc::clone(job),
         model: offer.model(),
         clip_norm: offer.clip_norm(),
-        task,
+        task: TrainTask { round, ..task },
         weight: terms.weight,
         withheld,
     }

@@ -1,7 +1,8 @@
 //! Each transition of the participant, one at a time.
 
 use super::sample::{
-    CLIENT, LOCAL, NONE, RECORD, fit, job, job_limited, job_of_part, job_sent, job_with, key, offer, unfit,
+    CLIENT, LOCAL, NONE, RECORD, external_job, fit, job, job_limited, job_of_part, job_sent, job_with, key,
+    offer, unfit,
 };
 use super::*;
 use crate::job::Job;
@@ -211,6 +212,28 @@ fn a_job_beyond_the_policy_never_opens_the_data() {
     declined(policy(), &job(NONE), "allow_no_privacy");
     declined(Policy { max_epsilon: Some(1.0), ..policy() }, &job(RECORD), "limit is 1");
     declined(Policy::default(), &job(RECORD), "declared_rows");
+    declined(Policy { own_program: true, ..policy() }, &job(RECORD), "takes no record-level contract");
+    declined(policy(), &external_job(CLIENT), "a training program of its own");
+}
+
+#[test]
+fn an_owners_program_takes_client_level_contracts_and_external_models() {
+    let own = Policy { own_program: true, allow_no_privacy: true, ..policy() };
+    for job in [job(CLIENT), job(LOCAL), job(NONE), external_job(CLIENT)] {
+        At::training(&mut Participant::new(own.clone(), []), &key("j", 1, 1), &job);
+    }
+}
+
+/// Whatever the contract: it says nothing of the data, and the round goes on with others.
+#[test]
+fn an_owner_who_has_training_wait_declines() {
+    for job in [job(RECORD), job(CLIENT), job(LOCAL)] {
+        let mut p = client();
+        p.step(offered(&key("j", 1, 1), &job));
+        let paused = Err(TrainerError::Paused("the machine runs on its battery (BAT0)".into()));
+        let out = expect(p.step(Input::Inspected(key("j", 1, 1), paused)), &["record no", "decline j/1/1"]);
+        assert!(told(&out).contains("has training wait") && !told(&out).contains("BAT0"), "{}", told(&out));
+    }
 }
 
 #[test]

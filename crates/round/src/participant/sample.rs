@@ -54,6 +54,14 @@ pub(super) fn job_of_part(tensors: &str, transport: &str) -> Arc<Job> {
     Arc::new(spec.resolve().unwrap())
 }
 
+/// A job whose model only clients' own programs know.
+pub(super) fn external_job(privacy: &str) -> Arc<Job> {
+    let mut spec = job_of(privacy, "", "").spec().clone();
+    spec.model =
+        serde_json::from_str(r#"{"kind": "external", "tensors": [{"name": "w", "shape": [2]}]}"#).unwrap();
+    Arc::new(spec.resolve().unwrap())
+}
+
 fn job_of(privacy: &str, aggregation: &str, cohort: &str) -> Arc<Job> {
     let text = format!(
         r#"
@@ -99,7 +107,7 @@ pub(super) fn offer(key: AttemptKey, job: &Arc<Job>) -> Offer {
 }
 
 pub(super) fn fit() -> DataReport {
-    DataReport { rows: 100, class_rows: vec![50, 50], missing: vec![], problems: vec![] }
+    DataReport { rows: 100, class_rows: vec![50, 50], ..DataReport::default() }
 }
 
 pub(super) fn unfit() -> DataReport {

@@ -264,6 +264,13 @@ fn what_makes_no_sense_is_refused() {
         ("{ kind = \"fednova\", max_steps = 5, q = 1.0 }", "", "unknown field"),
         ("{ kind = \"fednova\", max_steps = 9 }", "momentum = 0.5\nproximal = 0.1", "not with both"),
         ("{ kind = \"fednova\", max_steps = 9 }", "proximal = 11.0", "below 1"),
+        (
+            "{ kind = \"fednova\", max_steps = 9 }",
+            "optimizer = { kind = \"adam\" }",
+            "sgd without weight_decay",
+        ),
+        ("{ kind = \"fednova\", max_steps = 9 }", "weight_decay = 0.1", "sgd without weight_decay"),
+        ("{ kind = \"fednova\", max_steps = 9 }", "schedule = { kind = \"cosine\" }", "steps of one size"),
         ("{ kind = \"q-fedavg\", q = -1.0, lipschitz = 1.0, max_loss = 1.0 }", "", "q of q-fedavg"),
         ("{ kind = \"q-fedavg\", q = 101.0, lipschitz = 1.0, max_loss = 1.0 }", "", "q of q-fedavg"),
         ("{ kind = \"q-fedavg\", q = 1.0, lipschitz = 0.0, max_loss = 1.0 }", "", "lipschitz"),

@@ -1,0 +1,86 @@
+//! A condition that the data owner writes themselves.
+
+use super::Condition;
+use crate::process_group::Group;
+use std::os::unix::process::CommandExt as _;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// How long it may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Holds while a program ends with status 0. Status 1 says that training may go on; whatever else happens is said, and
+/// holds too: an owner who set a condition wants it kept.
+pub(super) struct Program {
+    command: Vec<String>,
+}
+
+impl Program {
+    pub(super) fn new(command: Vec<String>) -> Self {
+        Self { command }
+    }
+
+    fn run(&self, patience: Duration) -> Result<Option<i32>, String> {
+        let (program, arguments) = self.command.split_first().ok_or("no program is named")?;
+        let child = Command::new(program)
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .process_group(0)
+            .spawn()
+            .map_err(|e| format!("cannot start it: {e}"))?;
+        let group = Group::default();
+        group.hold(child);
+        let deadline = Instant::now() + patience;
+        loop {
+            match group.try_wait().map_err(|e| e.to_string())? {
+                Some(status) => return Ok(status.code()),
+                None if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(10)),
+                None => {
+                    group.reap(Duration::ZERO);
+                    return Err(format!("it did not end within {patience:?}"));
+                }
+            }
+        }
+    }
+}
+
+impl Condition for Program {
+    fn holds(&mut self, _: bool) -> Option<String> {
+        let name = self.command.join(" ");
+        match self.run(PATIENCE) {
+            Ok(Some(0)) => Some(format!("`{name}` says so")),
+            Ok(Some(1)) => None,
+            Ok(Some(status)) => {
+                Some(format!("`{name}` ended with status {status}, which is neither 0 (wait) nor 1 (go on)"))
+            }
+            Ok(None) => Some(format!("`{name}` was killed")),
+            Err(e) => Some(format!("`{name}` does not work: {e}")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shell(script: &str) -> Program {
+        Program::new(vec!["sh".into(), "-c".into(), script.into()])
+    }
+
+    #[test]
+    fn the_status_decides_and_trouble_is_no_leave() {
+        assert_eq!(shell("exit 1").holds(false), None);
+        assert!(shell("exit 0").holds(false).unwrap().contains("says so"));
+        assert!(shell("exit 7").holds(false).unwrap().contains("status 7"));
+        assert!(shell("kill -9 $$").holds(false).unwrap().contains("killed"));
+        let missing = Program::new(vec!["/no/such/program".into()]).holds(false).unwrap();
+        assert!(missing.contains("cannot start"), "{missing}");
+    }
+
+    #[test]
+    fn one_that_hangs_is_ended() {
+        let e = shell("sleep 600").run(Duration::from_millis(50)).unwrap_err();
+        assert!(e.contains("did not end"), "{e}");
+    }
+}

@@ -1,0 +1,238 @@
+//! How clipped gradients are summed: which way, and how many examples at a time.
+//!
+//! | engine | how | chosen where |
+//! |---|---|---|
+//! | `book-keeping` | one backward pass; norms by formula; one weighted product a parameter | the contract allows floating-point sums |
+//! | `ghost` | norms as above, then a second backward pass of the scaled losses | the same, where book-keeping would hold so much that fewer than [`FEW`] examples fit, and without it twice as many do |
+//! | `per-example` | every gradient materialised, from one backward pass | the contract sums on an integer grid |
+//! | `one-by-one` | autograd for one example after the other | a module reaches parameters on its own: there is no formula |
+//!
+//! All give the same sum. None is chosen for a module that mixes examples: that one is refused.
+
+use crate::failure::Failure;
+use crate::nn::weights::Weights;
+use crate::nn::{Network, to_vec};
+use crate::per_example::books::{Books, Footprint, Ghost};
+use crate::per_example::mixing::mixes_examples;
+use crate::per_example::{Tape, gradients, one_by_one};
+use tch::{Device, TchError, Tensor};
+use undertone_core::plan::Precision;
+use undertone_core::trainer::TrainerError;
+use undertone_privacy::dp_sgd::{FloatClipping, GradientMechanism, GradientSum};
+
+/// Values held at once for the examples at work (256 MiB of f32): bounds memory whatever batch is drawn.
+const VALUES_ON_CPU: i64 = 64 << 20;
+/// The same (1 GiB) where small pieces would leave a GPU idle.
+const VALUES_ON_GPU: i64 = 256 << 20;
+/// Fewer examples than these at a time are no matrices any more.
+const FEW: i64 = 8;
+/// b·√(B·T) for b examples in one f32 sum over T points in time, out of a batch of B, at most: it keeps λ·u·b·√(B·T), the
+/// part of the clip norm that the rounding of sums may be, below half of
+/// [`SENSITIVITY_MARGIN`](undertone_privacy::dp_sgd::SENSITIVITY_MARGIN), with λ = 8 and u = 2^-24.
+const SUMMED_AT_ONCE: f64 = 16_384.0;
+
+/// Sums clipped gradients of one network.
+#[derive(Debug)]
+pub(crate) struct Engine<'a> {
+    network: &'a Network,
+    way: Way,
+    /// Rows of the model's input to one example.
+    views: i64,
+    footprint: Footprint,
+    /// Values at once.
+    budget: i64,
+    /// Values of one gradient.
+    trained: i64,
+}
+
+/// One way to sum. Floating-point sums need the evidence that the contract allows them.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Way {
+    BookKeeping(FloatClipping),
+    Ghost(FloatClipping),
+    PerExample,
+    OneByOne,
+}
+
+impl<'a> Engine<'a> {
+    /// Chooses by the rule above. `x` is any one row, of which shape and kind count; so the choice tells nothing of the data.
+    ///
+    /// # Errors
+    /// [`TrainerError::Unsupported`] if the network mixes examples.
+    pub(crate) fn choose(
+        network: &'a Network,
+        weights: &Weights,
+        mechanism: &GradientMechanism,
+        x: &Tensor,
+        views: i64,
+    ) -> Result<Self, Failure> {
+        if mixes_examples(network, weights, x)? {
+            return Err(TrainerError::Unsupported(
+                "this model's output for one example depends on the others in its batch, so that no example has a gradient of \
+                 its own to clip: a record-level contract cannot be kept with it; take GroupNorm or LayerNorm in place of \
+                 BatchNorm"
+                    .into(),
+            )
+            .into());
+        }
+        let x = x.f_zeros_like()?.f_repeat([&[views][..], &vec![1; x.dim() - 1]].concat())?;
+        let truth = network.objective().any_truth(1, x.device())?;
+        let tape = Tape::record(network, weights, &x, &truth, views, false)?;
+        let complete = tape.is_complete(weights);
+        let mut footprint = Footprint::of(&tape, weights)?;
+        footprint.tape *= views;
+        let budget = if x.device() == Device::Cpu { VALUES_ON_CPU } else { VALUES_ON_GPU };
+        let way = match mechanism.float_clipping() {
+            _ if !complete => Way::OneByOne,
+            None => Way::PerExample,
+            Some(clipping) => {
+                let Footprint { tape, books, passing, .. } = footprint;
+                let books = budget / (tape + books + passing).max(1);
+                let ghost = budget / (tape + passing).max(1);
+                match books < FEW && ghost >= 2 * books {
+                    true => Way::Ghost(clipping),
+                    false => Way::BookKeeping(clipping),
+                }
+            }
+        };
+        let trained = weights.trained().map(|p| weights.get(p).numel() as i64).sum();
+        Ok(Self { network, way, views, footprint, budget, trained })
+    }
+
+    /// Its word in logs.
+    pub(crate) fn name(&self) -> &'static str {
+        match self.way {
+            Way::BookKeeping(_) => "book-keeping",
+            Way::Ghost(_) => "ghost",
+            Way::PerExample => "per-example",
+            Way::OneByOne => "one-by-one",
+        }
+    }
+
+    /// How many examples of a batch of so many to hand to [`Self::add`] at once.
+    pub(crate) fn at_once(&self, batch: usize) -> usize {
+        let Footprint { tape, books, passing, times } = self.footprint;
+        let rounding = SUMMED_AT_ONCE / ((batch.max(1) as f64) * (times as f64)).sqrt();
+        let (held, most) = match self.way {
+            Way::BookKeeping(_) => (tape + books + passing, rounding as i64),
+            Way::Ghost(_) => (tape + passing, rounding as i64),
+            // The gradients of each parameter, and all of them behind each other.
+            Way::PerExample => (tape + 2 * self.trained, i64::MAX),
+            Way::OneByOne => (2 * self.trained, i64::MAX),
+        };
+        (self.budget / held.max(1)).min(most).max(1) as usize
+    }
+
+    /// Weights as this engine needs them.
+    pub(crate) fn prepared(&self, weights: Weights) -> Result<Weights, TchError> {
+        match self.way {
+            Way::BookKeeping(_) | Way::PerExample => Ok(weights),
+            // Norms by formula are those of f32: the second backward pass must not round its sums more coarsely.
+            Way::Ghost(_) => weights.computed_in(Precision::F32).followed(),
+            Way::OneByOne => weights.followed(),
+        }
+    }
+
+    /// Adds the clipped gradients of these examples; `x` has their views one behind the other, `truth` one entry an example.
+    pub(crate) fn add(
+        &self,
+        weights: &Weights,
+        x: &Tensor,
+        truth: &Tensor,
+        sum: &mut GradientSum<'_>,
+    ) -> Result<(), Failure> {
+        let (network, views) = (self.network, self.views);
+        let (clipping, clipped) = match self.way {
+            Way::PerExample => {
+                return self.add_each(&gradients(network, weights, x, truth, views)?, sum);
+            }
+            Way::OneByOne => return self.add_each(&one_by_one(network, weights, x, truth, views)?, sum),
+            Way::BookKeeping(clipping) => {
+                let books = Books::of(Tape::record(network, weights, x, truth, views, false)?, weights)?;
+                let factors = Factors::of(&clipping, books.squared_norms())?;
+                (clipping, factors.scaled(|factors| books.weighted_sum(factors))?)
+            }
+            Way::Ghost(clipping) => {
+                let ghost = Ghost::of(Tape::record(network, weights, x, truth, views, true)?, weights)?;
+                let factors = Factors::of(&clipping, ghost.squared_norms())?;
+                (clipping, factors.scaled(|factors| ghost.weighted_sum(factors, weights))?)
+            }
+        };
+        match clipped {
+            Clipped::Sum(clipped) => sum.add_clipped_sum(&clipping, &to_vec(&clipped)?),
+            Clipped::Without(finite) => self.add_some(weights, x, truth, &finite, sum)?,
+        }
+        Ok(())
+    }
+
+    fn add_each(&self, gradients: &Tensor, sum: &mut GradientSum<'_>) -> Result<(), Failure> {
+        let gradients = to_vec(gradients)?;
+        for gradient in gradients.chunks_exact(self.trained as usize) {
+            sum.add(gradient);
+        }
+        Ok(())
+    }
+
+    /// Those whose norms are finite; the others count as zero and leave the arithmetic, where 0·∞ would spoil the sum.
+    fn add_some(
+        &self,
+        weights: &Weights,
+        x: &Tensor,
+        truth: &Tensor,
+        finite: &[i64],
+        sum: &mut GradientSum<'_>,
+    ) -> Result<(), Failure> {
+        if finite.is_empty() {
+            return Ok(());
+        }
+        let rows: Vec<i64> =
+            finite.iter().flat_map(|i| (0..self.views).map(move |view| i * self.views + view)).collect();
+        let chosen = |of: &Tensor, places: &[i64]| {
+            of.f_index_select(0, &Tensor::f_from_slice(places)?.f_to_device(of.device())?)
+        };
+        // There are fewer each time.
+        self.add(weights, &chosen(x, &rows)?, &chosen(truth, finite)?, sum)
+    }
+}
+
+/// What to scale examples by.
+enum Factors {
+    /// f32, shape (examples), on the device of the norms.
+    All(Tensor),
+    /// Some norms are not finite; the places of those that are.
+    Without(Vec<i64>),
+}
+
+/// What came of it.
+enum Clipped {
+    /// The clipped sum.
+    Sum(Tensor),
+    /// As [`Factors::Without`].
+    Without(Vec<i64>),
+}
+
+impl Factors {
+    /// The weighted sum, where there is a factor for each.
+    fn scaled(
+        self,
+        weighted_sum: impl FnOnce(&Tensor) -> Result<Tensor, TchError>,
+    ) -> Result<Clipped, TchError> {
+        Ok(match self {
+            Self::All(factors) => Clipped::Sum(weighted_sum(&factors)?),
+            Self::Without(finite) => Clipped::Without(finite),
+        })
+    }
+
+    fn of(clipping: &FloatClipping, squared_norms: &Tensor) -> Result<Self, TchError> {
+        let device = squared_norms.device();
+        let squared: Vec<f64> = Vec::try_from(squared_norms.f_to_device(Device::Cpu)?)?;
+        if squared.iter().all(|s| s.is_finite()) {
+            return Ok(Self::All(Tensor::f_from_slice(&clipping.factors(&squared))?.f_to_device(device)?));
+        }
+        let finite = squared.iter().enumerate().filter(|(_, s)| s.is_finite());
+        Ok(Self::Without(finite.map(|(i, _)| i as i64).collect()))
+    }
+}
+
+#[cfg(test)]
+mod tests;

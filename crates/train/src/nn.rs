@@ -1,0 +1,215 @@
+//! The built-in models: arithmetic over named parameters.
+//!
+//! Read in this order: [`weights`] holds a model's values as tensors, [`pass`] is one walk through a model with them (it
+//! alone touches parameters, so it can keep the books that per-example gradients are computed from), `parameterless` is
+//! what stands between them; `sequential`, `resnet`, `recurrent` and `transformer` are the models. A [`Network`] puts a
+//! model, its layout and its input together.
+
+#[cfg(test)]
+pub(crate) mod made;
+mod parameterless;
+pub(crate) mod pass;
+mod recurrent;
+mod resnet;
+mod sequential;
+mod transformer;
+pub(crate) mod weights;
+
+use crate::failure::Failure;
+use crate::loss::Objective;
+use pass::{Pass, Use};
+use std::collections::HashMap;
+use std::fmt::Debug;
+use tch::{Device, TchError, Tensor};
+use undertone_core::layout::ModelLayout;
+use undertone_core::model::{Cell, ModelSpec};
+use undertone_core::part::Part;
+use undertone_core::plan::{Loss, TrainPlan};
+use undertone_core::shape::{Input, Shape};
+use undertone_core::trainer::TrainerError;
+use weights::Weights;
+
+/// What PyTorch's normalisations add to a variance by default.
+const NORM_EPSILON: f64 = 1e-5;
+
+/// A model, or a piece of one, as arithmetic: it knows where its parameters stand in the layout, not their values.
+///
+/// Every parameter is reached through an operation of [`Pass`]; what a module does between them has none. No operation
+/// is in place, and none mixes examples: the first dimension is the example's, from input to output.
+pub(crate) trait Module: Debug + Send + Sync {
+    /// What comes out for `x`, whose first dimension counts examples.
+    fn forward(&self, pass: &mut Pass<'_>, x: &Tensor) -> Result<Tensor, TchError>;
+}
+
+/// Where one parameter stands among the layout's tensors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct Parameter(pub(crate) usize);
+
+/// The parameters of a layout by name.
+#[derive(Debug)]
+pub(crate) struct Names<'a>(HashMap<&'a str, Parameter>);
+
+impl<'a> Names<'a> {
+    fn of(layout: &'a ModelLayout) -> Self {
+        Self(layout.tensors().iter().enumerate().map(|(i, t)| (t.name.as_str(), Parameter(i))).collect())
+    }
+
+    /// The parameter of this name.
+    ///
+    /// # Panics
+    /// If the layout has none: a module asks for what its own spec puts into the layout.
+    pub(crate) fn get(&self, name: &str) -> Parameter {
+        *self.0.get(name).unwrap_or_else(|| panic!("the layout has no tensor \"{name}\""))
+    }
+}
+
+/// A model for data of one shape.
+#[derive(Debug)]
+pub(crate) struct Network {
+    root: Box<dyn Module>,
+    layout: ModelLayout,
+    input: Input,
+    objective: Objective,
+    drops: bool,
+}
+
+impl Network {
+    /// The model that `spec` describes, for data of this shape.
+    ///
+    /// # Errors
+    /// [`TrainerError::Unsupported`] if the spec makes no sense, cannot read data of this shape, or is too large.
+    pub(crate) fn new(spec: &ModelSpec, shape: &Shape) -> Result<Self, TrainerError> {
+        spec.validate().map_err(TrainerError::Unsupported)?;
+        if spec.is_external() {
+            let text = "the built-in trainer does not know what an external model computes: it needs a client with a training \
+                        program of its own ([trainer] command)";
+            return Err(TrainerError::Unsupported(text.into()));
+        }
+        let layout = spec.layout(shape).map_err(|e| TrainerError::Unsupported(e.to_string()))?;
+        let root = module(spec, shape, &Names::of(&layout));
+        let drops = match spec {
+            ModelSpec::Lstm(spec) | ModelSpec::Gru(spec) => spec.dropout > 0.0,
+            ModelSpec::Transformer(spec) => spec.dropout > 0.0,
+            _ => false,
+        };
+        Ok(Self { root, layout, input: shape.input.clone(), objective: Objective::new(shape.target), drops })
+    }
+
+    /// Any module, over a layout of its own.
+    #[cfg(test)]
+    pub(crate) fn of(root: Box<dyn Module>, layout: ModelLayout, shape: &Shape) -> Self {
+        let objective = Objective::new(shape.target);
+        Self { root, layout, input: shape.input.clone(), objective, drops: false }
+    }
+
+    /// Whether training drops values, which libtorch's generator draws.
+    pub(crate) fn drops(&self) -> bool {
+        self.drops
+    }
+
+    /// With another loss than the usual one.
+    ///
+    /// # Errors
+    /// [`TrainerError::Unsupported`] if it does not fit what is to be predicted.
+    pub(crate) fn with_loss(mut self, loss: Option<&Loss>) -> Result<Self, TrainerError> {
+        if let Some(loss) = loss {
+            self.objective = Objective::with(self.objective.target(), loss)?;
+        }
+        Ok(self)
+    }
+
+    /// The number of parameters.
+    pub(crate) fn len(&self) -> usize {
+        self.layout.len()
+    }
+
+    /// The model's tensors.
+    pub(crate) fn layout(&self) -> &ModelLayout {
+        &self.layout
+    }
+
+    /// What one example holds.
+    pub(crate) fn input(&self) -> &Input {
+        &self.input
+    }
+
+    /// What training makes small.
+    pub(crate) fn objective(&self) -> &Objective {
+        &self.objective
+    }
+
+    /// The part of the model that a plan trains.
+    ///
+    /// # Errors
+    /// [`TrainerError::Unsupported`] if the plan names what the model does not have.
+    pub(crate) fn part(&self, plan: &TrainPlan) -> Result<Part, TrainerError> {
+        plan.part(&self.layout).map_err(|e| TrainerError::Unsupported(e.to_string()))
+    }
+
+    /// Values that came from elsewhere, on the device: a flat tensor over the whole model.
+    ///
+    /// # Errors
+    /// [`TrainerError::Numerical`] if they do not fit the model or are not all finite.
+    pub(crate) fn load(&self, values: &[f32], device: Device) -> Result<Tensor, Failure> {
+        if values.len() != self.len() {
+            return Err(TrainerError::Numerical(format!(
+                "the weights hold {} values, the model has {}: job and model do not belong together",
+                values.len(),
+                self.len()
+            ))
+            .into());
+        }
+        if let Some(i) = values.iter().position(|w| !w.is_finite()) {
+            return Err(TrainerError::Numerical(format!(
+                "value {i} of the weights is {}: the model is spoilt, nothing can be trained from it",
+                values[i]
+            ))
+            .into());
+        }
+        Ok(Tensor::f_from_slice(values)?.f_to_device(device)?)
+    }
+
+    /// The logits (or predicted numbers) of each example, shape (examples, outputs), as the finished model gives them.
+    pub(crate) fn forward(&self, weights: &Weights, x: &Tensor) -> Result<Tensor, TchError> {
+        self.root.forward(&mut Pass::plain(weights), x)
+    }
+
+    /// The same while the model is trained: where it has dropout, libtorch's generator draws what is dropped.
+    pub(crate) fn forward_training(&self, weights: &Weights, x: &Tensor) -> Result<Tensor, TchError> {
+        self.root.forward(&mut Pass::training(weights), x)
+    }
+
+    /// The logits in training, and every use of a parameter that is trained, in the order they happened. Autograd follows the
+    /// operations' outputs, not the parameters.
+    pub(crate) fn record(&self, weights: &Weights, x: &Tensor) -> Result<(Tensor, Vec<Use>), TchError> {
+        let mut pass = Pass::recording(weights);
+        let logits = self.root.forward(&mut pass, x)?;
+        Ok((logits, pass.uses()))
+    }
+}
+
+/// The module of a spec that has a layout for this shape; `names` are that layout's.
+fn module(spec: &ModelSpec, shape: &Shape, names: &Names<'_>) -> Box<dyn Module> {
+    match spec {
+        ModelSpec::Logistic {} | ModelSpec::Linear {} | ModelSpec::Mlp { .. } | ModelSpec::Cnn(_) => {
+            let layers = spec.sequence(shape).expect("these are sequences");
+            Box::new(sequential::Sequential::new(&layers.expect("it has a layout"), names))
+        }
+        ModelSpec::Resnet18(spec) => Box::new(resnet::Resnet::new(spec, names)),
+        ModelSpec::Lstm(spec) => Box::new(recurrent::Recurrent::new(Cell::Lstm, spec, shape, names)),
+        ModelSpec::Gru(spec) => Box::new(recurrent::Recurrent::new(Cell::Gru, spec, shape, names)),
+        ModelSpec::Transformer(spec) => Box::new(transformer::Transformer::new(spec, shape, names)),
+        ModelSpec::External { .. } => unreachable!("Network::new refuses it"),
+    }
+}
+
+/// The values of a tensor, row-major, in main memory.
+pub(crate) fn to_vec(tensor: &Tensor) -> Result<Vec<f32>, TchError> {
+    let flat = tensor.f_detach()?.f_to_device(Device::Cpu)?.f_contiguous()?.f_view(-1)?;
+    let mut values = vec![0f32; flat.numel()];
+    flat.f_copy_data(&mut values, flat.numel())?;
+    Ok(values)
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

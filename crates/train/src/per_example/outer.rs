@@ -1,0 +1,100 @@
+//! Gradients of a matrix: an example's is Σₜ gₜ·aₜᵀ over the points in time (or places of a picture) at which it was applied.
+
+use super::formula::squares;
+use tch::{Kind, TchError, Tensor};
+
+/// The factors of such gradients.
+#[derive(Debug)]
+pub(super) struct Outer {
+    /// What went in, shape (examples, times, inputs).
+    inputs: Tensor,
+    /// The gradients of what came out, shape (examples, times, outputs).
+    outputs: Tensor,
+    /// Values of the two that are copies of what the tape holds.
+    copied: i64,
+}
+
+/// Multiplications that a value costs which is written to memory, squared, and read again.
+const MEMORY_COST: i64 = 80;
+/// Relative error that a norm may have: a part of [`SENSITIVITY_MARGIN`](undertone_privacy::dp_sgd::SENSITIVITY_MARGIN).
+const NORM_ERROR: f64 = 1.0 / 256.0;
+/// Half the distance from 1 to the next f32.
+const UNIT_ROUNDOFF: f64 = 1.0 / (1u32 << 24) as f64;
+/// Rounding errors that do not conspire stay below λ·√k·u except with probability 2·exp(-λ²/2) (Higham and Mary 2019).
+const LAMBDA: f64 = 8.0;
+
+impl Outer {
+    /// From the two factors, of which `copied` values are not on the tape.
+    pub(super) fn new(inputs: Tensor, outputs: Tensor, copied: i64) -> Self {
+        Self { inputs, outputs, copied }
+    }
+
+    /// Uses of one matrix, like points in time one behind the other.
+    pub(super) fn joined(mut parts: Vec<Self>) -> Result<Self, TchError> {
+        if parts.len() == 1 {
+            return Ok(parts.remove(0));
+        }
+        let inputs = Tensor::f_cat(&parts.iter().map(|p| &p.inputs).collect::<Vec<_>>(), 1)?;
+        let outputs = Tensor::f_cat(&parts.iter().map(|p| &p.outputs).collect::<Vec<_>>(), 1)?;
+        let copied = (inputs.numel() + outputs.numel()) as i64;
+        Ok(Self { inputs, outputs, copied })
+    }
+
+    /// Shape (examples, outputs · inputs).
+    pub(super) fn materialised(&self) -> Result<Tensor, TchError> {
+        self.outputs.f_transpose(1, 2)?.f_matmul(&self.inputs)?.f_flatten(1, -1)
+    }
+
+    /// Whether norms cost less by materialising the gradients than by [`Self::squared_norms`]. The products that
+    /// materialising takes are not lost, they save those of the weighted sum; what it costs is memory traffic.
+    pub(super) fn is_cheaper_whole(&self) -> bool {
+        let (times, inputs, outputs) = self.sizes();
+        times > 1 && MEMORY_COST * inputs * outputs < times * times * (inputs + outputs)
+    }
+
+    /// Values that it holds beyond the tape from the norms to the weighted sum, and those that the norms take beside them.
+    pub(super) fn values(&self) -> (i64, i64) {
+        let (times, inputs, outputs) = self.sizes();
+        let examples = self.inputs.size()[0];
+        match self.is_cheaper_whole() {
+            true => (examples * inputs * outputs, self.copied + examples * inputs * outputs),
+            false => (self.copied, examples * 2 * times * times),
+        }
+    }
+
+    fn sizes(&self) -> (i64, i64, i64) {
+        (self.inputs.size()[1], self.inputs.size()[2], self.outputs.size()[2])
+    }
+
+    /// ‖Σₜ gₜ·aₜᵀ‖² = Σₛₜ (aₛ·aₜ)(gₛ·gₜ), f64, without the sum itself (the ghost norm of Li et al. 2022, arXiv 2110.05679,
+    /// section 4).
+    ///
+    /// Where the terms cancel so far that what is left could be rounding, a larger norm is given: clipping to it errs on the
+    /// side of the promise. With rounding errors that do not conspire the error of the sum is
+    /// λ·u·(√inputs + √outputs)·√(Σₛₜ xₛ²xₜ²) for xₜ = ‖aₜ‖‖gₜ‖, and that root is Σₜ xₜ², the trace. Terms that are not
+    /// correlated add up to the trace itself, so this is for gradients that are far below chance.
+    pub(super) fn squared_norms(&self) -> Result<Tensor, TchError> {
+        let (times, inputs, outputs) = self.sizes();
+        if times == 1 {
+            return squares(&self.inputs)?.f_mul(&squares(&self.outputs)?);
+        }
+        let gram = |t: &Tensor| t.f_matmul(&t.f_transpose(1, 2)?);
+        let products = gram(&self.inputs)?.f_mul(&gram(&self.outputs)?)?;
+        let trace = products.f_diagonal(0, 1, 2)?.f_sum_dim_intlist(1, false, Kind::Double)?;
+        let error = LAMBDA * UNIT_ROUNDOFF * ((inputs as f64).sqrt() + (outputs as f64).sqrt() + 2.0);
+        let sums = products.f_sum_dim_intlist(&[1i64, 2][..], false, Kind::Double)?;
+        sums.f_maximum(&trace.f_mul_scalar(error / (2.0 * NORM_ERROR))?)
+    }
+
+    /// Σ cᵢ·Gᵢ, flat: one product over all examples and times.
+    pub(super) fn weighted_sum(&self, factors: &Tensor) -> Result<Tensor, TchError> {
+        let (_, inputs, outputs) = self.sizes();
+        let scaled = self.outputs.f_mul(&factors.f_view([-1, 1, 1])?)?.f_reshape([-1, outputs])?;
+        scaled.f_transpose(0, 1)?.f_matmul(&self.inputs.f_reshape([-1, inputs])?)?.f_reshape(-1)
+    }
+
+    /// Points in time.
+    pub(super) fn times(&self) -> i64 {
+        self.sizes().0
+    }
+}

@@ -1,0 +1,77 @@
+//! `cargo xtask study`: a data set is found or installed, and a study of the product is run on it.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+
+use crate::cargo::Workspace;
+use crate::process::{must_succeed, output};
+use crate::report::say;
+use crate::setup;
+
+/// Debian's package of the data set, and where it puts it.
+const PACKAGE: &str = "dataset-fashion-mnist";
+const INSTALLED: &str = "/usr/share/datasets/fashion-mnist";
+/// A file of it.
+const WITNESS: &str = "train-images-idx3-ubyte.gz";
+
+/// Runs the study named first in `arguments` with the other arguments.
+pub(crate) fn run(arguments: &[OsString]) -> Result<ExitCode> {
+    match arguments.split_first() {
+        Some((name, rest)) if name == "fashion-mnist" => fashion_mnist(rest),
+        Some((name, _)) => bail!("no study is called `{}`: use fashion-mnist", name.to_string_lossy()),
+        None => bail!("which study? Use `cargo xtask study fashion-mnist`"),
+    }
+}
+
+fn fashion_mnist(rest: &[OsString]) -> Result<ExitCode> {
+    let workspace = Workspace::find()?;
+    setup::run(&workspace)?;
+    // A study is nothing without speed.
+    const RUN: [&str; 7] =
+        ["run", "--release", "--package", "undertone-train", "--example", "fashion-mnist", "--"];
+    let mut command = workspace.cargo(&RUN);
+    let asks_help = rest.iter().any(|argument| argument == "--help" || argument == "-h");
+    let names = |flag: &str| rest.iter().any(|argument| argument.to_string_lossy().starts_with(flag));
+    if !asks_help && !names("--data") {
+        command.arg("--data").arg(data()?);
+    }
+    if !asks_help && !names("--out") {
+        command.arg("--out").arg(workspace.root().join("docs/studies"));
+    }
+    command.args(rest);
+    say("building the study for speed (minutes the first time)");
+    must_succeed(&mut command).map(|()| ExitCode::SUCCESS)
+}
+
+/// The folder of the data set, installed if it can be.
+fn data() -> Result<PathBuf> {
+    let folder = Path::new(INSTALLED);
+    let is_there = || folder.join(WITNESS).is_file();
+    if is_there() {
+        return Ok(folder.to_owned());
+    }
+    let by_hand = format!(
+        "on Debian and Ubuntu: sudo apt-get install {PACKAGE}; elsewhere give the folder of the four .gz files of \
+         Fashion-MNIST: cargo xtask study fashion-mnist --data DIR"
+    );
+    let apt = Path::new("/usr/bin/apt-get");
+    let is_root = output(std::process::Command::new("id").arg("-u")).is_ok_and(|id| id.trim() == "0");
+    if !(apt.is_file() && is_root) {
+        bail!("the data set is not installed. {by_hand}");
+    }
+    say(&format!("installing {PACKAGE} (30 MB)"));
+    let mut install = std::process::Command::new(apt);
+    install
+        .args(["install", "--yes", "--no-install-recommends", PACKAGE])
+        .env("DEBIAN_FRONTEND", "noninteractive");
+    if let Err(error) = must_succeed(&mut install) {
+        bail!("{error:#}; does `apt-get update` help? {by_hand}");
+    }
+    if !is_there() {
+        bail!("{PACKAGE} is installed, but {INSTALLED}/{WITNESS} is not there. {by_hand}");
+    }
+    Ok(folder.to_owned())
+}
