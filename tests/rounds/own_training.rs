@@ -120,7 +120,7 @@ async fn programs_that_misbehave_are_refused_with_the_reason_and_the_round_goes_
         ("killed", "kill -9 $$".into(), ProgramFault::Killed.told()),
         ("silent", "true".into(), ProgramFault::NoResult.told()),
         ("garbage", format!("{update}echo rubbish > update.safetensors"), ProgramFault::BadResult.told()),
-        ("nan", format!("{update}{nan}"), "did not stay finite"),
+        ("nan", format!("{update}{nan}"), "are not finite"),
         (
             "fills",
             "i=0; while :; do i=$((i+1)); head -c 200000 /dev/zero > $i; done".into(),

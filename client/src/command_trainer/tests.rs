@@ -24,7 +24,8 @@ fn contract() -> DataContract {
 fn task() -> TrainTask {
     serde_json::from_str(&format!(
         r#"{{"model": {MODEL}, "data": {CONTRACT}, "plan": {{"learning_rate": 0.5, "local_steps": 3}},
-            "record_privacy": null, "sampling_seed": 7, "first_loss": false}}"#
+            "record_privacy": null, "sampling_seed": 7, "first_loss": false,
+            "round": {{"round": 1, "rounds": 1}}, "checkpoint": null}}"#
     ))
     .unwrap()
 }

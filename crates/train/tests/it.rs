@@ -191,7 +191,8 @@ fn a_job_over_pipes_is_a_job_in_process() {
 
     trainer.quit().unwrap();
     let (status, log) = process.ended();
-    assert!(status.success() && log.is_empty(), "{status} {log}");
+    let engine = "undertone-trainer: engine = \"per-example\", mechanism = \"discrete-gaussian\"\n";
+    assert!(status.success() && log == engine, "{status} {log}");
 }
 
 #[test]

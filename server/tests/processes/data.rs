@@ -110,7 +110,7 @@ async fn a_number_is_predicted_and_measured_in_its_own_unit() {
         processes.push(d.run_client(name));
     }
     let training = "learning_rate = 0.3\nlocal_steps = 20";
-    let plain = job("kind = \"logistic\"", training, PRICE);
+    let plain = job("kind = \"linear\"", training, PRICE);
     let last = last_measurement(&d, &processes, &plain).await;
     assert!(last.accuracy.is_none() && last.mean_absolute_error.unwrap() < 1.0, "{last:?}");
 

@@ -241,7 +241,7 @@ fn a_number_is_predicted_and_measured_in_its_own_unit() {
     )
     .unwrap();
     let task =
-        TrainTask { data, ..task(ModelSpec::Logistic {}, 2, TrainPlan { learning_rate: 0.3, ..steps(100) }) };
+        TrainTask { data, ..task(ModelSpec::Linear {}, 2, TrainPlan { learning_rate: 0.3, ..steps(100) }) };
     let mut trainer = TorchTrainer::new(file.path());
     let before = trainer.evaluate(&task.evaluation(), &start(&task)).unwrap();
     // A model of zeros predicts the middle of the range, 300.
