@@ -1,6 +1,6 @@
 //! `cargo xtask`: what a person types in this repository.
 //!
-//! Read in this order: [`setup`] brings libtorch, [`demo`] runs the product, [`test`] runs every check and test,
+//! Read in this order: [`setup`] brings libtorch, [`demo`] runs the product, [`mod@test`] runs every check and test,
 //! [`check`] is the part of `test` that looks at the dependency graph, [`study`] trains on public data sets. [`cargo`], [`process`], [`elf`] and
 //! [`report`] serve all of them.
 

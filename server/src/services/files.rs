@@ -1,7 +1,6 @@
 //! Files that a job refers to by digest, handed in before it.
 
 use super::operator::OPERATOR_IDLE;
-use bytes::Bytes;
 use std::sync::Arc;
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::Status;
@@ -76,7 +75,7 @@ pub(super) async fn take(
                 format!("a chunk at {offset} of {} bytes, {at} of {} comes next", data.len(), file.bytes);
             return Err(bad(text));
         }
-        writer.write(Bytes::from(data)).await.map_err(storage)?;
+        writer.write(data).await.map_err(storage)?;
         at = end;
     }
     writer.settle().await.map_err(storage)?;
