@@ -9,7 +9,7 @@
 //!
 //! There are two mechanisms. `discrete-gaussian`, the default, clips each gradient onto an integer grid, sums integers
 //! exactly and adds the exact discrete Gaussian. `fast-gaussian` takes clipped sums that were computed in floating point,
-//! which need no gradient of any single example: see [`float`] for what that promises and what it rests on.
+//! which need no gradient of any single example: see `float.rs` for what that promises and what it rests on.
 //!
 //! What the optimiser does with the mean (scaling, momentum, the step itself) is post-processing. An empty batch is a
 //! step like any other: it adds noise. A batch is never cut to a largest size: memory is bounded by summing it in pieces, so
@@ -60,7 +60,7 @@ impl GradientMechanism {
     /// The grid has 2^16 to 2^17 units in the clip norm where it can: rounding then moves a clipped gradient by less
     /// than noise of any worth does, and the sum of all rows stays far from overflow. The noise is `noise_multiplier`
     /// times the integer bound ⌊clip_norm·2^bits⌋ that clipping keeps, rounded up; with floating-point sums
-    /// `noise_multiplier` times the bound that [`float`] gives.
+    /// `noise_multiplier` times the bound that `float.rs` gives.
     ///
     /// # Errors
     /// [`NoiseError`] if the clip norm suits no grid, or the noise cannot be drawn on it.
