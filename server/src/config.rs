@@ -68,6 +68,9 @@ impl Default for Storage {
 pub struct Limits {
     /// Uploads taken in at once; the rest wait without memory.
     pub uploads_in_flight: usize,
+    /// What a client may send of an upload before somebody reads it, in KiB: 64 to 16384. More helps single clients over long, fat
+    /// lines (256 KiB carry 40 Mbit/s over 50 ms), and each upload that is under way or waits for its place may take so much memory.
+    pub upload_window_kib: u32,
     /// Participants connected at once.
     pub sessions: usize,
     /// Jobs that have not ended.
@@ -80,6 +83,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             uploads_in_flight: 16,
+            upload_window_kib: 256,
             sessions: 20_000,
             open_jobs: 100,
             certificate_lifetime: Span::seconds(365 * 86_400),
@@ -116,6 +120,13 @@ impl ServerConfig {
                 problem: "a limit of zero would stop everything".into(),
             });
         }
+        let window = config.limits.upload_window_kib;
+        if !(64..=16_384).contains(&window) {
+            return Err(ConfigError {
+                place: shown,
+                problem: format!("[limits] upload_window_kib = {window} is not 64 to 16384"),
+            });
+        }
         if let Err(problem) = config.budget.check() {
             return Err(ConfigError { place: shown, problem });
         }
@@ -148,6 +159,11 @@ mod tests {
             write(&format!("{good}[budget.record]\n{budget}\n"));
             let e = ServerConfig::load(&folder).unwrap_err().to_string();
             assert!(e.contains(words), "{e}");
+        }
+        for window in [63, 16_385] {
+            write(&format!("{good}[limits]\nupload_window_kib = {window}\n"));
+            let e = ServerConfig::load(&folder).unwrap_err().to_string();
+            assert!(e.contains(&format!("upload_window_kib = {window} is not 64 to 16384")), "{e}");
         }
         write(&format!("{good}[budget.record]\nepsilon = 8.0\ndelta = 1e-6\n"));
         assert_eq!(ServerConfig::load(&folder).unwrap().budget.record.unwrap().epsilon, 8.0);

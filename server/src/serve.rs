@@ -115,6 +115,7 @@ impl Server {
         store: Arc<dyn Store>,
         blobs: Arc<dyn Blobs>,
     ) -> Result<Self, ServerError> {
+        let window = config.limits.upload_window_kib << 10;
         let address = incoming
             .local_addr()
             .map_err(|e| ServerError::Listen { address: config.listen, reason: e.to_string() })?;
@@ -138,8 +139,9 @@ impl Server {
             .tls_config(tls)
             .map_err(ServerError::Tls)?
             .max_frame_size(FRAME_BYTES)
-            // What a client may send before somebody reads it: as much as its line holds, instead of a megabyte for each.
-            .http2_adaptive_window(Some(true))
+            // Not `adaptive`: those grow to 16 MiB for each connection.
+            .initial_stream_window_size(window)
+            .initial_connection_window_size(2 * window)
             .http2_keepalive_interval(Some(Duration::from_secs(20)))
             .http2_keepalive_timeout(Some(Duration::from_secs(20)))
             .add_service(health_service)
