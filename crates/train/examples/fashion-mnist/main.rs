@@ -150,6 +150,7 @@ impl Case {
             }
             let task: TrainTask = serde_json::from_value(json!({
                 "model": model, "data": data, "plan": plan, "sampling_seed": seed, "first_loss": false,
+                "round": { "round": 1, "rounds": 1 },
                 "record_privacy": {
                     "clip_norm": self.clip_norm, "noise_multiplier": noise_multiplier, "sampling_rate": rate,
                     "expected_batch": self.batch,
