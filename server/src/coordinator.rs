@@ -9,6 +9,7 @@ use crate::refusals::Refusals;
 use crate::release::{self, FirstModelError, broadcast};
 use crate::sessions::Sessions;
 use crate::shelf::Shelf;
+use crate::spool::Unfinished;
 use crate::sweep::sweep;
 use crate::turns::{Turn, Turns};
 use std::collections::BTreeMap;
@@ -37,6 +38,7 @@ pub struct Shared {
     pub(crate) ledger: PopulationLedger,
     pub(crate) sessions: Sessions,
     pub(crate) upload_slots: Semaphore,
+    pub(crate) unfinished: Unfinished,
     /// What downloads have in memory.
     pub(crate) shelf: Arc<Shelf>,
     /// Jobs that have not ended. Ended ones are read from the store when somebody asks.
@@ -160,6 +162,7 @@ impl Coordinator {
         let shared = Arc::new(Shared {
             ledger,
             sessions: Sessions::new(config.limits.sessions),
+            unfinished: Unfinished::of(&*blobs).await.map_err(|e| e.to_string())?,
             upload_slots: Semaphore::new(config.limits.uploads_in_flight),
             shelf: Arc::new(Shelf::new()),
             running: RwLock::default(),

@@ -70,9 +70,40 @@ impl Shared {
     }
 }
 
+/// Whether a record is of what is claimed.
 fn is_claimed(record: &UploadRecord, claim: &Claim) -> bool {
     match record.claim {
         Some(accepted) => accepted == claim.fingerprint(),
         None => (record.bytes, record.weight) == (claim.bytes, claim.weight),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use undertone_core::digest::Digest;
+    use undertone_core::id::{Attempt, JobId, Round};
+
+    #[test]
+    fn a_record_without_a_digest_is_told_by_length_and_weight() {
+        let key = AttemptKey { job: JobId::new("a").unwrap(), round: Round(1), attempt: Attempt(1) };
+        let client = ClientId::new("basel").unwrap();
+        let claim = Claim {
+            key: key.clone(),
+            client: client.clone(),
+            digest: Digest::of(b"values"),
+            bytes: 6,
+            offset: 0,
+            weight: 2,
+            within: None,
+            number: None,
+        };
+        let record =
+            UploadRecord { key, client, blob: Digest::of(b"blob"), bytes: 6, weight: 2, claim: None };
+        assert!(is_claimed(&record, &claim));
+        assert!(!is_claimed(&UploadRecord { weight: 3, ..record.clone() }, &claim));
+        let exact = UploadRecord { claim: Some(claim.fingerprint()), ..record };
+        assert!(is_claimed(&exact, &claim));
+        assert!(!is_claimed(&exact, &Claim { digest: Digest::of(b"others"), ..claim }));
     }
 }

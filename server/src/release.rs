@@ -287,7 +287,7 @@ impl Ready {
         let noise = state("the noise of the rounds before", carried.noise, blobs).await?;
         let optimizer = state("the state of the server optimiser", carried.optimizer, blobs).await?;
         let (model, clip) = (inputs.model, carried.clip);
-        let file = blobs.local(&model.digest).await.map_err(|e| Trouble::blob("the current model", &e))?;
+        let file = blobs.local(&model.digest).await.map_err(|e| model::damaged(&e.to_string()))?;
         Ok(Self { updates, model, file, clip, noise, optimizer, centre })
     }
 

@@ -1,8 +1,10 @@
 //! Taking uploads in: spooled durably, validated while they stream by, and only then offered to the round.
 
 mod reading;
+mod unfinished;
 
 pub(crate) use reading::{Reading, Spooled};
+pub(crate) use unfinished::{Unfinished, abandon, progress};
 
 use crate::pace::Pace;
 use std::sync::Arc;
@@ -12,7 +14,7 @@ use tonic::Status;
 use undertone::limits::MAX_CHUNK_BYTES;
 use undertone::v1::{UploadMessage, upload_message};
 use undertone::{ApiError, Fault};
-use undertone_core::digest::{Digest, Digester};
+use undertone_core::digest::Digest;
 use undertone_core::encoding::{DecodeError, Decoder, Units};
 use undertone_core::id::{AttemptKey, ClientId};
 use undertone_privacy::adaptive_clip::WithinBit;
@@ -20,7 +22,11 @@ use undertone_round::coordinator::Update;
 use undertone_round::job::Job;
 use undertone_store::{BlobError, BlobWriter, Blobs};
 
+/// More than any trailer has.
+const MAX_TRAILER_BYTES: usize = 1024;
+
 /// What an upload claims to be.
+#[derive(Clone)]
 pub(crate) struct Claim {
     /// The attempt.
     pub(crate) key: AttemptKey,
@@ -108,20 +114,38 @@ impl Said {
     }
 }
 
-/// Receives, spools and validates one upload.
+/// An upload whose last byte is here.
+pub(crate) struct Arrived {
+    writer: Box<dyn BlobWriter>,
+    check: StreamCheck,
+    /// Where this transfer began.
+    begun_at: u64,
+    /// Whether it was validated and given its trailer before, by a coordinator that ended before it was durable.
+    has_trailer: bool,
+}
+
+/// Receives and spools one upload, up to its last byte.
 pub(crate) async fn receive(
     mut messages: impl Stream<Item = Result<UploadMessage, Status>> + Unpin,
     claim: &Claim,
     job: &Job,
-    bound: (f64, u64),
     blobs: &Arc<dyn Blobs>,
+    unfinished: &Unfinished,
     pace: &Pace,
-) -> Result<Update, Rejected> {
+) -> Result<Arrived, Rejected> {
     let transfer = |fault, text: String| Rejected::Transfer(ApiError::new(fault, text));
     let mut check = StreamCheck::new(job).map_err(Rejected::Invalid)?;
+    unfinished.begin(claim, blobs).await.map_err(storage)?;
     let name = claim.name();
-    let mut writer = blobs.resume(&name, &mut |block| check.take(block)).await.map_err(storage)?;
-    if check.bytes > claim.bytes {
+    let mut after = Vec::<u8>::new();
+    let mut take = |block: &[u8]| {
+        let room = usize::try_from(claim.bytes - check.bytes).unwrap_or(usize::MAX);
+        let (update, more) = block.split_at(block.len().min(room));
+        check.take(update);
+        after.extend(&more[..more.len().min(MAX_TRAILER_BYTES.saturating_sub(after.len()))]);
+    };
+    let mut writer = blobs.resume(&name, &mut take).await.map_err(storage)?;
+    if !after.is_empty() && after != claim.trailer(check.crc.clone()) {
         drop(writer);
         return Err(begin_again(blobs, &name, "the coordinator had kept is damaged").await);
     }
@@ -135,6 +159,7 @@ pub(crate) async fn receive(
         blobs.abandon(&name).await.map_err(storage)?;
         check = StreamCheck::new(job).map_err(Rejected::Invalid)?;
         writer = blobs.resume(&name, &mut |_| {}).await.map_err(storage)?;
+        after.clear();
     }
     let begun_at = check.bytes;
     // Neither the wait for a place nor the reading of what was kept is the client's slowness.
@@ -150,27 +175,46 @@ pub(crate) async fn receive(
         }
         return Err(e);
     }
-    let bytes = check.bytes;
-    let found = writer.settle().await.map_err(storage)?;
-    let summary = check.finish();
-    if found != claim.digest {
-        drop(writer);
-        let what = format!("arrived is damaged: digest {found}, announced {}", claim.digest);
-        return Err(match begin_again(blobs, &name, &what).await {
-            // What was kept before may be what is damaged: only who sent all of it is to blame.
-            Rejected::Transfer(e) if begun_at == 0 => Rejected::Improper(e),
-            other => other,
-        });
+    Ok(Arrived { writer, check, begun_at, has_trailer: !after.is_empty() })
+}
+
+impl Arrived {
+    /// Validates it and makes it durable.
+    pub(crate) async fn keep(
+        self,
+        claim: &Claim,
+        job: &Job,
+        bound: (f64, u64),
+        blobs: &Arc<dyn Blobs>,
+    ) -> Result<Update, Rejected> {
+        let Self { mut writer, check, begun_at, has_trailer } = self;
+        let name = claim.name();
+        let bytes = check.bytes;
+        let summary = check.finish();
+        if !has_trailer {
+            let found = writer.settle().await.map_err(storage)?;
+            if found != claim.digest {
+                drop(writer);
+                let what = format!("arrived is damaged: digest {found}, announced {}", claim.digest);
+                return Err(match begin_again(blobs, &name, &what).await {
+                    // What was kept before may be what is damaged: only who sent all of it is to blame.
+                    Rejected::Transfer(e) if begun_at == 0 => Rejected::Improper(e),
+                    other => other,
+                });
+            }
+        }
+        if let Err(reason) = summary.validate(job, bound) {
+            drop(writer);
+            blobs.abandon(&name).await.map_err(storage)?;
+            return Err(Rejected::Invalid(reason));
+        }
+        if !has_trailer {
+            writer.write(claim.trailer(summary.crc.clone()).into()).await.map_err(storage)?;
+        }
+        // Durable from here on.
+        let (blob, _) = writer.commit(None).await.map_err(storage)?;
+        Ok(Update { client: claim.client.clone(), blob, bytes, weight: claim.weight, origin: None })
     }
-    if let Err(reason) = summary.validate(job, bound) {
-        drop(writer);
-        blobs.abandon(&name).await.map_err(storage)?;
-        return Err(Rejected::Invalid(reason));
-    }
-    writer.write(claim.trailer(summary.crc.clone()).into()).await.map_err(storage)?;
-    // Durable from here on.
-    let (blob, _) = writer.commit(None).await.map_err(storage)?;
-    Ok(Update { client: claim.client.clone(), blob, bytes, weight: claim.weight, origin: None })
 }
 
 /// Takes the chunks of an upload until `expected` bytes are there.
@@ -225,45 +269,10 @@ async fn take_chunks(
     Ok(())
 }
 
-/// How much of this upload is here.
-pub(crate) async fn progress(claim: &Claim, blobs: &Arc<dyn Blobs>) -> Result<u64, BlobError> {
-    let written = blobs.written(&claim.name()).await?;
-    Ok(written.min(claim.bytes))
-}
-
-/// Forgets what is left of the uploads of an attempt that is over.
-pub(crate) async fn abandon(key: &AttemptKey, blobs: &Arc<dyn Blobs>) -> Result<(), BlobError> {
-    let prefix = attempt_name(key);
-    for (name, _) in blobs.unfinished().await? {
-        if name.starts_with(&prefix) {
-            blobs.abandon(&name).await?;
-        }
-    }
-    Ok(())
-}
-
-/// The part of an unfinished upload's name that all of an attempt share.
-fn attempt_name(key: &AttemptKey) -> String {
-    Digest::of(key.to_string().as_bytes()).to_string()[..32].to_owned()
-}
-
 impl Claim {
     fn trailer(&self, crc: crc32fast::Hasher) -> Vec<u8> {
         let said = Said { number: self.number, within: self.within.map(WithinBit::from_wire) };
         trailer(&self.key, &self.client, self.weight, crc, said)
-    }
-
-    /// All that is claimed: another update, or the same with another weight, is another upload.
-    pub(crate) fn fingerprint(&self) -> Digest {
-        let mut all = Digester::new();
-        all.field(&self.trailer(crc32fast::Hasher::new()));
-        all.field(self.digest.as_bytes());
-        all.field(&self.bytes.to_le_bytes());
-        all.finish()
-    }
-
-    fn name(&self) -> String {
-        format!("{}-{}", attempt_name(&self.key), &self.fingerprint().to_string()[..32])
     }
 }
 
@@ -358,7 +367,9 @@ fn decoder(job: &Job) -> Result<Decoder<Units>, DecodeError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
     use undertone_core::fixed::squared_norm;
+    use undertone_core::id::{Attempt, JobId, Round};
 
     fn job(encoding: &str) -> Job {
         let text = undertone_harness::SAMPLE_JOB
@@ -376,6 +387,57 @@ mod tests {
                 assert_eq!((read.number, read.within.map(|bit| bit.to_wire())), (number, within));
             }
         }
+    }
+
+    /// A kill between an update's trailer and the moment from which it is durable.
+    #[tokio::test]
+    async fn an_update_that_was_whole_need_not_be_sent_again() {
+        let job = job("{ kind = \"fixed32\" }");
+        let bytes: Vec<u8> = (0..job.layout().len() as i32).flat_map(i32::to_le_bytes).collect();
+        let claim = Claim {
+            key: AttemptKey { job: JobId::new("t").unwrap(), round: Round(1), attempt: Attempt(1) },
+            client: ClientId::new("basel").unwrap(),
+            digest: Digest::of(&bytes),
+            bytes: bytes.len() as u64,
+            offset: 0,
+            weight: 1,
+            within: None,
+            number: None,
+        };
+        let bound = job.norm_bound(None);
+        let pace = || Pace::new(Instant::now(), Duration::from_secs(30), Duration::from_secs(600));
+        let whole = undertone::v1::Chunk { offset: 0, data: bytes.clone().into() };
+        let message = UploadMessage { kind: Some(upload_message::Kind::Chunk(whole)) };
+        let (mut kept, unfinished) = (vec![], Unfinished::default());
+        for end in ["durable", "whole trailer", "rotten trailer"] {
+            let blobs: Arc<dyn Blobs> = Arc::new(undertone_store::MemoryBlobs::new());
+            let messages = tokio_stream::iter([Ok(message.clone())]);
+            let mut arrived =
+                receive(messages, &claim, &job, &blobs, &unfinished, &pace()).await.ok().unwrap();
+            if end == "durable" {
+                kept.push(arrived.keep(&claim, &job, bound, &blobs).await.ok().unwrap());
+                continue;
+            }
+            let mut trailer = claim.trailer(arrived.check.crc.clone());
+            if end == "rotten trailer" {
+                *trailer.last_mut().unwrap() ^= 1;
+            }
+            arrived.writer.write(trailer.into()).await.unwrap();
+            arrived.writer.settle().await.unwrap();
+            drop(arrived);
+            assert_eq!(progress(&claim, &blobs).await.unwrap(), claim.bytes);
+            let rest = Claim { offset: claim.bytes, ..claim.clone() };
+            let none = tokio_stream::iter(Vec::<Result<UploadMessage, Status>>::new());
+            match receive(none, &rest, &job, &blobs, &unfinished, &pace()).await {
+                Ok(arrived) => kept.push(arrived.keep(&rest, &job, bound, &blobs).await.ok().unwrap()),
+                Err(Rejected::Transfer(e)) => {
+                    assert!(end == "rotten trailer" && e.message.contains("send it again"), "{end}: {e}");
+                    assert_eq!(progress(&claim, &blobs).await.unwrap(), 0);
+                }
+                Err(_) => panic!("{end}"),
+            }
+        }
+        assert!(kept.len() == 2 && kept[0] == kept[1], "{kept:?}");
     }
 
     #[test]

@@ -68,6 +68,12 @@ impl Scene {
         assert!(e.message().contains(words), "no \"{words}\" in: {e}");
     }
 
+    /// How many unfinished uploads lie on the coordinator's disk.
+    fn unfinished(&self) -> usize {
+        let folder = self.d.path().join("deployment/state/blobs/unfinished");
+        std::fs::read_dir(folder).map_or(0, Iterator::count)
+    }
+
     async fn send_whole(&mut self) {
         let kinds = vec![self.honest_header(), self.chunk(0, self.bytes.len())];
         self.raw.upload_messages(kinds).await.unwrap();
@@ -139,6 +145,41 @@ async fn offsets_that_overlap_or_leave_a_gap_count_and_nothing_is_taken_twice() 
     }
     s.send_whole().await;
     s.went_on_with(2).await;
+}
+
+/// Each claim of its own would be a file of its own, up to the size of an update, until the round is over.
+#[tokio::test(flavor = "multi_thread")]
+async fn halves_of_many_claims_are_one_file() {
+    let mut s = Scene::with(16, Duration::from_secs(1)).await;
+    for n in 0..5u8 {
+        let kinds = vec![s.header(Digest::of(&[n]), 4 * VALUES as u64), s.chunk(0, 1000)];
+        s.refused(kinds, Code::Unavailable, "broke off after 1000").await;
+        assert_eq!(s.unfinished(), 1);
+    }
+    s.send_whole().await;
+    assert_eq!(s.unfinished(), 0);
+    s.went_on_with(2).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_that_nobody_waits_for_any_more_is_cut_and_leaves_nothing() {
+    let s = Scene::with(16, Duration::from_secs(1)).await;
+    let (tx, rx) = tokio::sync::mpsc::channel(2);
+    for kind in [s.honest_header(), s.chunk(0, 1000)] {
+        tx.send(v1::UploadMessage { kind: Some(kind) }).await.unwrap();
+    }
+    let mut client = s.raw.client.clone();
+    let upload = tokio::spawn(async move { client.upload_update(ReceiverStream::new(rx)).await });
+    while s.unfinished() == 0 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let request = v1::CancelJobRequest { job: s.id.clone(), reason: "seen enough".into() };
+    s.d.operator().await.client.cancel_job(request).await.unwrap();
+    // Though the client never ends it, and long before its deadline of 30 s.
+    let e = upload.await.unwrap().unwrap_err();
+    assert!(e.code() == Code::FailedPrecondition && e.message().contains("ended"), "{e}");
+    assert_eq!(s.unfinished(), 0);
+    drop(tx);
 }
 
 /// A byte just within every limit of inactivity, for ever: it would hold its place in the pool until the deadline, and

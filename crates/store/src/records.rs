@@ -154,10 +154,10 @@ pub struct EventRecord {
     pub document: String,
 }
 
-/// An entry of a job's privacy ledger.
+/// A line of the population's privacy ledger.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LedgerRow {
-    /// Its place in the job's ledger.
+    /// Its place in the chain.
     pub seq: u64,
     /// The entry, JSON.
     pub document: String,

@@ -132,7 +132,7 @@ impl Wanted for Waiting {
 
 /// Deletes the spooled updates of a closed attempt. What cannot be deleted now is swept at the next start.
 async fn forget(shared: &Shared, key: &AttemptKey) {
-    if let Err(e) = crate::spool::abandon(key, &shared.blobs).await {
+    if let Err(e) = crate::spool::abandon(key, &shared.unfinished, &shared.blobs).await {
         tracing::warn!(error = %e, "cannot delete the unfinished uploads of a closed attempt");
     }
     let updates = match shared.store.uploads(key).await {

@@ -8,7 +8,7 @@
 use super::{BLOCK, Trouble, blocks};
 use crate::spool::{Reading, Spooled};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use undertone_core::aggregate::IntegerSum;
 use undertone_core::rules::rescale::NumberSum;
@@ -26,10 +26,13 @@ pub(super) fn robust(
 ) -> Result<Aggregate, Trouble> {
     // Read twice or more: first to know that the files are whole.
     each(updates, threads, |update| update.verify())?;
-    let rows = SpoolRows { updates, values: job.part().len() };
+    let rows = SpoolRows { updates, values: job.part().len(), disk_failed: AtomicBool::new(false) };
     let tiling = Tiling::new(threads, updates.len());
     let aggregate = job.spec().aggregation.rule.aggregate(&rows, job.grid(), tiling, centre);
-    aggregate.map_err(|e| Trouble::failed(format!("the aggregation rule: {e}")))
+    aggregate.map_err(|e| {
+        let text = format!("the aggregation rule: {e}");
+        if rows.disk_failed.load(Ordering::Relaxed) { Trouble::Now(text) } else { Trouble::failed(text) }
+    })
 }
 
 /// Does something with each update, several at once. The first trouble ends it.
@@ -184,6 +187,8 @@ fn next(part: &Receiver<Part>) -> Result<Part, Trouble> {
 struct SpoolRows<'a> {
     updates: &'a [Spooled],
     values: usize,
+    /// Whether the disk failed: it may be mended, where a file that is too short is not.
+    disk_failed: AtomicBool,
 }
 
 impl Rows for SpoolRows<'_> {
@@ -200,8 +205,9 @@ impl Rows for SpoolRows<'_> {
     }
 
     fn read(&self, row: usize, from: usize, out: &mut [i32]) -> Result<(), RowsError> {
-        self.updates[row]
-            .read_at(from, out)
-            .map_err(|e| RowsError { row, reason: format!("{}: {e}", self.updates[row].update.client) })
+        self.updates[row].read_at(from, out).map_err(|e| {
+            self.disk_failed.fetch_or(e.kind() != std::io::ErrorKind::UnexpectedEof, Ordering::Relaxed);
+            RowsError { row, reason: format!("{}: {e}", self.updates[row].update.client) }
+        })
     }
 }

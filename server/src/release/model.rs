@@ -27,7 +27,7 @@ impl ModelReader {
     /// Reads the header.
     pub(super) fn open(blob: LocalBlob, model: ModelRef, layout: &ModelLayout) -> Result<Self, Trouble> {
         let mut reader = Self { blob, model, digester: Digester::new(), at: 0, bytes: vec![] };
-        let layout_error = |e: &dyn std::fmt::Display| Trouble::failed(format!("the current model: {e}"));
+        let layout_error = |e: &dyn std::fmt::Display| damaged(&e.to_string());
         let mut header = reader.read(8)?.to_vec();
         let first = header[..].try_into().expect("eight bytes");
         let len = ModelLayout::header_len(first).map_err(|e| layout_error(&e))?;
@@ -189,9 +189,10 @@ pub(super) async fn initial_model(job: &Arc<Job>, blobs: &Arc<dyn Blobs>) -> Res
     commit(file.written().await?).await
 }
 
-fn damaged(how: &str) -> Trouble {
+/// What is wrong with the current model's file, or that it is gone.
+pub(super) fn damaged(how: &str) -> Trouble {
     // No other attempt could do better, and each would be paid for: the job waits for a person.
     Trouble::Now(format!(
-        "the current model is damaged ({how}): check the disk, restore the file from a copy, or cancel the job"
+        "the current model is damaged or cannot be read ({how}): check the disk, restore the file from a copy, or cancel the job"
     ))
 }

@@ -97,7 +97,12 @@ async fn upload(job: &Job, client: ClientId, bytes: Vec<u8>, blobs: &Arc<dyn Blo
     let messages = tokio_stream::iter(chunks.collect::<Vec<_>>());
     let bound = job.norm_bound(None);
     let pace = Pace::new(Instant::now(), Duration::from_secs(30), Duration::from_secs(600));
-    match spool::receive(messages, &claim, job, bound, blobs, &pace).await {
+    let received = async {
+        let arrived =
+            spool::receive(messages, &claim, job, blobs, &spool::Unfinished::default(), &pace).await?;
+        arrived.keep(&claim, job, bound, blobs).await
+    };
+    match received.await {
         Ok(update) => update,
         Err(spool::Rejected::Invalid(reason)) => panic!("{reason}"),
         Err(spool::Rejected::Transfer(e) | spool::Rejected::Improper(e)) => panic!("{e}"),
@@ -201,6 +206,21 @@ async fn what_is_damaged_on_the_disk_enters_no_model() {
             }
             std::fs::write(&path, whole).unwrap();
         }
+        // Another file in its place, and none at all: neither is what another attempt makes up for.
+        let path = Round1::file(folder.path(), round.inputs.model.digest);
+        let whole = std::fs::read(&path).unwrap();
+        for other in [Some([0; 64]), None] {
+            match other {
+                Some(bytes) => std::fs::write(&path, bytes).unwrap(),
+                None => std::fs::remove_file(&path).unwrap(),
+            }
+            let trouble = round.release(&noise()).await;
+            assert!(
+                matches!(&trouble, Err(Trouble::Now(reason)) if reason.contains("the current model")),
+                "{trouble:?}"
+            );
+        }
+        std::fs::write(&path, whole).unwrap();
         assert_eq!(round.blobs.list().await.unwrap().len(), before, "nothing of it is kept");
         round.release(&noise()).await.unwrap();
     }

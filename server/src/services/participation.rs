@@ -4,10 +4,12 @@ use super::model_body::{ModelBody, Raw};
 use super::pieces::pieces;
 use crate::clock::{unix_ms, unix_s};
 use crate::coordinator::{Coordinator, Shared};
+use crate::driver::Handle;
 use crate::identity::{Peer, peer_of};
 use crate::pace::Pace;
-use crate::spool::{self, Claim, Rejected};
+use crate::spool::{self, Arrived, Claim, Rejected};
 use crate::sweep::let_go;
+use crate::turns::Turn;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -219,30 +221,41 @@ impl ParticipationService {
         // The clip norm moves between rounds: this one's stands as long as the upload is of use.
         let bound = job.bound_beside(claim.number, state.norm_bound(&job));
         let shared = &self.0.shared;
-        let _turn = shared.upload_turn(&claim.client)?;
+        let turn = shared.upload_turn(&claim.client)?;
         // A client that trickles holds its slot until the attempt's deadline at most.
         let left = deadline_ms.map_or(idle, |at| Duration::from_millis(at.saturating_sub(unix_ms())));
         let pace = Pace::new(Instant::now(), idle, left);
         let received = tokio::time::timeout(left, async {
-            // A bounded pool: the others wait here without memory.
+            // A bounded pool: the others wait here, with what HTTP/2 lets them send before it is read.
             let _slot = shared.upload_slots.acquire().await.expect("the pool is never closed");
-            spool::receive(messages, &claim, &job, bound, &shared.blobs, &pace).await
+            spool::receive(messages, &claim, &job, &shared.blobs, &shared.unfinished, &pace).await
         });
-        let received = received.await.map_err(|_| {
-            ApiError::new(
-                Fault::NotNow,
-                format!("the upload was not complete by the deadline of {}", claim.key),
-            )
-        })?;
-        match received {
-            Ok(update) => {
-                // A task of its own: a client that hangs up now leaves no blob that nobody knows.
-                let fed = tokio::spawn(take_in(handle, shared.clone(), claim, update)).await;
-                let counted_already = fed.map_err(|e| {
-                    ApiError::new(Fault::Unavailable, format!("taking the update in broke: {e}"))
-                })??;
-                Ok(v1::UploadReceipt { update: header.update, counted_already })
+        let arrived = tokio::select! {
+            received = received => received.map_err(|_| {
+                let text = format!("the upload was not complete by the deadline of {}", claim.key);
+                ApiError::new(Fault::NotNow, text)
+            })?,
+            over = over(&handle, &claim) => {
+                // Nobody takes it up again: the attempt's own may have been deleted before this one began.
+                if let Err(e) = claim.abandon(&shared.blobs).await {
+                    tracing::warn!(error = %e, "cannot delete an upload that nobody waits for");
+                }
+                return shared.receipt_of_before(&claim, &header, over).await;
             }
+        };
+        let kept = match arrived {
+            // A task of its own from the last byte on: a client that hangs up now leaves no blob that nobody knows, and need
+            // not send again. Nor does it begin another upload before this one is through.
+            Ok(arrived) => {
+                let parts = (handle.clone(), shared.clone(), claim.clone(), turn);
+                tokio::spawn(keep(parts, arrived, bound)).await.map_err(|e| {
+                    ApiError::new(Fault::Unavailable, format!("taking the update in broke: {e}"))
+                })?
+            }
+            Err(rejected) => Err(rejected),
+        };
+        match kept {
+            Ok(taken) => Ok(v1::UploadReceipt { update: header.update, counted_already: taken? }),
             // The attempt may have ended while this was spooled, and what was spooled have been deleted with it.
             Err(Rejected::Transfer(e)) => {
                 match handle.snapshot().state.expects(&claim.key.job, &claim.client, &claim.key) {
@@ -280,10 +293,32 @@ fn claim(client: ClientId, header: &v1::UploadHeader) -> Result<Claim, ApiError>
     })
 }
 
+/// Resolves when nobody waits for the upload any more, with the reason.
+async fn over(handle: &Handle, claim: &Claim) -> ApiError {
+    loop {
+        // Looked at now and then, and not at each change: a round's uploads are many, and so are its changes.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let state = handle.snapshot().state;
+        if let Err(refusal) = state.expects(&claim.key.job, &claim.client, &claim.key) {
+            return ApiError::new(Fault::NotNow, refusal.to_string());
+        }
+    }
+}
+
+/// Validates an upload that is here, makes it durable and takes it in.
+async fn keep(
+    (handle, shared, claim, _turn): (Handle, Arc<Shared>, Claim, Turn),
+    arrived: Arrived,
+    bound: (f64, u64),
+) -> Result<Result<bool, ApiError>, Rejected> {
+    let update = arrived.keep(&claim, &handle.job, bound, &shared.blobs).await?;
+    Ok(take_in(handle, shared, claim, update).await)
+}
+
 /// Offers a spooled update to the round; what it refuses for good is deleted, unless the round counts it already. Says whether
 /// it was taken in before, by an upload whose attempt closed while this one was under way.
 async fn take_in(
-    handle: crate::driver::Handle,
+    handle: Handle,
     shared: Arc<Shared>,
     claim: Claim,
     update: Update,

@@ -169,7 +169,7 @@ impl Rule {
         }
     }
 
-    /// Whether all updates must be at hand before the rule can begin; the mean folds each as it comes, into an
+    /// Whether all updates must be at hand before the rule can begin; the mean adds up a block of each after another, in an
     /// [`IntegerSum`](crate::aggregate::IntegerSum).
     pub fn needs_all_rows(&self) -> bool {
         !matches!(self, Self::Mean {})
