@@ -1,6 +1,7 @@
 //! `undertone`: what operators type.
 //!
-//! [`profile`] connects as an operator; [`command`] holds one file for each noun; [`submission`] is a job on its way,
+//! [`profile`] connects as an operator; [`command`] holds one file for each noun; [`submission`] is a job on its way
+//! ([`weights`] and [`module`] its files, [`mod@hand_in`] how they are sent),
 //! [`follow`] and [`narrator`] tell its story live; [`demo`] runs a whole deployment of real processes; [`output`]
 //! and [`failure`] are how all of them speak.
 
@@ -8,6 +9,8 @@ mod command;
 mod demo;
 mod failure;
 mod follow;
+mod hand_in;
+mod module;
 mod narrator;
 mod output;
 mod profile;

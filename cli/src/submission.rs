@@ -1,6 +1,7 @@
 //! A job file on its way to the coordinator: checked here first, and told in the operator's words.
 
 use crate::failure::bad_input;
+use crate::module::Module;
 use crate::output::{Paint, figure, given};
 use crate::profile::{Connection, call_failed};
 use crate::weights::Weights;
@@ -20,6 +21,8 @@ use undertone_round::job::{Job, JobError, JobSpec};
 #[derive(Debug)]
 pub(crate) struct Submission {
     job: Job,
+    /// The model, if it is a file.
+    module: Option<Module>,
     /// What the job begins with, if it is a file.
     weights: Option<Weights>,
 }
@@ -46,9 +49,11 @@ impl Submission {
         };
         let mut spec = JobSpec::from_toml(&text, &shown).map_err(wrong)?;
         let folder = file.parent().unwrap_or(Path::new(""));
+        let module = Module::of(&mut spec, folder)
+            .map_err(|(path, e)| bad_input(format!("{shown}: [model] {}: {e}", path.display())))?;
         let weights = Weights::of(&mut spec, folder)
             .map_err(|(path, e)| bad_input(format!("{shown}: [initial] {}: {e}", path.display())))?;
-        Ok(Self { job: spec.resolve().map_err(wrong)?, weights })
+        Ok(Self { job: spec.resolve().map_err(wrong)?, module, weights })
     }
 
     /// The job.
@@ -61,6 +66,9 @@ impl Submission {
     /// # Errors
     /// If the server refuses, or took in something else.
     pub(crate) async fn send(&self, connection: &mut Connection) -> Result<String> {
+        if let Some(module) = &self.module {
+            module.send(connection).await?;
+        }
         if let Some(weights) = &self.weights {
             weights.send(self.job.spec(), connection).await?;
         }

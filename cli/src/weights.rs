@@ -1,17 +1,13 @@
 //! A file of somebody else's weights on its way to be a job's first model: read in pieces, mapped by name, sent once.
 
-use crate::profile::{Connection, call_failed};
-use anyhow::{Context as _, Result, ensure};
-use bytes::Bytes;
+use crate::hand_in::hand_in;
+use crate::profile::Connection;
+use anyhow::{Context as _, Result};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
-use undertone::limits::CHUNK_BYTES;
-use undertone::v1::{self, file_message};
 use undertone_core::digest::Digester;
 use undertone_core::initial::{FileRef, Initial, InitialError, Mapping, Origin, Source};
 use undertone_core::layout::{LayoutError, ModelLayout};
@@ -35,6 +31,10 @@ pub(crate) enum WeightsError {
     Content(#[from] InitialError),
     #[error("it is no safetensors file: {0}")]
     Header(#[from] LayoutError),
+    #[error(
+        "seeded: the model has no seed to draw values from; leave seeded out, and name a file that has all tensors"
+    )]
+    Seedless,
     #[error("the model: {0}")]
     Model(LayoutError),
 }
@@ -62,6 +62,9 @@ impl Weights {
         start.resize(ModelLayout::header_len(start[..].try_into().expect("eight bytes"))?, 0);
         file.read_exact(&mut start[8..])?;
         let mapping = source.map(&layout, &start, bytes)?;
+        if mapping.needs_seed() && spec.model.needs_initial() {
+            return Err(WeightsError::Seedless);
+        }
         let (mut digester, mut length) = (Digester::new(), 0);
         write(&mapping, spec, &layout, &file, &mut |block| {
             digester.update(block);
@@ -77,40 +80,13 @@ impl Weights {
     /// # Errors
     /// If the file is another one now, or the coordinator cannot take it.
     pub(crate) async fn send(&self, spec: &JobSpec, connection: &mut Connection) -> Result<()> {
-        let reference = v1::BlobRef::new(self.file.digest, self.file.bytes);
-        let here = connection.resume_file(reference.clone()).await.map_err(call_failed)?.into_inner();
-        if here.complete {
-            return Ok(());
-        }
-        let (messages, stream) = mpsc::channel(2);
-        let first = v1::FileHeader { file: Some(reference), offset: here.offset };
-        messages.try_send(message(file_message::Kind::Header(first))).expect("a new queue has room");
         let layout = spec.model.layout(&spec.data.shape()).context("the model")?;
         let (mapping, spec, path) = (self.mapping.clone(), spec.clone(), self.path.clone());
-        let reading = tokio::task::spawn_blocking(move || -> Result<(), WeightsError> {
-            let mut chunks = Chunks { skip: here.offset, offset: here.offset, waiting: vec![], messages };
-            write(&mapping, &spec, &layout, &File::open(path)?, &mut |block| chunks.push(block))?;
-            chunks.flush();
-            Ok(())
-        });
-        let answer = connection.upload_file(ReceiverStream::new(stream)).await;
-        reading.await?.with_context(|| format!("cannot send {}", self.path.display()))?;
-        let complete = answer
-            .map_err(call_failed)
-            .with_context(|| format!("cannot hand in {}", self.path.display()))?
-            .into_inner()
-            .complete;
-        ensure!(
-            complete,
-            "the coordinator did not take all of {}: submit the job again",
-            self.path.display()
-        );
-        Ok(())
+        hand_in(self.file, &self.path, connection, move |sink| {
+            write(&mapping, &spec, &layout, &File::open(path)?, sink)
+        })
+        .await
     }
-}
-
-fn message(kind: file_message::Kind) -> v1::FileMessage {
-    v1::FileMessage { kind: Some(kind) }
 }
 
 /// Gives a model's file in blocks, as long as `sink` wants more: one tensor at a time is in memory.
@@ -142,66 +118,4 @@ fn write(
         go_on = sink(&bytes);
     }
     Ok(())
-}
-
-/// Blocks of any length as chunks, but for the first bytes.
-struct Chunks {
-    skip: u64,
-    offset: u64,
-    waiting: Vec<u8>,
-    messages: mpsc::Sender<v1::FileMessage>,
-}
-
-impl Chunks {
-    /// Whether more is wanted.
-    fn push(&mut self, block: &[u8]) -> bool {
-        let skipped = self.skip.min(block.len() as u64);
-        self.skip -= skipped;
-        let mut rest = &block[skipped as usize..];
-        while !rest.is_empty() {
-            let (some, later) = rest.split_at(rest.len().min(CHUNK_BYTES - self.waiting.len()));
-            self.waiting.extend_from_slice(some);
-            rest = later;
-            if self.waiting.len() == CHUNK_BYTES && !self.flush() {
-                return false;
-            }
-        }
-        true
-    }
-
-    /// Sends what waits. `false`: nobody takes it any more; the call's answer says why.
-    fn flush(&mut self) -> bool {
-        let data = Bytes::from(std::mem::take(&mut self.waiting));
-        if data.is_empty() {
-            return true;
-        }
-        let offset = self.offset;
-        self.offset += data.len() as u64;
-        self.messages.blocking_send(message(file_message::Kind::Chunk(v1::Chunk { offset, data }))).is_ok()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn blocks_become_chunks_from_any_place_on() {
-        let whole: Vec<u8> = (0..3 * CHUNK_BYTES + 77).map(|i| (i * 7 % 251) as u8).collect();
-        for (skip, block) in [(0, 1000), (5, CHUNK_BYTES * 2 + 3), (CHUNK_BYTES, 100_000), (whole.len(), 9)] {
-            let (messages, mut sent) = mpsc::channel(10);
-            let mut chunks = Chunks { skip: skip as u64, offset: skip as u64, waiting: vec![], messages };
-            assert!(whole.chunks(block).all(|block| chunks.push(block)) && chunks.flush());
-            drop(chunks);
-            let mut found = whole[..skip].to_vec();
-            while let Some(v1::FileMessage { kind: Some(file_message::Kind::Chunk(chunk)) }) =
-                sent.blocking_recv()
-            {
-                assert_eq!(chunk.offset as usize, found.len());
-                assert!((1..=CHUNK_BYTES).contains(&chunk.data.len()));
-                found.extend_from_slice(&chunk.data);
-            }
-            assert_eq!(found, whole);
-        }
-    }
 }

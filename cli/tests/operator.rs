@@ -283,6 +283,57 @@ fn a_job_may_begin_with_a_file_of_weights() {
     assert!(fake.file() == wanted);
 }
 
+/// A model from PyTorch is looked into here, sent once, and its tensors become the job's.
+#[test]
+fn a_job_may_bring_its_model_as_a_torchscript_file() {
+    let fixture = |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/torchscript").join(name);
+    let job = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/bring-your-own/own-model.toml");
+    let job = std::fs::read_to_string(job).unwrap();
+    let fake = Fake::start(script());
+    let submit = |module: &str, job: &str| {
+        std::fs::write(fake.path("job.toml"), job).unwrap();
+        std::fs::copy(fixture(module), fake.path("model.pt")).unwrap();
+        fake.undertone(&["job", "submit", fake.path("job.toml").to_str().unwrap()])
+    };
+    let (_, said) = ends(&submit("mlp.pt", &job), 2);
+    assert!(said.contains("model.safetensors: cannot be read"), "{said}");
+    std::fs::copy(fixture("mlp.safetensors"), fake.path("model.safetensors")).unwrap();
+    let (text, _) = ends(&submit("mlp.pt", &job), 0);
+    assert!(text.contains("TorchScript module") && text.contains("33 parameters"), "{text}");
+    assert_eq!(fake.asked(), ["resume", "upload", "resume", "upload", "submit"]);
+
+    for (module, says) in [
+        ("traced.pt", "the module was traced"),
+        ("traced_alone.pt", "export it with export.py"),
+        ("batch_norm.pt", "take nn.GroupNorm"),
+        ("remembering.pt", "assigns to self.last"),
+        ("mlp.safetensors", "it is no TorchScript file, or a part of one"),
+    ] {
+        let (_, said) = ends(&submit(module, &job), 2);
+        assert!(
+            said.contains("[model]") && said.contains("model.pt: ") && said.contains(says),
+            "{module}: {said}"
+        );
+    }
+    let whole = std::fs::read(fixture("mlp.pt")).unwrap();
+    std::fs::write(fake.path("model.pt"), &whole[..whole.len() / 2]).unwrap();
+    let (_, said) = ends(&fake.undertone(&["job", "submit", fake.path("job.toml").to_str().unwrap()]), 2);
+    assert!(said.contains("a part of one"), "{said}");
+    let seeded = job.replace("weights = ", "seeded = [\"2.*\"]\nweights = ");
+    std::fs::copy(fixture("number.safetensors"), fake.path("model.safetensors")).unwrap();
+    let (_, said) = ends(&submit("mlp.pt", &seeded), 2);
+    assert!(said.contains("tensors are not in it"), "{said}");
+    let (_, said) = ends(&submit("mlp.pt", &seeded.replace("2.*", "*\", \"x")), 2);
+    assert!(said.contains("it holds 2 tensors") || said.contains("no seed"), "{said}");
+    // The values of another model.
+    let (_, said) = ends(
+        &submit("mlp.pt", &job.replace("[initial]", "[initial]\nignore = [\"*\"]\nseeded = [\"*\"]")),
+        2,
+    );
+    assert!(said.contains("the model has no seed to draw values from"), "{said}");
+    assert_eq!(fake.asked().len(), 5, "nothing more was asked");
+}
+
 #[test]
 fn cancelling_needs_a_reason() {
     let fake = Fake::start(script());

@@ -6,18 +6,28 @@ use crate::models::{Arrived, Kept, ModelError, Models};
 use crate::transfer::{FetchError, Line, blocking, fetch as fetch_file};
 use std::sync::Arc;
 use undertone_core::id::JobId;
+use undertone_core::initial::FileRef;
 use undertone_round::job::Job;
 use undertone_round::participant::{ModelRef, OfferedModel};
 
-/// Brings the model here, and keeps it for the job.
+/// Brings the model here, and keeps it for the job; and its TorchScript file, where `with_module` asks for it.
 pub(crate) async fn fetch(
     line: &mut Line,
     models: &Models,
     model: OfferedModel,
     (id, job): (&JobId, &Arc<Job>),
+    with_module: bool,
 ) -> Result<(), FetchError> {
     let (own, name) = (models.clone(), id.clone());
-    blocking(move || own.expect(&name, model)).await?;
+    let module = job.module_file().filter(|_| with_module);
+    blocking(move || own.expect(&name, model, module.map(|file| file.digest))).await?;
+    if let Some(FileRef { digest, bytes }) = module {
+        let file = ModelRef { digest, bytes };
+        if !models.holds(file, Kept::Module) {
+            fetch_file(line, models, file, Kept::Module, job.spec().deadlines.transfer_idle.0).await?;
+            tracing::info!(file = digest.short(), bytes, "the job's TorchScript file is here");
+        }
+    }
     fetch_offered(line, models, model, job).await?;
     let (own, name) = (models.clone(), id.clone());
     Ok(blocking(move || own.arrived(&name, model.digest())).await?)

@@ -6,12 +6,14 @@ pub use trainer::{CommandSettings, Mode, TrainerSettings};
 
 use crate::folder::ClientFolder;
 use serde::Deserialize;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use trainer::TrainerTable;
 use undertone_core::config::{ConfigError, parse_toml};
 use undertone_core::data_files::DataFiles;
+use undertone_core::digest::Digest;
 use undertone_core::id::{ClientId, ClientRole};
-use undertone_round::participant::Policy;
+use undertone_round::participant::{AllowedModules, Policy};
 
 /// Everything that a client is told by its owner, with paths made absolute to the client's folder.
 #[derive(Debug, Clone, PartialEq)]
@@ -70,6 +72,26 @@ struct LimitsTable {
     allow_no_privacy: bool,
     #[serde(default)]
     allow_exact_measurements: bool,
+    #[serde(default)]
+    allow_torchscript: Option<TorchscriptKey>,
+}
+
+/// `true`, `false`, or digests.
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "allow_torchscript must be true, false, or a list of files' SHA-256 digests")]
+enum TorchscriptKey {
+    Any(bool),
+    Only(BTreeSet<Digest>),
+}
+
+impl From<TorchscriptKey> for AllowedModules {
+    fn from(key: TorchscriptKey) -> Self {
+        match key {
+            TorchscriptKey::Any(false) => Self::None,
+            TorchscriptKey::Any(true) => Self::All,
+            TorchscriptKey::Only(digests) => Self::Only(digests),
+        }
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -144,6 +166,7 @@ impl ClientConfig {
                 declared_rows: file.data.declared_rows,
                 sampling_seed: file.study.sampling_seed,
                 own_program: trainer.command.is_some(),
+                torchscript: file.limits.allow_torchscript.map(Into::into).unwrap_or_default(),
             },
             trainer,
             folder,
@@ -233,6 +256,9 @@ checkpoint_every = "60s"
 # max_epsilon = 8.0
 # Whether to take jobs that promise no privacy (privacy.unit = "none").
 allow_no_privacy = false
+# Whether to run models that jobs bring as TorchScript files, which are programs of somebody else's: false, true, or only
+# files that you have looked at, by the SHA-256 digest that the refusal names.
+# allow_torchscript = ["9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"]
 {exact}
 # Only for studies that must be repeatable: who knows the seed knows which rows are in a batch.
 # [study]
@@ -287,11 +313,37 @@ mod tests {
             ("[data]", "[trainer]\ncheckpoint_every = \"10ms\"\n[data]", "checkpoint_every"),
             ("[data]", "[trainer]\ncheckpoint_every = 60\n[data]", "line 4"),
             ("[data]", "[study]\nsampling_sed = 1\n[data]", "sampling_seed"),
+            (
+                "[data]",
+                "[limits]\nallow_torchscript = \"yes\"\n[data]",
+                "allow_torchscript must be true, false",
+            ),
         ] {
             let text = good.replacen(from, to, 1);
             assert_ne!(text, good);
             let e = parse(&text).unwrap_err().to_string();
             assert!(e.contains(says), "{to}: {e}");
         }
+    }
+
+    #[test]
+    fn torchscript_files_are_refused_unless_they_are_allowed() {
+        let allowed = |limits: &str| {
+            let text = format!(
+                "server = \"https://h:1\"\nname = \"a\"\n[data]\npath = \"a.csv\"\n[limits]\n{limits}"
+            );
+            parse(&text).unwrap().policy.torchscript
+        };
+        let (one, other) = (Digest::of(b"one"), Digest::of(b"other"));
+        for (limits, runs) in [
+            (String::new(), [false, false]),
+            ("allow_torchscript = false".into(), [false, false]),
+            ("allow_torchscript = true".into(), [true, true]),
+            (format!("allow_torchscript = [\"{one}\"]"), [true, false]),
+        ] {
+            assert_eq!([one, other].map(|digest| allowed(&limits).check(&digest).is_ok()), runs, "{limits}");
+        }
+        let refusal = allowed("").check(&one).unwrap_err();
+        assert!(refusal.told.contains(&format!("allow_torchscript = [\"{one}\"]")), "{}", refusal.told);
     }
 }

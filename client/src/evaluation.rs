@@ -7,7 +7,7 @@ use crate::work::Tools;
 use std::sync::Arc;
 use undertone::v1::{self, BlobRef, evaluation};
 use undertone_core::id::{JobId, Round};
-use undertone_core::trainer::{Metrics, TrainerError};
+use undertone_core::trainer::{EvaluationTask, Metrics, TrainerError};
 use undertone_privacy::noise::NoiseRng;
 use undertone_round::job::Job;
 use undertone_round::participant::{DATA_UNFIT, Failure, ModelRef, OfferedModel, Refusal, told};
@@ -60,6 +60,9 @@ async fn measure(
     job: Arc<Job>,
     model: ModelRef,
 ) -> Result<Metrics, Refusal> {
+    if let Some(file) = job.module_file().filter(|_| tools.runs_modules()) {
+        tools.policy.torchscript.check(&file.digest)?;
+    }
     let unit = job.contract().unit();
     let of_trainer = |e: TrainerError| Refusal { told: told(&e, unit), details: vec![e.to_string()] };
     let contract = job.spec().data.clone();
@@ -76,17 +79,21 @@ async fn measure(
         Asked::Privately(answered) => Some(answered),
     };
     let offered = OfferedModel { whole: model, version: None, delta: None, frozen: None };
-    arrival::fetch(&mut tools.line, &tools.models, offered, (job_id, &job)).await.map_err(|e| {
-        let (Failure::Transient(told) | Failure::Closed(told) | Failure::Final(told)) = e.failure();
-        Refusal { told, details: vec![e.to_string()] }
-    })?;
+    let runs_modules = tools.runs_modules();
+    arrival::fetch(&mut tools.line, &tools.models, offered, (job_id, &job), runs_modules).await.map_err(
+        |e| {
+            let (Failure::Transient(told) | Failure::Closed(told) | Failure::Final(told)) = e.failure();
+            Refusal { told, details: vec![e.to_string()] }
+        },
+    )?;
     let models = tools.models.clone();
+    let task = EvaluationTask { module: tools.module(&job), ..job.evaluation_task() };
     let declared = tools.policy.declared_rows;
     if let (Some(answered), Some(privacy)) = (answered, job.spec().privacy.metrics()) {
         let of_job = Arc::clone(&job);
         let sums = tools.trainer.call(move |trainer| {
             let weights = weights(&models, model, &of_job)?;
-            trainer.evaluate_bounded(&of_job.evaluation_task(), privacy.max_loss(), &weights)
+            trainer.evaluate_bounded(&task, privacy.max_loss(), &weights)
         });
         let sums = sums.await.map_err(of_trainer)?;
         let kept_back = |e: &dyn std::fmt::Display| Refusal {
@@ -112,7 +119,7 @@ async fn measure(
         .trainer
         .call(move |trainer| {
             let weights = weights(&models, model, &job)?;
-            let measured = trainer.evaluate(&job.evaluation_task(), &weights)?;
+            let measured = trainer.evaluate(&task, &weights)?;
             // The real number of rows stays.
             Ok(Metrics { rows: declared.unwrap_or(1), ..measured })
         })

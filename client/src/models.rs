@@ -4,6 +4,7 @@
 //! DIGEST.safetensors   a model's file
 //! DIGEST.values        the version of a model that a job trains from: little-endian f32, and their digest
 //! DIGEST.frozen        the values of a model that a job does not train, by their digest as well
+//! DIGEST.pt          the TorchScript file that a job's model is
 //! DIGEST.message       a whole version, a difference or frozen values as they travelled, until those are made of it
 //! DIGEST.part          what arrived of a file so far
 //! needed.json          which of them each job needs
@@ -41,6 +42,8 @@ pub(crate) enum Kept {
     Model,
     /// A version, or frozen values, are made of it.
     Message,
+    /// It is the model's TorchScript file.
+    Module,
 }
 
 /// What a version is made of.
@@ -89,14 +92,15 @@ impl Models {
         Self { dir, needed: Arc::new(Mutex::new(needed)) }
     }
 
-    /// A job is offered this model: what it needs to get there stays, and what it started from before.
-    pub(crate) fn expect(&self, job: &JobId, model: OfferedModel) -> io::Result<()> {
+    /// A job is offered this model: what it needs to get there stays, and what it started from before; and its TorchScript
+    /// file.
+    pub(crate) fn expect(&self, job: &JobId, model: OfferedModel, module: Option<Digest>) -> io::Result<()> {
         create_private_dir(&self.dir)?;
         let files =
             [model.delta.map(|delta| delta.file.digest), model.frozen.map(|frozen| frozen.file.digest)];
         let coming = [Some(model.whole.digest), model.version].into_iter().chain(files).flatten().collect();
         let frozen = model.frozen.map(|frozen| frozen.digest);
-        self.needed.lock().expect("no panic while locked").expect(job, coming, frozen, &self.dir)
+        self.needed.lock().expect("no panic while locked").expect(job, coming, (frozen, module), &self.dir)
     }
 
     /// It is here, under this name. What the job started from before goes.
@@ -108,8 +112,14 @@ impl Models {
         let extension = match kept {
             Kept::Model => "safetensors",
             Kept::Message => "message",
+            Kept::Module => "pt",
         };
         self.dir.join(format!("{digest}.{extension}"))
+    }
+
+    /// Where a TorchScript file lies once it is here.
+    pub(crate) fn module_path(&self, module: Digest) -> PathBuf {
+        self.path(module, Kept::Module)
     }
 
     fn version_path(&self, version: Digest) -> PathBuf {
@@ -398,7 +408,7 @@ mod tests {
     /// A round of a job: what is offered arrives, under its own name.
     fn round(models: &Models, n: usize, bytes: &[u8]) {
         let offered = OfferedModel { whole: model(bytes), version: None, delta: None, frozen: None };
-        models.expect(&job(n), offered).unwrap();
+        models.expect(&job(n), offered, None).unwrap();
         fetch(models, bytes);
         models.arrived(&job(n), model(bytes).digest).unwrap();
     }
@@ -415,7 +425,7 @@ mod tests {
                 let base = model(&of(j, r - 1));
                 let offered =
                     OfferedModel { whole: model(&of(j, r)), version: None, delta: None, frozen: None };
-                models.expect(&job(j), offered).unwrap();
+                models.expect(&job(j), offered, None).unwrap();
                 assert!(r == 1 || models.holds(base, Kept::Model));
                 if j == 2 {
                     models = open();
@@ -478,7 +488,7 @@ mod tests {
         round(&models, 1, b"needed");
         // Half of a transfer waits for the attempt that it is for.
         let offered = OfferedModel { whole: model(b"on its way"), version: None, delta: None, frozen: None };
-        models.expect(&job(1), offered).unwrap();
+        models.expect(&job(1), offered, None).unwrap();
         models.resume(offered.whole).unwrap().append(0, b"on").unwrap();
         assert_eq!(open().resume(offered.whole).unwrap().offset(), 2);
         assert_eq!(cached(dir.path()).0, 2);

@@ -9,6 +9,7 @@ use crate::models::{ModelError, Models};
 use crate::outbox::Outbox;
 use crate::trainer_thread::TrainerThread;
 use crate::transfer::{self, Line};
+use std::path::PathBuf;
 use std::sync::Arc;
 use undertone_core::id::AttemptKey;
 use undertone_core::trainer::{TrainTask, TrainerError};
@@ -33,6 +34,18 @@ pub(crate) struct Tools {
     pub(crate) trainer: TrainerThread,
     /// Whose turn it is to measure a model.
     pub(crate) measuring: Arc<tokio::sync::Mutex<()>>,
+}
+
+impl Tools {
+    /// Whether a job's TorchScript file runs here: a program of the owner's trains in its own way.
+    pub(crate) fn runs_modules(&self) -> bool {
+        !self.policy.own_program
+    }
+
+    /// Where a job's TorchScript file lies, if its model is one and runs here.
+    pub(crate) fn module(&self, job: &Job) -> Option<PathBuf> {
+        job.module_file().filter(|_| self.runs_modules()).map(|file| self.models.module_path(file.digest))
+    }
 }
 
 /// Why training did not lead to an update that may leave.
@@ -76,7 +89,8 @@ pub(crate) async fn inspect(tools: Tools, key: AttemptKey, job: Arc<Job>) -> Inp
 }
 
 pub(crate) async fn fetch(mut tools: Tools, key: AttemptKey, model: OfferedModel, job: Arc<Job>) -> Input {
-    match arrival::fetch(&mut tools.line, &tools.models, model, (&key.job, &job)).await {
+    let runs_modules = tools.runs_modules();
+    match arrival::fetch(&mut tools.line, &tools.models, model, (&key.job, &job), runs_modules).await {
         Ok(()) => Input::ModelReady(key),
         Err(e) => {
             tracing::warn!(error = %e, "the model could not be fetched");
@@ -112,6 +126,10 @@ pub(crate) async fn train(tools: Tools, acceptance: Box<Acceptance>) -> Input {
         }
         Err(e) => {
             tracing::warn!(error = %e, "training gave no update");
+            // The file is wrong whatever the data is: its author must read so, also where noise would hide a failure.
+            if matches!(e, TrainFailure::Trainer(TrainerError::Module(_))) {
+                return Input::Failed(key, Failure::Final(e.told(job.contract().unit())));
+            }
             // What made it fail is not gone on from: it would fail again, or noise would be drawn until it does not.
             tools.checkpoints.remove(&key.job);
             match absent(&job, &mut rng) {
@@ -129,7 +147,8 @@ async fn trained(
     acceptance: Arc<Acceptance>,
 ) -> Result<(Parcel, u64), TrainFailure> {
     let place = tools.checkpoints.place(acceptance.key()).map_err(TrainFailure::Disk)?;
-    let task = TrainTask { checkpoint: Some(place), ..acceptance.task().clone() };
+    let module = tools.module(acceptance.job());
+    let task = TrainTask { checkpoint: Some(place), module, ..acceptance.task().clone() };
     let mut restarts = 0;
     loop {
         let (models, acceptance, task) = (models.clone(), Arc::clone(&acceptance), task.clone());

@@ -55,8 +55,9 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// The length of a model that this participant needs now, for training or for measuring, where the job counts what is
-    /// sent of it, and how long its transfers may stand still. Other blobs (spooled updates!) and other models are not for it.
+    /// The length of a model (or of a TorchScript file) that this participant needs now, for training or for measuring, where
+    /// the job counts what is sent of it, and how long its transfers may stand still. Other blobs (spooled updates!) and other
+    /// models are not for it.
     pub(crate) fn readable(
         &self,
         client: &ClientId,
@@ -64,7 +65,11 @@ impl Shared {
     ) -> Option<(u64, Arc<AtomicU64>, Duration)> {
         let running = self.running.read().expect("no panic while locked");
         running.values().find_map(|handle| {
-            let bytes = handle.watch().borrow().state.readable(client, digest)?;
+            let watch = handle.watch();
+            let snapshot = watch.borrow();
+            let module =
+                handle.job.module_file().filter(|file| file.digest == *digest && snapshot.state.asks(client));
+            let bytes = snapshot.state.readable(client, digest).or(module.map(|file| file.bytes))?;
             Some((bytes, handle.sent.clone(), handle.job.spec().deadlines.transfer_idle.0))
         })
     }
@@ -202,7 +207,8 @@ impl Coordinator {
         drop(chain);
         // What an unreadable job needs is unknown: then nothing is swept.
         if self.unreadable().is_empty() {
-            let need = loaded.iter().flat_map(|job| job.state.blobs());
+            let modules = loaded.iter().filter_map(|job| job.job.module_file()).map(|file| file.digest);
+            let need = loaded.iter().flat_map(|job| job.state.blobs()).chain(modules);
             match sweep(store, &*self.shared.blobs, need).await? {
                 0 => {}
                 swept => tracing::info!(swept, "deleted blobs that nothing refers to"),
@@ -259,7 +265,9 @@ impl Coordinator {
             ));
         }
         let model = release::first_model(&job, &self.shared.blobs).await.map_err(|e| match e {
-            FirstModelError::Given(_) => ApiError::new(Fault::BadRequest, e.to_string()),
+            FirstModelError::Given(_) | FirstModelError::Module(_) => {
+                ApiError::new(Fault::BadRequest, e.to_string())
+            }
             FirstModelError::Storage(e) => internal(&e),
         })?;
         let mut suffix = [0u8; 4];

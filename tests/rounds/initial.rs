@@ -6,12 +6,12 @@ use undertone_harness::{Deployment, FnTrainer, Operator, SAMPLE_JOB};
 use undertone_round::event::Outcome;
 use undertone_round::job::JobSpec;
 
-fn reference(bytes: &[u8]) -> v1::BlobRef {
+pub(crate) fn reference(bytes: &[u8]) -> v1::BlobRef {
     v1::BlobRef::new(Digest::of(bytes), bytes.len() as u64)
 }
 
 /// Sends `bytes` as what `reference` speaks of, from `offset` on.
-async fn hand_in(
+pub(crate) async fn hand_in(
     operator: &mut Operator,
     reference: v1::BlobRef,
     bytes: &[u8],

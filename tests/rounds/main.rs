@@ -13,6 +13,7 @@ mod enrolment;
 mod happy;
 mod initial;
 mod measuring;
+mod own_model;
 mod own_training;
 mod participation;
 mod parts;

@@ -19,8 +19,9 @@ use undertone_round::event::Outcome;
 pub(crate) enum Command {
     /// Check a job file and hand it to the coordinator
     #[command(after_help = "\
-The file is checked here first: an error names the line, the key and the nearest known key. With --watch the \
-command follows the job as `undertone job watch` does.")]
+The file is checked here first: an error names the line, the key and the nearest known key. Files that it names ([model] \
+file, [initial] weights) are checked as well and sent before it, each once. With --watch the command follows the job as \
+`undertone job watch` does.")]
     Submit {
         /// The job, as TOML
         file: PathBuf,

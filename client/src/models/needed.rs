@@ -36,6 +36,9 @@ struct OfJob {
     /// The values that it does not train: the same for all its versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     frozen: Option<Digest>,
+    /// The TorchScript file that its model is: the same in all its rounds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    module: Option<Digest>,
     /// What is on its way: the version, and files that lead to it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     coming: Vec<Digest>,
@@ -43,7 +46,7 @@ struct OfJob {
 
 impl OfJob {
     fn names(&self) -> impl Iterator<Item = &Digest> {
-        self.version.iter().chain(&self.frozen).chain(&self.coming)
+        self.version.iter().chain(&self.frozen).chain(&self.module).chain(&self.coming)
     }
 }
 
@@ -69,17 +72,17 @@ impl Needed {
         &mut self,
         job: &JobId,
         coming: Vec<Digest>,
-        frozen: Option<Digest>,
+        (frozen, module): (Option<Digest>, Option<Digest>),
         dir: &Path,
     ) -> io::Result<()> {
         let version = self.take(job).and_then(|of_job| of_job.version);
-        self.change(OfJob { job: job.clone(), version, frozen, coming }, dir)
+        self.change(OfJob { job: job.clone(), version, frozen, module, coming }, dir)
     }
 
     /// It is here: the one before is not needed any more.
     pub(super) fn arrived(&mut self, job: &JobId, version: Digest, dir: &Path) -> io::Result<()> {
-        let frozen = self.take(job).and_then(|of_job| of_job.frozen);
-        self.change(OfJob { job: job.clone(), version: Some(version), frozen, coming: vec![] }, dir)
+        let (frozen, module) = self.take(job).map_or((None, None), |of_job| (of_job.frozen, of_job.module));
+        self.change(OfJob { job: job.clone(), version: Some(version), frozen, module, coming: vec![] }, dir)
     }
 
     fn take(&mut self, job: &JobId) -> Option<OfJob> {

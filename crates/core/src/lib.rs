@@ -3,7 +3,7 @@
 //! Everything here is a value or a function: no clock, no disk, no network, no operating-system randomness.
 //! Read in this order: [`id`] and [`digest`] name things, [`layout`] says what a model looks like as one flat
 //! vector, [`part`] which of its tensors are trained, [`schema`] what a client's data must look like, [`data_files`] where it lies,
-//! [`shape`] what a model sees of it, [`model`], [`plan`] and [`augmentation`] what is trained and how, [`initial`] what training begins with,
+//! [`shape`] what a model sees of it, [`model`] (or [`torchscript`]), [`plan`] and [`augmentation`] what is trained and how, [`initial`] what training begins with,
 //! [`trainer`] the seam behind which training happens and [`trainer_protocol`] that seam as two pipes, [`fixed`],
 //! [`aggregate`] and [`optimizer`] the arithmetic of a round, [`cohort`] who is asked and [`participation`] how often, and [`config`] how our TOML
 //! files are read.
@@ -30,5 +30,6 @@ pub mod plan;
 pub mod rules;
 pub mod schema;
 pub mod shape;
+pub mod torchscript;
 pub mod trainer;
 pub mod trainer_protocol;

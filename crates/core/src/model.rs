@@ -23,6 +23,7 @@ pub use transformer::{Pooling, Transformer};
 use crate::layout::{LayoutError, ModelLayout, TensorSpec};
 use crate::model_external::{self, ExternalTensor};
 use crate::shape::{Input, Shape, Target};
+use crate::torchscript::{Exported, TorchScript};
 use initial::{Draws, Tensor};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -56,6 +57,8 @@ pub enum ModelSpec {
     Gru(Recurrent),
     /// A transformer encoder over a text, a series, or the columns of a row.
     Transformer(Transformer),
+    /// A TorchScript file, which trains on libtorch without Python.
+    Torchscript(TorchScript),
     /// Tensors that only the clients' own training programs know what to do with.
     External {
         /// The tensors in order.
@@ -92,6 +95,7 @@ impl ModelSpec {
             Self::Resnet18(resnet) => resnet.validate(),
             Self::Lstm(recurrent) | Self::Gru(recurrent) => recurrent.validate(),
             Self::Transformer(transformer) => transformer.validate(),
+            Self::Torchscript(module) => module.validate(),
             Self::External { tensors, .. } => model_external::validate(tensors),
         }
     }
@@ -102,9 +106,22 @@ impl ModelSpec {
     /// A sentence that says what does not go together, and which kind would do.
     pub fn fits(&self, shape: &Shape) -> Result<(), String> {
         match self {
-            Self::External { .. } => self.validate(),
+            Self::External { .. } | Self::Torchscript(_) => self.validate(),
             _ => self.tensors(shape).map(drop),
         }
+    }
+
+    /// The TorchScript file that the model is, once it is known by its digest.
+    pub fn exported(&self) -> Option<&Exported> {
+        match self {
+            Self::Torchscript(module) => module.exported(),
+            _ => None,
+        }
+    }
+
+    /// Whether a job must name the values that it begins with, as no seed gives them.
+    pub fn needs_initial(&self) -> bool {
+        matches!(self, Self::Torchscript(_))
     }
 
     /// Whether only a client's own training program can train and measure it.
@@ -126,6 +143,7 @@ impl ModelSpec {
             | Self::Lstm(_)
             | Self::Gru(_)
             | Self::Transformer(_)
+            | Self::Torchscript(_)
             | Self::External { .. } => return None,
         })
     }
@@ -147,7 +165,9 @@ impl ModelSpec {
             Self::Lstm(recurrent) => recurrent.tensors(Cell::Lstm, shape),
             Self::Gru(recurrent) => recurrent.tensors(Cell::Gru, shape),
             Self::Transformer(transformer) => transformer.tensors(shape),
-            Self::External { .. } => unreachable!("an external model's tensors are its own list"),
+            Self::External { .. } | Self::Torchscript(_) => {
+                unreachable!("such a model's tensors are its own list")
+            }
         }
     }
 
@@ -157,8 +177,10 @@ impl ModelSpec {
     /// [`LayoutError::Unfit`] if this kind of model cannot read such data (see [`fits`](Self::fits));
     /// [`LayoutError::TooLarge`].
     pub fn layout(&self, shape: &Shape) -> Result<ModelLayout, LayoutError> {
-        if let Self::External { tensors, .. } = self {
-            return model_external::layout(tensors);
+        match self {
+            Self::External { tensors, .. } => return model_external::layout(tensors),
+            Self::Torchscript(module) => return module.layout(),
+            _ => {}
         }
         let tensors = self.tensors(shape).map_err(LayoutError::Unfit)?;
         ModelLayout::new(tensors.into_iter().map(|t| TensorSpec { name: t.name, shape: t.shape }).collect())
@@ -167,7 +189,7 @@ impl ModelSpec {
     /// The values to start from: the same bits on every machine for the same seed.
     ///
     /// # Panics
-    /// If the model has no [`layout`](Self::layout) for this shape.
+    /// If the model has no [`layout`](Self::layout) for this shape, or [needs](Self::needs_initial) a file of values.
     pub fn initial_values(&self, shape: &Shape) -> Vec<f32> {
         self.initial_stream(shape).collect()
     }
@@ -175,11 +197,12 @@ impl ModelSpec {
     /// [`initial_values`](Self::initial_values) one by one, for a model that memory does not hold.
     ///
     /// # Panics
-    /// If the model has no [`layout`](Self::layout) for this shape.
+    /// If the model has no [`layout`](Self::layout) for this shape, or [needs](Self::needs_initial) a file of values.
     pub fn initial_stream(&self, shape: &Shape) -> Box<dyn Iterator<Item = f32> + Send> {
         if let Self::External { tensors, seed } = self {
             return model_external::initial_stream(tensors, *seed);
         }
+        assert!(!self.needs_initial(), "a TorchScript module has no seed: the job names a file of values");
         let tensors = self.tensors(shape).expect("a model that has a layout");
         let mut draws = Draws::new(self.seed().unwrap_or_default());
         let starts = tensors.into_iter().flat_map(|t| std::iter::repeat_n(t.start, t.len()));
@@ -194,7 +217,7 @@ impl ModelSpec {
     /// See [`seed`](Self::seed).
     pub fn seed_mut(&mut self) -> Option<&mut u64> {
         match self {
-            Self::Logistic {} | Self::Linear {} => None,
+            Self::Logistic {} | Self::Linear {} | Self::Torchscript(_) => None,
             Self::Mlp { seed, .. } | Self::External { seed, .. } => Some(seed),
             Self::Cnn(cnn) => Some(&mut cnn.seed),
             Self::Resnet18(resnet) => Some(&mut resnet.seed),
@@ -216,6 +239,7 @@ impl fmt::Display for ModelSpec {
             Self::Lstm(recurrent) => write!(f, "LSTM with {recurrent}"),
             Self::Gru(recurrent) => write!(f, "GRU with {recurrent}"),
             Self::Transformer(transformer) => write!(f, "{transformer}"),
+            Self::Torchscript(module) => write!(f, "{module}"),
             Self::External { tensors, .. } => {
                 write!(f, "external model of {} tensors (clients' own programs)", tensors.len())
             }

@@ -31,6 +31,9 @@ pub struct TrainTask {
     pub round: RoundOf,
     /// Where to keep what a killed trainer goes on from. `None`: it would begin anew.
     pub checkpoint: Option<CheckpointPlace>,
+    /// Where the model's TorchScript file lies, if it is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub module: Option<PathBuf>,
 }
 
 /// A round among those of its job.
@@ -75,6 +78,9 @@ pub struct EvaluationTask {
     pub data: DataContract,
     /// The loss that is stated; `None`: [`Loss::usual`].
     pub loss: Option<Loss>,
+    /// Where the model's TorchScript file lies, if it is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub module: Option<PathBuf>,
 }
 
 impl TrainTask {
@@ -89,12 +95,18 @@ impl TrainTask {
             first_loss: false,
             round: RoundOf::default(),
             checkpoint: None,
+            module: None,
         }
     }
 
     /// Measures the models that this task trains.
     pub fn evaluation(&self) -> EvaluationTask {
-        EvaluationTask { model: self.model.clone(), data: self.data.clone(), loss: self.plan.loss.clone() }
+        EvaluationTask {
+            model: self.model.clone(),
+            data: self.data.clone(),
+            loss: self.plan.loss.clone(),
+            module: self.module.clone(),
+        }
     }
 
     /// The part of the model that is trained.
@@ -283,6 +295,10 @@ pub enum TrainerError {
     /// The task asks for something that this trainer cannot do: the job's author must act.
     #[error("{0}")]
     Unsupported(String),
+    /// The job's TorchScript file cannot be trained with: the job's author must act. Found without a look at the data, so
+    /// all of it may be told.
+    #[error("the job's TorchScript file: {0}")]
+    Module(String),
     /// The weights do not fit the model, or are not finite.
     #[error("{0}")]
     Numerical(String),

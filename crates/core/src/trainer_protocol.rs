@@ -30,7 +30,7 @@ use crate::trainer::{BoundedSums, DataReport, EvaluationTask, Metrics, Progress,
 use serde::{Deserialize, Serialize};
 
 /// The version of this protocol.
-pub const PROTOCOL_VERSION: u32 = 3;
+pub const PROTOCOL_VERSION: u32 = 4;
 /// Longest header: a job document as JSON, with room.
 pub const MAX_HEADER_BYTES: u32 = 32 << 20;
 /// Most files that a baseline may pool.

@@ -4,6 +4,7 @@
 //! same constructor. Its digest is the digest of that JSON.
 
 mod external;
+mod module;
 mod rescale;
 #[cfg(test)]
 mod training_tests;
@@ -301,6 +302,7 @@ impl JobSpec {
             return Err(bad("deadlines", text));
         }
         external::check(&self)?;
+        module::check(&self)?;
         if self.privacy.unit() == Unit::Record {
             self.training.check_record_privacy().map_err(|e| bad("training", e))?;
         }
@@ -580,6 +582,11 @@ impl Job {
         }
     }
 
+    /// The TorchScript file that the model is.
+    pub fn module_file(&self) -> Option<FileRef> {
+        self.spec.model.exported().map(|exported| exported.file)
+    }
+
     /// The initial values that the model's seed gives.
     pub fn initial_values(&self) -> Vec<f32> {
         self.spec.model.initial_values(&self.spec.data.shape())
@@ -656,6 +663,7 @@ impl Job {
             model: self.spec.model.clone(),
             data: self.spec.data.clone(),
             loss: self.spec.training.loss.clone(),
+            module: None,
         }
     }
 

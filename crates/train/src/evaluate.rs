@@ -3,9 +3,10 @@
 use crate::failure::{Failure, Stop};
 use crate::memory::MicroBatch;
 use crate::nn::Network;
+use crate::nn::script::Sums;
 use crate::nn::weights::Weights;
 use crate::rows::Rows;
-use tch::{Kind, Reduction, TchError, Tensor, no_grad_guard};
+use tch::{Kind, no_grad_guard};
 use undertone_core::trainer::{BoundedSums, LOSS_UNITS, Metrics, TrainerError};
 
 /// Rows that are looked at together: bounds memory.
@@ -19,43 +20,35 @@ pub(crate) fn evaluate(
     stop: &Stop,
 ) -> Result<Metrics, Failure> {
     let _no_graph = no_grad_guard();
-    let tensors = Weights::whole(network.layout(), &network.load(weights, rows.device())?)?;
-    let objective = network.objective();
-    let (mut loss, mut right, mut error) = (0.0, 0, 0.0);
+    let tensors = whole(network, weights, rows)?;
+    let mut all = Sums::default();
     let mut micro = MicroBatch::new(CHUNK_ROWS);
     let mut start = 0;
     while start < rows.len() {
         stop.check()?;
-        let (measured, of_them, right_of_them, error_of_them) = micro.run(rows.len() - start, |most| {
+        let (measured, some) = micro.run(rows.len() - start, |most| {
             let (x, y) = rows.range(start, most)?;
-            let logits = network.forward(&tensors, &x)?;
-            let loss = objective.loss(&logits.f_to_kind(Kind::Double)?, &y, Reduction::Sum)?;
-            let (right, error) = match rows.unit() {
-                None => (objective.right(&logits, &y)?, 0.0),
-                Some(unit) => (0, unit * absolute_error(&logits, &y)?),
-            };
-            Ok((most, loss.f_double_value(&[])?, right, error))
+            Ok((most, network.measure(&tensors, &x, &y)?))
         })?;
         start += measured;
-        loss += of_them;
-        right += right_of_them;
-        error += error_of_them;
+        all = all.and(some);
     }
     let n = rows.len() as f64;
-    if !(loss.is_finite() && error.is_finite()) {
-        return Err(TrainerError::Numerical(format!("the model's loss on this data is {loss}")).into());
+    if ![all.loss, all.error.unwrap_or(0.0)].iter().all(|sum| sum.is_finite()) {
+        return Err(TrainerError::Numerical(format!("the model's loss on this data is {}", all.loss)).into());
     }
     Ok(Metrics {
-        loss: loss / n,
-        accuracy: rows.unit().is_none().then_some(right as f64 / n),
-        mean_absolute_error: rows.unit().map(|_| error / n),
+        loss: all.loss / n,
+        accuracy: all.right.filter(|_| rows.unit().is_none()).map(|right| right as f64 / n),
+        mean_absolute_error: rows.unit().zip(all.error).map(|(unit, error)| unit * error / n),
         rows: rows.len() as u64,
     })
 }
 
-/// The sum of the distances between predicted and true numbers.
-fn absolute_error(predicted: &Tensor, truth: &Tensor) -> Result<f64, TchError> {
-    predicted.f_squeeze_dim(1)?.f_sub(truth)?.f_abs()?.f_sum(Kind::Double)?.f_double_value(&[])
+/// All of a model, on the device of the rows.
+fn whole(network: &Network, weights: &[f32], rows: &Rows) -> Result<Weights, Failure> {
+    let flat = network.load(weights, rows.device())?;
+    Ok(network.weights(&network.layout().whole(), &flat, &flat)?)
 }
 
 /// The sums of `weights` on all rows, each row's part bounded: a loss that is no number, or beyond `max_loss`, counts as
@@ -68,17 +61,15 @@ pub(crate) fn evaluate_bounded(
     stop: &Stop,
 ) -> Result<BoundedSums, Failure> {
     let _no_graph = no_grad_guard();
-    let tensors = Weights::whole(network.layout(), &network.load(weights, rows.device())?)?;
-    let objective = network.objective();
-    let (mut loss_units, mut right) = (0, 0);
+    let tensors = whole(network, weights, rows)?;
+    let (mut loss_units, mut right) = (0, None);
     let mut micro = MicroBatch::new(CHUNK_ROWS);
     let mut start = 0;
     while start < rows.len() {
         stop.check()?;
         let (measured, of_them, right_of_them) = micro.run(rows.len() - start, |most| {
             let (x, y) = rows.range(start, most)?;
-            let logits = network.forward(&tensors, &x)?;
-            let losses = objective.loss(&logits.f_to_kind(Kind::Double)?, &y, Reduction::None)?;
+            let (losses, right) = network.measure_each(&tensors, &x, &y)?;
             let units = losses
                 .f_nan_to_num(max_loss, max_loss, 0.0)?
                 .f_clamp(0.0, max_loss)?
@@ -86,13 +77,13 @@ pub(crate) fn evaluate_bounded(
                 .f_round()?
                 .f_clamp(0.0, LOSS_UNITS as f64)?;
             let units = units.f_to_kind(Kind::Int64)?.f_sum(Kind::Int64)?.f_int64_value(&[])?;
-            Ok((most, units, objective.right(&logits, &y)?))
+            Ok((most, units, right))
         })?;
         start += measured;
         loss_units += of_them;
-        right += right_of_them;
+        right = right_of_them.map(|n| n + right.unwrap_or(0));
     }
-    let right = rows.unit().is_none().then_some(right);
+    let right = right.filter(|_| rows.unit().is_none());
     Ok(BoundedSums { rows: rows.len() as u64, right, loss_units: loss_units as u64 })
 }
 
@@ -112,8 +103,7 @@ pub(crate) fn mean_loss(
         stop.check()?;
         let (measured, of_them) = micro.run(places.len() - start, |most| {
             let (x, y) = rows.select(&places[start..start + most])?;
-            let logits = network.forward(tensors, &x)?.f_to_kind(Kind::Double)?;
-            Ok((most, network.objective().loss(&logits, &y, Reduction::Sum)?.f_double_value(&[])?))
+            Ok((most, network.measure(tensors, &x, &y)?.loss))
         })?;
         start += measured;
         loss += of_them;

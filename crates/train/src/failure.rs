@@ -85,7 +85,7 @@ pub(crate) enum Failure {
 }
 
 /// libtorch appends a C++ stack trace.
-fn first_line(text: &str) -> String {
+pub(crate) fn first_line(text: &str) -> String {
     text.lines().next().unwrap_or_default().to_owned()
 }
 

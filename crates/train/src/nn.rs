@@ -1,9 +1,9 @@
-//! The built-in models: arithmetic over named parameters.
+//! Models: arithmetic over named parameters.
 //!
 //! Read in this order: [`weights`] holds a model's values as tensors, [`pass`] is one walk through a model with them (it
 //! alone touches parameters, so it can keep the books that per-example gradients are computed from), `parameterless` is
-//! what stands between them; `sequential`, `resnet`, `recurrent` and `transformer` are the models. A [`Network`] puts a
-//! model, its layout and its input together.
+//! what stands between them; `sequential`, `resnet`, `recurrent` and `transformer` are the built-in models, [`script`] runs those of a
+//! TorchScript file. A [`Network`] puts a model, its layout and its input together.
 
 #[cfg(test)]
 pub(crate) mod made;
@@ -11,6 +11,7 @@ mod parameterless;
 pub(crate) mod pass;
 mod recurrent;
 mod resnet;
+pub(crate) mod script;
 mod sequential;
 mod transformer;
 pub(crate) mod weights;
@@ -18,14 +19,16 @@ pub(crate) mod weights;
 use crate::failure::Failure;
 use crate::loss::Objective;
 use pass::{Pass, Use};
+use script::{Script, Sums};
 use std::collections::HashMap;
 use std::fmt::Debug;
-use tch::{Device, TchError, Tensor};
+use std::path::Path;
+use tch::{Device, Kind, Reduction, TchError, Tensor};
 use undertone_core::layout::ModelLayout;
 use undertone_core::model::{Cell, ModelSpec};
 use undertone_core::part::Part;
 use undertone_core::plan::{Loss, TrainPlan};
-use undertone_core::shape::{Input, Shape};
+use undertone_core::shape::{Input, Shape, Target};
 use undertone_core::trainer::TrainerError;
 use weights::Weights;
 
@@ -66,9 +69,22 @@ impl<'a> Names<'a> {
 /// A model for data of one shape.
 #[derive(Debug)]
 pub(crate) struct Network {
-    root: Box<dyn Module>,
+    computes: Computes,
     layout: ModelLayout,
     input: Input,
+}
+
+/// What computes.
+#[derive(Debug)]
+enum Computes {
+    BuiltIn(BuiltIn),
+    Script(Script),
+}
+
+/// A model that is known layer by layer.
+#[derive(Debug)]
+struct BuiltIn {
+    root: Box<dyn Module>,
     objective: Objective,
     drops: bool,
 }
@@ -77,12 +93,16 @@ impl Network {
     /// The model that `spec` describes, for data of this shape.
     ///
     /// # Errors
-    /// [`TrainerError::Unsupported`] if the spec makes no sense, cannot read data of this shape, or is too large.
+    /// [`TrainerError::Unsupported`] if the spec makes no sense, cannot read data of this shape, is too large, or is a file.
     pub(crate) fn new(spec: &ModelSpec, shape: &Shape) -> Result<Self, TrainerError> {
         spec.validate().map_err(TrainerError::Unsupported)?;
         if spec.is_external() {
             let text = "the built-in trainer does not know what an external model computes: it needs a client with a training \
                         program of its own ([trainer] command)";
+            return Err(TrainerError::Unsupported(text.into()));
+        }
+        if spec.exported().is_some() {
+            let text = "a TorchScript module is trained from its file, in rounds of a job";
             return Err(TrainerError::Unsupported(text.into()));
         }
         let layout = spec.layout(shape).map_err(|e| TrainerError::Unsupported(e.to_string()))?;
@@ -92,28 +112,71 @@ impl Network {
             ModelSpec::Transformer(spec) => spec.dropout > 0.0,
             _ => false,
         };
-        Ok(Self { root, layout, input: shape.input.clone(), objective: Objective::new(shape.target), drops })
+        let objective = Objective::new(shape.target);
+        let computes = Computes::BuiltIn(BuiltIn { root, objective, drops });
+        Ok(Self { computes, layout, input: shape.input.clone() })
+    }
+
+    /// The same, or the TorchScript file that the spec names, at `module`, on this device.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new); [`Script::load`].
+    pub(crate) fn of_task(
+        spec: &ModelSpec,
+        shape: &Shape,
+        module: Option<&Path>,
+        device: Device,
+    ) -> Result<Self, Failure> {
+        let Some(exported) = spec.exported() else { return Ok(Self::new(spec, shape)?) };
+        let path =
+            module.ok_or_else(|| TrainerError::Broken("the job's TorchScript file is not here".into()))?;
+        let layout = spec.layout(shape).map_err(|e| TrainerError::Unsupported(e.to_string()))?;
+        let script = Script::load(exported, &layout, path, shape, device)?;
+        Ok(Self { computes: Computes::Script(script), layout, input: shape.input.clone() })
     }
 
     /// Any module, over a layout of its own.
     #[cfg(test)]
     pub(crate) fn of(root: Box<dyn Module>, layout: ModelLayout, shape: &Shape) -> Self {
         let objective = Objective::new(shape.target);
-        Self { root, layout, input: shape.input.clone(), objective, drops: false }
+        let computes = Computes::BuiltIn(BuiltIn { root, objective, drops: false });
+        Self { computes, layout, input: shape.input.clone() }
     }
 
-    /// Whether training drops values, which libtorch's generator draws.
+    /// Whether training drops values, which libtorch's generator draws. Of a script nobody knows: it may.
     pub(crate) fn drops(&self) -> bool {
-        self.drops
+        match &self.computes {
+            Computes::BuiltIn(model) => model.drops,
+            Computes::Script(_) => true,
+        }
+    }
+
+    /// Whether only losses are known, not what the model puts out, nor how each parameter is used.
+    pub(crate) fn is_script(&self) -> bool {
+        matches!(self.computes, Computes::Script(_))
+    }
+
+    fn built_in(&self) -> &BuiltIn {
+        match &self.computes {
+            Computes::BuiltIn(model) => model,
+            Computes::Script(_) => panic!("a TorchScript module gives losses alone"),
+        }
     }
 
     /// With another loss than the usual one.
     ///
     /// # Errors
-    /// [`TrainerError::Unsupported`] if it does not fit what is to be predicted.
+    /// [`TrainerError::Unsupported`] if it does not fit what is to be predicted, or the model has its own.
     pub(crate) fn with_loss(mut self, loss: Option<&Loss>) -> Result<Self, TrainerError> {
-        if let Some(loss) = loss {
-            self.objective = Objective::with(self.objective.target(), loss)?;
+        match (loss, &mut self.computes) {
+            (None, _) => {}
+            (Some(loss), Computes::BuiltIn(model)) => {
+                model.objective = Objective::with(model.objective.target(), loss)?;
+            }
+            (Some(_), Computes::Script(_)) => {
+                let text = "a TorchScript module has a loss of its own: leave out [training] loss";
+                return Err(TrainerError::Unsupported(text.into()));
+            }
         }
         Ok(self)
     }
@@ -134,8 +197,11 @@ impl Network {
     }
 
     /// What training makes small.
+    ///
+    /// # Panics
+    /// Of a [script](Self::is_script), as do all that speak of outputs.
     pub(crate) fn objective(&self) -> &Objective {
-        &self.objective
+        &self.built_in().objective
     }
 
     /// The part of the model that a plan trains.
@@ -169,21 +235,94 @@ impl Network {
         Ok(Tensor::f_from_slice(values)?.f_to_device(device)?)
     }
 
+    /// The model's tensors with these values: those of `part` in `trained`, the others in `whole`. A script computes with the
+    /// ones that were made last.
+    pub(crate) fn weights(&self, part: &Part, trained: &Tensor, whole: &Tensor) -> Result<Weights, TchError> {
+        let weights = Weights::of(&self.layout, part, trained, whole)?;
+        match &self.computes {
+            Computes::BuiltIn(_) => Ok(weights),
+            Computes::Script(script) => weights.of_module(script.parameters()),
+        }
+    }
+
+    /// The loss of some examples in training, put together or one each.
+    pub(crate) fn training_loss(
+        &self,
+        weights: &Weights,
+        x: &Tensor,
+        y: &Tensor,
+        reduction: Reduction,
+    ) -> Result<Tensor, Failure> {
+        match &self.computes {
+            Computes::BuiltIn(model) => {
+                let logits = self.forward_training(weights, x)?;
+                Ok(model.objective.loss(&logits, y, reduction)?)
+            }
+            Computes::Script(script) => script.loss(x, y, reduction).map_err(script::on_data),
+        }
+    }
+
+    /// What the finished model comes to on some examples: the loss in double precision; classes that were found, or how far
+    /// off numbers are.
+    pub(crate) fn measure(&self, weights: &Weights, x: &Tensor, y: &Tensor) -> Result<Sums, Failure> {
+        let model = match &self.computes {
+            Computes::BuiltIn(model) => model,
+            Computes::Script(script) => return script.measure(x, y).map_err(script::on_data),
+        };
+        let logits = self.forward(weights, x)?;
+        let loss = model.objective.loss(&logits.f_to_kind(Kind::Double)?, y, Reduction::Sum)?;
+        let (right, error) = match model.objective.target() {
+            Target::Class { .. } => (Some(model.objective.right(&logits, y)?), None),
+            Target::Number => (None, Some(absolute_error(&logits, y)?)),
+        };
+        Ok(Sums { loss: loss.f_double_value(&[])?, right, error })
+    }
+
+    /// Each example's loss, and how many classes were found, of the finished model. A script measures one example after the
+    /// other: nobody knows whether it lets one move another's part.
+    pub(crate) fn measure_each(
+        &self,
+        weights: &Weights,
+        x: &Tensor,
+        y: &Tensor,
+    ) -> Result<(Tensor, Option<u64>), Failure> {
+        let model = match &self.computes {
+            Computes::BuiltIn(model) => model,
+            Computes::Script(script) => {
+                let (mut losses, mut right) = (Vec::new(), None);
+                for i in 0..y.size()[0] {
+                    let sums = script.measure(&x.f_narrow(0, i, 1)?, &y.f_narrow(0, i, 1)?);
+                    let sums = sums.map_err(script::on_data)?;
+                    losses.push(sums.loss);
+                    right = sums.right.map(|n| n + right.unwrap_or(0));
+                }
+                return Ok((Tensor::f_from_slice(&losses)?, right));
+            }
+        };
+        let logits = self.forward(weights, x)?;
+        let losses = model.objective.loss(&logits.f_to_kind(Kind::Double)?, y, Reduction::None)?;
+        let right = match model.objective.target() {
+            Target::Class { .. } => Some(model.objective.right(&logits, y)?),
+            Target::Number => None,
+        };
+        Ok((losses, right))
+    }
+
     /// The logits (or predicted numbers) of each example, shape (examples, outputs), as the finished model gives them.
     pub(crate) fn forward(&self, weights: &Weights, x: &Tensor) -> Result<Tensor, TchError> {
-        self.root.forward(&mut Pass::plain(weights), x)
+        self.built_in().root.forward(&mut Pass::plain(weights), x)
     }
 
     /// The same while the model is trained: where it has dropout, libtorch's generator draws what is dropped.
     pub(crate) fn forward_training(&self, weights: &Weights, x: &Tensor) -> Result<Tensor, TchError> {
-        self.root.forward(&mut Pass::training(weights), x)
+        self.built_in().root.forward(&mut Pass::training(weights), x)
     }
 
     /// The logits in training, and every use of a parameter that is trained, in the order they happened. Autograd follows the
     /// operations' outputs, not the parameters.
     pub(crate) fn record(&self, weights: &Weights, x: &Tensor) -> Result<(Tensor, Vec<Use>), TchError> {
         let mut pass = Pass::recording(weights);
-        let logits = self.root.forward(&mut pass, x)?;
+        let logits = self.built_in().root.forward(&mut pass, x)?;
         Ok((logits, pass.uses()))
     }
 }
@@ -199,8 +338,13 @@ fn module(spec: &ModelSpec, shape: &Shape, names: &Names<'_>) -> Box<dyn Module>
         ModelSpec::Lstm(spec) => Box::new(recurrent::Recurrent::new(Cell::Lstm, spec, shape, names)),
         ModelSpec::Gru(spec) => Box::new(recurrent::Recurrent::new(Cell::Gru, spec, shape, names)),
         ModelSpec::Transformer(spec) => Box::new(transformer::Transformer::new(spec, shape, names)),
-        ModelSpec::External { .. } => unreachable!("Network::new refuses it"),
+        ModelSpec::External { .. } | ModelSpec::Torchscript(_) => unreachable!("Network::new refuses it"),
     }
+}
+
+/// The sum of the distances between predicted and true numbers.
+fn absolute_error(predicted: &Tensor, truth: &Tensor) -> Result<f64, TchError> {
+    predicted.f_squeeze_dim(1)?.f_sub(truth)?.f_abs()?.f_sum(Kind::Double)?.f_double_value(&[])
 }
 
 /// The values of a tensor, row-major, in main memory.

@@ -11,6 +11,7 @@ mod formula;
 pub(crate) mod mixing;
 mod outer;
 
+use crate::failure::Failure;
 use crate::nn::pass::Use;
 use crate::nn::weights::Weights;
 use crate::nn::{Network, Parameter};
@@ -127,13 +128,13 @@ pub(crate) fn one_by_one(
     x: &Tensor,
     truth: &Tensor,
     views: i64,
-) -> Result<Tensor, TchError> {
+) -> Result<Tensor, Failure> {
     let rows = (0..truth.size()[0]).map(|i| {
-        let logits = network.forward(weights, &x.f_narrow(0, i * views, views)?)?;
+        let x = x.f_narrow(0, i * views, views)?;
         let truth = truth.f_narrow(0, i, 1)?.f_expand([views], false)?;
-        weights.gradient(&network.objective().loss(&logits, &truth, Reduction::Mean)?)
+        Ok(weights.gradient(&network.training_loss(weights, &x, &truth, Reduction::Mean)?)?)
     });
-    Tensor::f_stack(&rows.collect::<Result<Vec<_>, _>>()?, 0)
+    Ok(Tensor::f_stack(&rows.collect::<Result<Vec<_>, Failure>>()?, 0)?)
 }
 
 #[cfg(test)]

@@ -51,7 +51,8 @@ impl Run<'_> {
         let part = network.part(self.plan)?;
         let whole = network.load(self.weights, device)?;
         let mut flat = Tensor::f_from_slice(&part.gather(self.weights))?.f_to_device(device)?;
-        let tensors = Weights::of(network.layout(), &part, &flat, &whole)?
+        let tensors = network
+            .weights(&part, &flat, &whole)?
             .computed_in(crate::device::precision(self.plan.precision, device));
         let mut optimizer = Optimizer::new(self.plan, &flat)?;
         if let Some(state) = resumed {

@@ -104,10 +104,10 @@ fn gradient(
             None => rows.range(start, some)?,
         };
         let (x, y) = views.with_truth(x, y)?;
-        let logits = network.forward_training(&model.tensors, &x)?;
+        let loss = |reduction| network.training_loss(&model.tensors, &x, &y, reduction);
         let loss = match some == count {
-            true => network.objective().loss(&logits, &y, Reduction::Mean)?,
-            false => network.objective().loss(&logits, &y, Reduction::Sum)?.f_div_scalar(examples)?,
+            true => loss(Reduction::Mean)?,
+            false => loss(Reduction::Sum)?.f_div_scalar(examples)?,
         };
         let gradient = model.tensors.gradient(&loss)?;
         let loss = loss.f_double_value(&[])?;

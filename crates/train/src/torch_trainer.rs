@@ -115,7 +115,8 @@ impl Trainer for TorchTrainer {
 
     fn train(&mut self, task: &TrainTask, weights: &[f32]) -> Result<LocalUpdate, TrainerError> {
         let (stop, say) = (self.stop.clone(), self.say);
-        let network = Network::new(&task.model, &task.data.shape())?.with_loss(task.plan.loss.as_ref())?;
+        let network = Network::of_task(&task.model, &task.data.shape(), task.module.as_deref(), self.device)?
+            .with_loss(task.plan.loss.as_ref())?;
         let rows = self.rows(&task.data)?;
         let part = network.part(&task.plan)?;
         let first_loss = match task.first_loss {
@@ -145,7 +146,8 @@ impl Trainer for TorchTrainer {
 
     fn evaluate(&mut self, task: &EvaluationTask, weights: &[f32]) -> Result<Metrics, TrainerError> {
         let stop = self.stop.clone();
-        let network = Network::new(&task.model, &task.data.shape())?.with_loss(task.loss.as_ref())?;
+        let network = Network::of_task(&task.model, &task.data.shape(), task.module.as_deref(), self.device)?
+            .with_loss(task.loss.as_ref())?;
         Ok(evaluate(&network, self.rows(&task.data)?, weights, &stop)?)
     }
 
@@ -156,7 +158,8 @@ impl Trainer for TorchTrainer {
         weights: &[f32],
     ) -> Result<BoundedSums, TrainerError> {
         let stop = self.stop.clone();
-        let network = Network::new(&task.model, &task.data.shape())?.with_loss(task.loss.as_ref())?;
+        let network = Network::of_task(&task.model, &task.data.shape(), task.module.as_deref(), self.device)?
+            .with_loss(task.loss.as_ref())?;
         Ok(evaluate_bounded(&network, self.rows(&task.data)?, weights, max_loss, &stop)?)
     }
 

@@ -125,20 +125,38 @@ pub(crate) enum FirstModelError {
     /// The file that the job names is not here, or no model of the job's.
     #[error("[initial] {0}")]
     Given(String),
+    /// The TorchScript file that the job names is not here.
+    #[error("[model] {0}")]
+    Module(String),
     #[error(transparent)]
     Storage(#[from] BlobError),
 }
 
+/// The way out.
+const NOT_HERE: &str = "is not here: hand the job in with `undertone job submit`, which sends it first";
+
 /// What a job begins with: the file that it names, or what its model's seed gives.
 pub(crate) async fn first_model(job: &Arc<Job>, blobs: &Arc<dyn Blobs>) -> Result<ModelRef, FirstModelError> {
+    if let Some(file) = job.module_file() {
+        match blobs.len(&file.digest).await {
+            Ok(bytes) if bytes == file.bytes => {}
+            Ok(bytes) => {
+                let text = format!("the file {} has {bytes} bytes, not {}", file.digest.short(), file.bytes);
+                return Err(FirstModelError::Module(text));
+            }
+            Err(BlobError::NotFound { .. }) => {
+                return Err(FirstModelError::Module(format!("the file {} {NOT_HERE}", file.digest.short())));
+            }
+            Err(e) => return Err(e.into()),
+        }
+    }
     let Some(FileRef { digest, bytes }) = job.initial_file() else {
         return Ok(initial_model(job, blobs).await?);
     };
     let given = |text: String| FirstModelError::Given(text);
     let blob = match blobs.local(&digest).await {
         Err(BlobError::NotFound { .. }) => {
-            let text = "is not here: hand the job in with `undertone job submit`, which sends it first";
-            return Err(given(format!("the file {} {text}", digest.short())));
+            return Err(given(format!("the file {} {NOT_HERE}", digest.short())));
         }
         blob => blob?,
     };

@@ -8,12 +8,11 @@ use undertone::limits::MAX_CHUNK_BYTES;
 use undertone::v1::{self, file_message};
 use undertone::{ApiError, Fault, required};
 use undertone_core::initial::FileRef;
-use undertone_core::layout::MAX_HEADER_BYTES;
-use undertone_core::limits::MAX_PARAMETERS;
+use undertone_core::torchscript::MAX_MODULE_BYTES;
 use undertone_store::{BlobError, Blobs};
 
-/// Largest file: the largest model as safetensors.
-const MAX_FILE_BYTES: u64 = 4 * MAX_PARAMETERS + MAX_HEADER_BYTES as u64 + 8;
+/// Largest file: that of a TorchScript module, which holds more than the largest model as safetensors.
+const MAX_FILE_BYTES: u64 = MAX_MODULE_BYTES;
 
 /// The file that a message speaks of.
 pub(super) fn parsed(reference: Option<&v1::BlobRef>) -> Result<FileRef, ApiError> {

@@ -4,6 +4,7 @@ mod buffered;
 mod data;
 mod jobs;
 mod ledger;
+mod own_model;
 mod set_up;
 
 /// A data set that a linear model can divide: y = 1 where x > 0.

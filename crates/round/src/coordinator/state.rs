@@ -251,6 +251,17 @@ impl JobState {
         models.find(|m| m.digest == *digest).map(|m| m.bytes)
     }
 
+    /// Whether `client` is asked now: to train, or to measure.
+    pub fn asks(&self, client: &ClientId) -> bool {
+        let trains = match &self.phase {
+            Phase::Collecting(p) => {
+                p.members.get(client).is_some_and(|m| !matches!(m.standing, Standing::Out(_)))
+            }
+            _ => false,
+        };
+        trains || self.pool.files(client).next().is_some() || self.measuring.models(client).next().is_some()
+    }
+
     /// The blobs that a job which goes on like this needs.
     pub fn blobs(&self) -> Vec<Digest> {
         let mut blobs = vec![self.model.digest];

@@ -7,9 +7,11 @@
 use super::{Account, Offer, OfferedModel};
 use crate::job::{Job, Weights};
 use serde::Serialize;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use undertone_core::digest::{Digest, Digester};
 use undertone_core::id::AttemptKey;
+use undertone_core::limits::clip_text;
 use undertone_core::trainer::{DataReport, RoundOf, TrainTask, TrainerError};
 use undertone_privacy::contract::{Trust, Unit};
 use undertone_privacy::resolve::Terms as Promise;
@@ -30,6 +32,41 @@ pub struct Policy {
     pub sampling_seed: Option<u64>,
     /// Whether the data owner's own program trains, not the built-in trainer.
     pub own_program: bool,
+    /// Which jobs' TorchScript files may run here.
+    pub torchscript: AllowedModules,
+}
+
+/// The TorchScript files that a data owner lets run on their machine: the code of somebody else's.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum AllowedModules {
+    /// None.
+    #[default]
+    None,
+    /// Those with one of these digests.
+    Only(BTreeSet<Digest>),
+    /// Any.
+    All,
+}
+
+impl AllowedModules {
+    /// Whether this one may run.
+    ///
+    /// # Errors
+    /// What the data owner would have to write.
+    pub fn check(&self, digest: &Digest) -> Result<(), Refusal> {
+        let allowed = match self {
+            Self::None => false,
+            Self::Only(digests) => digests.contains(digest),
+            Self::All => true,
+        };
+        match allowed {
+            true => Ok(()),
+            false => Err(Refusal::open(format!(
+                "the job's model is a TorchScript file, code of somebody else's, and this client's owner does not let it run: they would \
+                 have to set [limits] allow_torchscript = [\"{digest}\"] (this file), or true (any)"
+            ))),
+        }
+    }
 }
 
 /// The numbers that a decision rests on, worked out from the job document and the client's own account.
@@ -133,6 +170,8 @@ pub fn told(error: &TrainerError, unit: Unit) -> String {
         TrainerError::Unsupported(_) => {
             "the client's trainer cannot do what this job asks: see the client's log"
         }
+        // Found on made-up examples: it says nothing of the data.
+        TrainerError::Module(_) => return clip_text(&error.to_string()).to_owned(),
         TrainerError::Numerical(_) => {
             "weights or losses are not finite, or do not fit the model: see the client's log"
         }
@@ -271,6 +310,9 @@ impl Terms {
                     .into());
             }
             _ => {}
+        }
+        if let Some(file) = job.module_file().filter(|_| !policy.own_program) {
+            policy.torchscript.check(&file.digest)?;
         }
         let by_rows = job.spec().aggregation.weights == Weights::DeclaredRows;
         if policy.declared_rows.is_none() && (by_rows || self.unit == Unit::Record) {

@@ -2,7 +2,7 @@
 
 use super::sample::{
     CLIENT, LOCAL, NONE, RECORD, external_job, fit, job, job_limited, job_of_part, job_sent, job_with, key,
-    offer, unfit,
+    offer, torchscript_job, unfit,
 };
 use super::*;
 use crate::job::Job;
@@ -10,6 +10,7 @@ use std::sync::Arc;
 use undertone_core::digest::Digest;
 use undertone_core::fixed::FixedVector;
 use undertone_core::trainer::TrainerError;
+use undertone_privacy::contract::Unit;
 
 fn policy() -> Policy {
     Policy { declared_rows: Some(200), ..Policy::default() }
@@ -214,6 +215,36 @@ fn a_job_beyond_the_policy_never_opens_the_data() {
     declined(Policy::default(), &job(RECORD), "declared_rows");
     declined(Policy { own_program: true, ..policy() }, &job(RECORD), "takes no record-level contract");
     declined(policy(), &external_job(CLIENT), "a training program of its own");
+}
+
+#[test]
+fn a_torchscript_file_runs_only_where_its_owner_lets_it() {
+    let module = torchscript_job(RECORD);
+    let digest = module.module_file().unwrap().digest;
+    let with = |torchscript| Policy { torchscript, ..policy() };
+    let other = AllowedModules::Only([Digest::of(b"another")].into());
+    for refusing in [AllowedModules::None, other] {
+        let mut p = Participant::new(with(refusing), []);
+        let out = expect(p.step(offered(&key("j", 1, 1), &module)), &["record no", "decline j/1/1"]);
+        assert!(told(&out).contains(&format!("allow_torchscript = [\"{digest}\"]")), "{}", told(&out));
+    }
+    for allowing in [AllowedModules::All, AllowedModules::Only([digest].into())] {
+        At::training(&mut Participant::new(with(allowing), []), &key("j", 1, 1), &module);
+    }
+    // A program of the owner's runs in its place.
+    let own = Policy { own_program: true, ..policy() };
+    At::training(&mut Participant::new(own, []), &key("j", 1, 1), &torchscript_job(CLIENT));
+}
+
+/// It was found without a look at the data.
+#[test]
+fn what_is_wrong_with_a_torchscript_file_is_told_in_full() {
+    let why = TrainerError::Module("training_step changes the buffer \"seen\"".into());
+    assert!(
+        super::told(&why, Unit::Record)
+            .contains("the job's TorchScript file: training_step changes the buffer \"seen\"")
+    );
+    assert!(super::told(&TrainerError::Module("x".repeat(99_999)), Unit::Record).len() < 5000);
 }
 
 #[test]

@@ -37,7 +37,9 @@ mod property_tests;
 mod sample;
 
 pub use account::{Account, Sealed};
-pub use consider::{Acceptance, DATA_UNFIT, Decision, Policy, Refusal, Terms, Verdict, consider, told};
+pub use consider::{
+    Acceptance, AllowedModules, DATA_UNFIT, Decision, Policy, Refusal, Terms, Verdict, consider, told,
+};
 pub use encode::{EncodeError, Parcel, absent, encode};
 pub use message::{Effect, Failure, Input};
 pub use offer::{

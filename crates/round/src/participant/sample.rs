@@ -62,6 +62,18 @@ pub(super) fn external_job(privacy: &str) -> Arc<Job> {
     Arc::new(spec.resolve().unwrap())
 }
 
+/// The same with a TorchScript file.
+pub(super) fn torchscript_job(privacy: &str) -> Arc<Job> {
+    let mut spec = job_of(privacy, "", "").spec().clone();
+    let digest = "0".repeat(64);
+    spec.model = serde_json::from_str(&format!(
+        r#"{{"kind": "torchscript", "digest": "{digest}", "bytes": 9, "tensors": [{{"name": "w", "shape": [2]}}]}}"#
+    ))
+    .unwrap();
+    spec.initial = Some(serde_json::from_str(&format!(r#"{{"digest": "{digest}", "bytes": 100}}"#)).unwrap());
+    Arc::new(spec.resolve().unwrap())
+}
+
 fn job_of(privacy: &str, aggregation: &str, cohort: &str) -> Arc<Job> {
     let text = format!(
         r#"

@@ -5,9 +5,10 @@
 //! | `book-keeping` | one backward pass; norms by formula; one weighted product a parameter | the contract allows floating-point sums |
 //! | `ghost` | norms as above, then a second backward pass of the scaled losses | the same, where book-keeping would hold so much that fewer than [`FEW`] examples fit, and without it twice as many do |
 //! | `per-example` | every gradient materialised, from one backward pass | the contract sums on an integer grid |
-//! | `one-by-one` | autograd for one example after the other | a module reaches parameters on its own: there is no formula |
+//! | `one-by-one` | autograd for one example after the other | a module reaches parameters on its own, or is a TorchScript file: there is no formula |
 //!
-//! All give the same sum. None is chosen for a module that mixes examples: that one is refused.
+//! All give the same sum. None is chosen for a built-in module that mixes examples: that one is refused. Nobody knows what a
+//! TorchScript file does with a batch, so it never sees one: alone no example can mix with others.
 
 use crate::failure::Failure;
 use crate::nn::weights::Weights;
@@ -66,6 +67,12 @@ impl<'a> Engine<'a> {
         x: &Tensor,
         views: i64,
     ) -> Result<Self, Failure> {
+        let budget = if x.device() == Device::Cpu { VALUES_ON_CPU } else { VALUES_ON_GPU };
+        let trained = weights.trained().map(|p| weights.get(p).numel() as i64).sum();
+        if network.is_script() {
+            let (way, footprint) = (Way::OneByOne, Footprint::default());
+            return Ok(Self { network, way, views, footprint, budget, trained });
+        }
         if mixes_examples(network, weights, x)? {
             return Err(TrainerError::Unsupported(
                 "this model's output for one example depends on the others in its batch, so that no example has a gradient of \
@@ -81,7 +88,6 @@ impl<'a> Engine<'a> {
         let complete = tape.is_complete(weights);
         let mut footprint = Footprint::of(&tape, weights)?;
         footprint.tape *= views;
-        let budget = if x.device() == Device::Cpu { VALUES_ON_CPU } else { VALUES_ON_GPU };
         let way = match mechanism.float_clipping() {
             _ if !complete => Way::OneByOne,
             None => Way::PerExample,
@@ -95,7 +101,6 @@ impl<'a> Engine<'a> {
                 }
             }
         };
-        let trained = weights.trained().map(|p| weights.get(p).numel() as i64).sum();
         Ok(Self { network, way, views, footprint, budget, trained })
     }
 

@@ -47,6 +47,16 @@ impl Weights {
         Self::of(layout, &layout.whole(), flat, flat)
     }
 
+    /// The same values in a module that is not ours: `parameters`, in the layout's order, become the windows.
+    pub(crate) fn of_module(mut self, parameters: &[Tensor]) -> Result<Self, TchError> {
+        for (window, parameter) in self.windows.iter_mut().zip(parameters) {
+            let mut parameter = parameter.shallow_clone().f_requires_grad_(false)?;
+            parameter.f_set_data(window)?;
+            *window = parameter;
+        }
+        Ok(self)
+    }
+
     /// With products computed in this precision.
     pub(crate) fn computed_in(self, precision: Precision) -> Self {
         Self { precision, ..self }
@@ -72,7 +82,12 @@ impl Weights {
         let trained: Vec<&Tensor> =
             self.windows.iter().zip(&self.trained).filter(|(_, trained)| **trained).map(|(w, _)| w).collect();
         let gradients = Tensor::f_run_backward(&[of], &trained, false, false)?;
-        let flat: Result<Vec<Tensor>, TchError> = gradients.iter().map(|g| g.f_reshape(-1)).collect();
+        // What the loss did not come by has no gradient: a module may leave out a layer for some examples.
+        let flat = gradients.iter().zip(&trained).map(|(gradient, window)| match gradient.defined() {
+            true => gradient.f_reshape(-1),
+            false => window.f_detach()?.f_zeros_like()?.f_reshape(-1),
+        });
+        let flat: Result<Vec<Tensor>, TchError> = flat.collect();
         Tensor::f_cat(&flat?, 0)
     }
 

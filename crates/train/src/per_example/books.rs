@@ -84,7 +84,7 @@ fn add(sum: &mut Option<Tensor>, more: Tensor) -> Result<(), TchError> {
 }
 
 /// What the two hold, counted on a tape of one example.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Footprint {
     /// Values on the tape.
     pub(crate) tape: i64,
