@@ -104,7 +104,7 @@ fn a_number_is_measured_in_its_own_unit() {
 }
 
 fn rows(n: i64) -> (Tensor, Tensor) {
-    let x = (Tensor::arange(2 * n, (Kind::Float, Device::Cpu)) * 0.7).sin().view([n, 2]);
+    let x = (Tensor::arange(2 * n, (Kind::Float, Device::Cpu)) * 0.7).sin().view([n, 2]) + 0.8;
     (x, Tensor::arange(n, (Kind::Int64, Device::Cpu)).remainder(2))
 }
 
