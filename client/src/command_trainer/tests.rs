@@ -14,7 +14,7 @@ const WEIGHTS: [f32; 3] = [1.0, 2.0, 3.0];
 const GOOD: &str = "cp weights.safetensors update.safetensors; echo '{\"steps\": 3}' > result.json";
 
 fn measured(model: &ModelSpec, data: &DataContract) -> EvaluationTask {
-    EvaluationTask { model: model.clone(), data: data.clone(), loss: None }
+    EvaluationTask { model: model.clone(), data: data.clone(), loss: None, module: None }
 }
 
 fn contract() -> DataContract {

@@ -167,7 +167,7 @@ fn versions_do_not_push_frozen_values_out() {
     for round in 0..6 {
         job.part().change(&mut values, |head| head.iter_mut().for_each(|v| *v += 0.01));
         let (offered, whole, _) = offer(&job, &values, &values);
-        models.expect(&id(0), offered).unwrap();
+        models.expect(&id(0), offered, None).unwrap();
         if round == 0 {
             arrive(&models, &body);
             models.keep_frozen(of_body).unwrap();
@@ -184,7 +184,7 @@ fn versions_do_not_push_frozen_values_out() {
         let other = format!("a model of job {n}");
         let whole = file(other.as_bytes());
         let offered = OfferedModel { whole, version: None, delta: None, frozen: None };
-        models.expect(&id(n), offered).unwrap();
+        models.expect(&id(n), offered, None).unwrap();
         models.arrived(&id(n), offered.digest()).unwrap();
     }
     assert!(!held());
