@@ -294,7 +294,7 @@ fn the_documented_tables_are_read() {
     }
     let text = include_str!("../../../../docs/MODELS.md");
     let tables: Vec<&str> = text.split("```toml\n").skip(1).map(|t| t.split("```").next().unwrap()).collect();
-    assert_eq!(tables.len(), 7);
+    assert_eq!(tables.len(), 8);
     for table in tables {
         let job: Job = crate::config::parse_toml(table, "docs/MODELS.md").unwrap();
         job.model.validate().unwrap();

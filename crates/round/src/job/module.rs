@@ -2,6 +2,7 @@
 
 use super::{JobError, JobSpec};
 use undertone_core::plan::Precision;
+use undertone_privacy::contract::Unit;
 
 /// Refuses what the file itself decides.
 pub(super) fn check(spec: &JobSpec) -> Result<(), JobError> {
@@ -9,6 +10,22 @@ pub(super) fn check(spec: &JobSpec) -> Result<(), JobError> {
         return Ok(());
     }
     let bad = |section, problem: &str| Err(JobError::Invalid { section, problem: problem.into() });
+    // What a file against its readers can do with single rows is not walled in: it could keep one for the next call, or fail
+    // for one and not for another. Clipping and noising the whole update stands outside of it.
+    if spec.privacy.unit() == Unit::Record {
+        return bad(
+            "model",
+            "a TorchScript module is somebody else's program, and nobody could promise what it does with single rows: a record-level \
+             contract needs a built-in model",
+        );
+    }
+    if spec.privacy.metrics().is_some() {
+        return bad(
+            "model",
+            "a TorchScript module is somebody else's program, and nobody could promise what one row can move in its sums: leave out \
+             [privacy] metrics, or take a built-in model",
+        );
+    }
     if spec.training.loss.is_some() {
         return bad(
             "training",
@@ -36,6 +53,10 @@ mod tests {
     use super::*;
 
     fn resolved(training: &str, initial: &str, model: &str) -> Result<JobSpec, String> {
+        under("{ unit = \"none\" }", training, initial, model)
+    }
+
+    fn under(privacy: &str, training: &str, initial: &str, model: &str) -> Result<JobSpec, String> {
         let digest = "0".repeat(64);
         let text = format!(
             r#"
@@ -45,12 +66,13 @@ model = {{ kind = "torchscript", {model} }}
 training = {{ learning_rate = 0.5, local_steps = 2{training} }}
 {initial}
 cohort = {{ rule = "all", size = 4, min_clients = 2 }}
-privacy = {{ unit = "record", trust = "local", clip_norm = 1.0, sampling_rate = 0.25, noise_multiplier = 1.5, delta = 1e-3, budget_epsilon = 99.0 }}
+privacy = PRIVACY
 [data]
 label = {{ column = "y", classes = [{{ name = "no", values = ["0"] }}, {{ name = "yes", values = ["1"] }}] }}
 columns = [{{ name = "x", kind = "number", range = [0, 1] }}]
 "#
         )
+        .replace("PRIVACY", privacy)
         .replace("DIGEST", &digest);
         let spec = JobSpec::from_toml(&text, "job.toml").map_err(|e| e.to_string())?;
         let job = spec.resolve().map_err(|e| e.to_string())?;
@@ -67,6 +89,20 @@ columns = [{{ name = "x", kind = "number", range = [0, 1] }}]
     fn a_file_is_known_by_its_digest_and_says_what_it_trains() {
         let spec = resolved("", INITIAL, MODEL).unwrap();
         assert_eq!(spec.model.exported().unwrap().tensors[0].name, "fc.weight");
+    }
+
+    #[test]
+    fn what_nobody_could_promise_is_refused() {
+        const RECORD: &str = r#"{ unit = "record", trust = "local", clip_norm = 1.0, sampling_rate = 0.25, noise_multiplier = 1.5,
+            delta = 1e-3, budget_epsilon = 99.0 }"#;
+        let e = under(RECORD, "", INITIAL, MODEL).unwrap_err();
+        assert!(e.contains("a record-level contract needs a built-in model"), "{e}");
+        const CLIENT: &str = r#"{ unit = "client", trust = "central", clip_norm = 0.5, noise_multiplier = 4.0, delta = 1e-5,
+            budget_epsilon = 99.0 METRICS }"#;
+        under(&CLIENT.replace("METRICS", ""), "", INITIAL, MODEL).unwrap();
+        let noised = CLIENT.replace("METRICS", ", metrics = { noise_multiplier = 50.0, max_loss = 2.0 }");
+        let e = under(&noised, "", INITIAL, MODEL).unwrap_err();
+        assert!(e.contains("leave out [privacy] metrics"), "{e}");
     }
 
     #[test]

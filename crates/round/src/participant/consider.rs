@@ -170,8 +170,12 @@ pub fn told(error: &TrainerError, unit: Unit) -> String {
         TrainerError::Unsupported(_) => {
             "the client's trainer cannot do what this job asks: see the client's log"
         }
-        // Found on made-up examples: it says nothing of the data.
-        TrainerError::Module(_) => return clip_text(&error.to_string()).to_owned(),
+        // Found on made-up examples; but the words are the module's, which may have seen the data in a round before.
+        TrainerError::Module(_) if unit == Unit::None => return clip_text(&error.to_string()).to_owned(),
+        TrainerError::Module(_) => {
+            "the job's TorchScript module does not train as it is: see the client's log, or try it in a job without privacy on data \
+             that is nobody's"
+        }
         TrainerError::Numerical(_) => {
             "weights or losses are not finite, or do not fit the model: see the client's log"
         }

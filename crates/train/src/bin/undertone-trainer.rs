@@ -122,8 +122,22 @@ fn end_with_parent() {
     }
 }
 
+/// The pipe to the client, for this program alone: what libtorch or a job's module prints goes to standard error and cannot pass for
+/// an answer.
+#[cfg(unix)]
+fn own_output() -> io::Result<std::fs::File> {
+    let own = rustix::io::fcntl_dupfd_cloexec(io::stdout(), 3)?;
+    rustix::stdio::dup2_stdout(io::stderr())?;
+    Ok(own.into())
+}
+
+#[cfg(not(unix))]
+fn own_output() -> io::Result<io::Stdout> {
+    Ok(io::stdout())
+}
+
 fn run(args: Args) -> anyhow::Result<()> {
-    let mut answers = BufWriter::new(io::stdout());
+    let mut answers = BufWriter::new(own_output()?);
     // Once, before any operation: libtorch does not change its pools later.
     tch::set_num_threads(args.threads.into());
     tch::set_num_interop_threads(args.threads.into());

@@ -94,7 +94,9 @@ fn by_loop(network: &Network, flat: &Tensor, x: &Tensor, y: &Tensor) -> Tensor {
     Tensor::stack(&(0..x.size()[0]).map(row).collect::<Vec<_>>(), 0)
 }
 
-fn gradients_equal_the_loop(spec: &ModelSpec, shape: &Shape, examples: i64, seed: u64) {
+/// To 1e-10 in double precision, which tells the formulas, and in single precision to 1e-5 or, for a draw whose gradient nearly
+/// cancels, to `times` what the loop itself is off by there.
+fn gradients_equal_the_loop(spec: &ModelSpec, shape: &Shape, examples: i64, seed: u64, times: f64) {
     let (network, flat, x, y) = case(spec, shape, examples, seed);
     let of = |flat: &Tensor, x: &Tensor| {
         let weights = Weights::whole(network.layout(), flat).unwrap();
@@ -104,13 +106,14 @@ fn gradients_equal_the_loop(spec: &ModelSpec, shape: &Shape, examples: i64, seed
     let found = worst(&of(&double(&flat), &double(&x)), &wanted);
     assert!(found < 1e-10, "{spec} on {}: {found} in double precision", shape.input);
     let found = worst(&of(&flat, &x), &wanted);
-    assert!(found < 1e-5, "{spec} on {}: {found}", shape.input);
+    let loops = worst(&by_loop(&network, &flat, &x, &y), &wanted);
+    assert!(found < f64::max(1e-5, times * loops), "{spec} on {}: {found}, the loop {loops}", shape.input);
 }
 
 #[test]
 fn gradients_of_examples_equal_a_loop_for_every_kind() {
     for (spec, shape) in every_kind() {
-        gradients_equal_the_loop(&spec, &shape, 7, 1);
+        gradients_equal_the_loop(&spec, &shape, 7, 1, 0.0);
     }
 }
 
@@ -121,7 +124,7 @@ proptest! {
         kind in 0usize..15, examples in 1i64..6, seed in any::<u64>(),
     ) {
         let (spec, shape) = every_kind().swap_remove(kind);
-        gradients_equal_the_loop(&spec, &shape, examples, seed);
+        gradients_equal_the_loop(&spec, &shape, examples, seed, 4.0);
     }
 }
 
