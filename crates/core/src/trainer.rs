@@ -295,8 +295,8 @@ pub enum TrainerError {
     /// The task asks for something that this trainer cannot do: the job's author must act.
     #[error("{0}")]
     Unsupported(String),
-    /// The job's TorchScript file cannot be trained with: the job's author must act. Found without a look at the data, so
-    /// all of it may be told.
+    /// The job's TorchScript file cannot be trained with: the job's author must act. Found on made-up examples; the words are the
+    /// module's all the same, so they are for the data owner, and for others where no privacy is promised.
     #[error("the job's TorchScript file: {0}")]
     Module(String),
     /// The weights do not fit the model, or are not finite.
