@@ -69,7 +69,7 @@ pub struct TrainPlan {
     /// When training ends before its time. Not with a record-level privacy contract.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub early_stop: Option<EarlyStop>,
-    /// What products with weights are computed in.
+    /// What products with weights are computed in. f32 with a record-level privacy contract.
     #[serde(default, skip_serializing_if = "Precision::is_f32")]
     pub precision: Precision,
 }
@@ -233,6 +233,12 @@ impl TrainPlan {
             return Err("early_stop does not go with a record-level contract: each look at held-out records would tell of \
                         them without noise, and the number of noisy steps would follow the data; remove it and set \
                         local_steps"
+                .into());
+        }
+        if self.precision != Precision::F32 {
+            return Err("precision = \"bf16\" does not go with a record-level contract: the promise that a record moves the \
+                        sum by no more than clip_norm allows for the rounding of f32, and bf16 rounds 65,536 times as \
+                        coarsely; remove precision"
                 .into());
         }
         Ok(())

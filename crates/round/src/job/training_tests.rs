@@ -55,6 +55,7 @@ fn what_does_not_go_together_is_refused_with_the_reason() {
         ("early_stop = { patience = 2 }", RECORD, "early_stop does not go with a record-level contract"),
         ("clip_gradient_norm = 1.0", RECORD, "remove clip_gradient_norm"),
         ("batch_size = 8", RECORD, "remove batch_size"),
+        ("precision = \"bf16\"", RECORD, "bf16 rounds 65,536 times as coarsely; remove precision"),
     ] {
         let e = resolve(training, privacy).unwrap_err();
         assert!(e.contains(words), "{training}: {e}");
@@ -64,9 +65,9 @@ fn what_does_not_go_together_is_refused_with_the_reason() {
 #[test]
 fn a_plan_reaches_the_task_and_the_measurements() {
     let training = "loss = { kind = \"bce\" }\noptimizer = { kind = \"adam\" }\nweight_decay = 0.01\n\
-                    schedule = { kind = \"cosine\", over = \"job\", warm_up = 2 }\nprecision = \"bf16\"";
-    for privacy in [NONE, RECORD] {
-        let job = resolve(training, privacy).unwrap();
+                    schedule = { kind = \"cosine\", over = \"job\", warm_up = 2 }\n";
+    for (precision, privacy) in [("precision = \"bf16\"", NONE), ("", RECORD)] {
+        let job = resolve(&format!("{training}{precision}"), privacy).unwrap();
         assert_eq!(job.evaluation_task().loss, Some(Loss::Bce {}));
         let task = job.train_task(100, None);
         assert!(matches!(task.plan.optimizer, Optimizer::Adam { .. }));
