@@ -129,6 +129,15 @@ impl ModelSpec {
         matches!(self, Self::External { .. })
     }
 
+    /// Whether training leaves out parts of it at random.
+    pub fn drops_out(&self) -> bool {
+        match self {
+            Self::Lstm(recurrent) | Self::Gru(recurrent) => recurrent.dropout > 0.0,
+            Self::Transformer(transformer) => transformer.dropout > 0.0,
+            _ => false,
+        }
+    }
+
     /// The layers, one after another, of a model that is nothing else; their parameters are named by [`prefix`].
     ///
     /// # Errors

@@ -120,6 +120,11 @@ impl Trainer for TorchTrainer {
         let rows = self.rows(&task.data)?;
         let part = network.part(&task.plan)?;
         let first_loss = match task.first_loss {
+            true if task.record_privacy.is_some() => {
+                let text =
+                    "first_loss does not go with record_privacy: it is a sum over the rows without noise";
+                return Err(TrainerError::Unsupported(text.into()));
+            }
             true => Some(evaluate(&network, rows, weights, &stop)?.loss),
             false => None,
         };

@@ -146,6 +146,12 @@ fn open<R: Read + Seek>(file: R) -> Result<ZipArchive<R>, ModuleError> {
     if zip.file_names().count() != zip.len() {
         return Err(ModuleError::NotAnArchive("two of its entries have one name".into()));
     }
+    // libtorch takes what lies in the folder of the first entry.
+    let mut folders = zip.file_names().map(|name| name.split_once('/').map(|(folder, _)| folder));
+    let first = folders.next().flatten();
+    if first.is_none() || folders.any(|folder| folder != first) {
+        return Err(ModuleError::NotAnArchive("its entries do not lie in one folder".into()));
+    }
     Ok(zip)
 }
 

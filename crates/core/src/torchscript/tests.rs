@@ -169,6 +169,15 @@ fn an_archive_written_anew_holds_the_same() {
     // What a bomb unpacks to is bounded by the size of the file.
     let e = rewritten(Cursor::new(&bytes), 0).map(|anew| anew.len());
     assert!(e.is_ok(), "small entries: {e:?}");
+    // So are entries of another folder.
+    for other in ["n/data.pkl", "data.pkl"] {
+        let mut two = ZipWriter::new(Cursor::new(Vec::new()));
+        for name in ["m/data.pkl", other] {
+            two.start_file(name, FileOptions::default()).unwrap();
+        }
+        let e = read(&two.finish().unwrap().into_inner()).unwrap_err();
+        assert!(e.to_string().contains("one folder"), "{e}");
+    }
     // A second entry of the same name is what another reader could find.
     let mut twice = ZipWriter::new(Cursor::new(Vec::new()));
     for _ in 0..2 {

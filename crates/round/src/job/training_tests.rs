@@ -9,13 +9,16 @@ const RECORD: &str = "unit = \"record\"\ntrust = \"local\"\nclip_norm = 1.0\nsam
                       noise_multiplier = 1.5\ndelta = 1e-3\nbudget_epsilon = 20.0";
 
 fn resolve(training: &str, privacy: &str) -> Result<Job, String> {
+    resolve_with("kind = \"mlp\"\nhidden = [4]", training, privacy)
+}
+
+fn resolve_with(model: &str, training: &str, privacy: &str) -> Result<Job, String> {
     let text = format!(
         r#"
 name = "heart"
 rounds = 10
 [model]
-kind = "mlp"
-hidden = [4]
+{model}
 [training]
 learning_rate = 0.05
 local_steps = 20
@@ -37,6 +40,20 @@ range = [0, 120]
     );
     let spec = JobSpec::from_toml(&text, "job.toml").map_err(|e| e.to_string())?;
     spec.resolve().map_err(|e| e.to_string())
+}
+
+#[test]
+fn fast_noise_and_dropout_do_not_go_together() {
+    let text = |dropout: &str, mechanism: &str| {
+        let model = format!("kind = \"transformer\"\nwidth = 4\nheads = 2\nlayers = 1\n{dropout}");
+        resolve_with(&model, "", &format!("{RECORD}\n{mechanism}")).map(|_| ())
+    };
+    let (dropout, fast) = ("dropout = 0.1", "mechanism = \"fast-gaussian\"");
+    let e = text(dropout, fast).unwrap_err();
+    assert!(e.contains("does not go with dropout"), "{e}");
+    for (dropout, mechanism) in [("", fast), (dropout, ""), (dropout, "mechanism = \"discrete-gaussian\"")] {
+        text(dropout, mechanism).unwrap();
+    }
 }
 
 #[test]

@@ -122,9 +122,13 @@ impl Gradient {
     }
 }
 
-/// Σ of squares along all but the first dimension, in f64.
+/// Σ of squares along all but the first dimension, in f64, and never less: a square below the least normal f32 may be lost, so
+/// that as much is added for each.
 pub(super) fn squares(values: &Tensor) -> Result<Tensor, TchError> {
-    values.f_flatten(1, -1)?.f_square()?.f_sum_dim_intlist(1, false, None::<Kind>)?.f_to_kind(Kind::Double)
+    let values = values.f_flatten(1, -1)?;
+    let lost = values.size()[1] as f64 * f64::from(f32::MIN_POSITIVE);
+    let sum = values.f_square()?.f_sum_dim_intlist(1, false, None::<Kind>)?;
+    sum.f_to_kind(Kind::Double)?.f_add_scalar(lost)
 }
 
 fn joined(mut parts: Vec<Tensor>) -> Result<Tensor, TchError> {

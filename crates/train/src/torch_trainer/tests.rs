@@ -388,6 +388,25 @@ fn the_proximal_term_keeps_training_near_its_start() {
 
 /// A part that is trained moves as it does with the rest in the first step, and learns with the rest as constants.
 #[test]
+fn no_loss_without_noise_goes_beside_a_private_update() {
+    let file = csv(100, 2, 0);
+    let privacy = undertone_core::trainer::RecordPrivacy {
+        clip_norm: 1.0,
+        noise_multiplier: 1.0,
+        sampling_rate: 0.5,
+        expected_batch: 50.0,
+        mechanism: Default::default(),
+    };
+    let task = TrainTask {
+        first_loss: true,
+        record_privacy: Some(privacy),
+        ..task(ModelSpec::Logistic {}, 2, TrainPlan { batch_size: None, ..steps(1) })
+    };
+    let e = TorchTrainer::new(file.path()).train(&task, &start(&task)).unwrap_err();
+    assert!(matches!(&e, TrainerError::Unsupported(text) if text.contains("first_loss")), "{e}");
+}
+
+#[test]
 fn only_the_part_is_trained() {
     let file = csv(300, 3, 0);
     let mut trainer = TorchTrainer::new(file.path());
