@@ -7,6 +7,7 @@ use crate::layout::TensorSpec;
 use crate::limits::{MAX_JOB_DOCUMENT_BYTES, MAX_TENSORS};
 use serde::Deserialize;
 use std::collections::BTreeMap;
+use std::collections::HashSet;
 use std::io::{self, Cursor, Read, Seek, Write as _};
 use zip::result::ZipError;
 use zip::write::FileOptions;
@@ -147,9 +148,9 @@ fn open<R: Read + Seek>(file: R) -> Result<ZipArchive<R>, ModuleError> {
         return Err(ModuleError::NotAnArchive("two of its entries have one name".into()));
     }
     // libtorch takes what lies in the folder of the first entry.
-    let mut folders = zip.file_names().map(|name| name.split_once('/').map(|(folder, _)| folder));
-    let first = folders.next().flatten();
-    if first.is_none() || folders.any(|folder| folder != first) {
+    let folders: HashSet<_> =
+        zip.file_names().map(|name| name.split_once('/').map(|(folder, _)| folder)).collect();
+    if folders.len() > 1 || folders.contains(&None) {
         return Err(ModuleError::NotAnArchive("its entries do not lie in one folder".into()));
     }
     Ok(zip)
