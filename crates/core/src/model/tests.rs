@@ -297,6 +297,10 @@ fn the_documented_tables_are_read() {
     assert_eq!(tables.len(), 8);
     for table in tables {
         let job: Job = crate::config::parse_toml(table, "docs/MODELS.md").unwrap();
-        job.model.validate().unwrap();
+        match job.model.validate() {
+            // Its digest takes the place of its name when the job is handed in.
+            Err(e) if table.contains("\"torchscript\"") => assert!(e.contains("hand the job in with"), "{e}"),
+            other => other.unwrap(),
+        }
     }
 }

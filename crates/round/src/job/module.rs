@@ -100,7 +100,7 @@ columns = [{{ name = "x", kind = "number", range = [0, 1] }}]
         const CLIENT: &str = r#"{ unit = "client", trust = "central", clip_norm = 0.5, noise_multiplier = 4.0, delta = 1e-5,
             budget_epsilon = 99.0 METRICS }"#;
         under(&CLIENT.replace("METRICS", ""), "", INITIAL, MODEL).unwrap();
-        let noised = CLIENT.replace("METRICS", ", metrics = { noise_multiplier = 50.0, max_loss = 2.0 }");
+        let noised = CLIENT.replace("METRICS", ", metrics = { epsilon = 1.0, max_loss = 2.0 }");
         let e = under(&noised, "", INITIAL, MODEL).unwrap_err();
         assert!(e.contains("leave out [privacy] metrics"), "{e}");
     }

@@ -219,7 +219,7 @@ fn a_job_beyond_the_policy_never_opens_the_data() {
 
 #[test]
 fn a_torchscript_file_runs_only_where_its_owner_lets_it() {
-    let module = torchscript_job(RECORD);
+    let module = torchscript_job(CLIENT);
     let digest = module.module_file().unwrap().digest;
     let with = |torchscript| Policy { torchscript, ..policy() };
     let other = AllowedModules::Only([Digest::of(b"another")].into());
@@ -236,15 +236,17 @@ fn a_torchscript_file_runs_only_where_its_owner_lets_it() {
     At::training(&mut Participant::new(own, []), &key("j", 1, 1), &torchscript_job(CLIENT));
 }
 
-/// It was found without a look at the data.
+/// The words are the module's, which may have seen the data: in full only where nothing is promised.
 #[test]
-fn what_is_wrong_with_a_torchscript_file_is_told_in_full() {
+fn what_is_wrong_with_a_torchscript_file_is_told_in_full_where_nothing_is_promised() {
     let why = TrainerError::Module("training_step changes the buffer \"seen\"".into());
-    assert!(
-        super::told(&why, Unit::Record)
-            .contains("the job's TorchScript file: training_step changes the buffer \"seen\"")
-    );
-    assert!(super::told(&TrainerError::Module("x".repeat(99_999)), Unit::Record).len() < 5000);
+    let full = "the job's TorchScript file: training_step changes the buffer \"seen\"";
+    assert!(super::told(&why, Unit::None).contains(full));
+    for unit in [Unit::Client, Unit::Record] {
+        let told = super::told(&why, unit);
+        assert!(told.contains("does not train as it is") && !told.contains("seen"), "{told}");
+    }
+    assert!(super::told(&TrainerError::Module("x".repeat(99_999)), Unit::None).len() < 5000);
 }
 
 #[test]
