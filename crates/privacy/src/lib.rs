@@ -33,7 +33,6 @@ pub mod metrics;
 #[cfg(test)]
 mod neighbour_replay;
 pub mod noise;
-mod normal;
 pub mod pld;
 pub mod rdp;
 pub mod release;

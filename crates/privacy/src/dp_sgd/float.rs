@@ -17,8 +17,9 @@
 //! default. The accountant's curve is unchanged: z counts in sensitivities.
 
 use crate::discrete_gaussian::NoiseError;
-use crate::fast_gaussian::{FastGaussian, nearest};
+use crate::fast_gaussian::FastGaussian;
 use crate::noise::NoiseRng;
+use undertone_core::fixed::Grid;
 use undertone_core::limits::MAX_PARAMETERS;
 
 /// What a floating-point sum may move beyond the clip norm, as a part of it.
@@ -80,65 +81,15 @@ impl FloatNoise {
         self.noise.sigma() * self.unit
     }
 
-    /// Rounds sums to this grid and adds the noise to each: `len` values, each times `scale` for a unit.
-    pub(super) fn mean(&self, sums: FloatSums, len: usize, scale: f64, rng: &mut NoiseRng) -> Vec<f32> {
-        let own = 1.0 / self.unit;
-        // Sums of integers: exact below 2^53, where 2^22 clip norms are.
-        let noised = |sum: f64, draw: f64| ((round(sum * own) + nearest(draw).0) * scale) as f32;
-        let mut mean = match sums {
-            FloatSums::None => vec![0.0; len],
-            FloatSums::One(sum) => sum,
-            FloatSums::Several(sums) => {
-                let mut mean = vec![0.0; len];
-                self.noise.draws(len, rng, |start, draws| {
-                    let places = mean[start..].iter_mut().zip(&sums[start..]).zip(draws);
-                    places.for_each(|((mean, &sum), &draw)| *mean = noised(sum, draw));
-                });
-                return mean;
-            }
-        };
-        self.noise.draws(len, rng, |start, draws| {
-            let places = mean[start..].iter_mut().zip(draws);
-            places.for_each(|(value, &draw)| *value = noised(finite(*value), draw));
-        });
-        mean
-    }
-}
-
-fn round(x: f64) -> f64 {
-    if x.abs() < (1u64 << 51) as f64 { nearest(x).0 } else { x.round_ties_even() }
-}
-
-/// Sums of clipped gradients that were computed in floating point.
-pub(super) enum FloatSums {
-    None,
-    /// As it came.
-    One(Vec<f32>),
-    /// Added up; every value is finite.
-    Several(Vec<f64>),
-}
-
-impl FloatSums {
-    /// Adds one more, in which what is not finite counts as zero.
-    pub(super) fn add(&mut self, more: Vec<f32>) {
-        match self {
-            Self::None => *self = Self::One(more),
-            _ => self.add_each(more.into_iter().map(finite)),
+    /// Turns exact `units` on `grid` into noised units of this grid; `values` (empty: none) are part of the sum.
+    pub(super) fn add_to(&self, units: &mut [i64], grid: Grid, values: &[f64], rng: &mut NoiseRng) {
+        let (own, given) = (1.0 / self.unit, 1.0 / (self.unit * grid.units_per_one()));
+        match values.is_empty() {
+            true => units.iter_mut().for_each(|u| *u = (*u as f64 * given).round_ties_even() as i64),
+            false => units.iter_mut().zip(values).for_each(|(u, v)| {
+                *u = (v * own + *u as f64 * given).round_ties_even() as i64;
+            }),
         }
+        self.noise.add_to(units, rng);
     }
-
-    /// Adds values that are all finite.
-    pub(super) fn add_each(&mut self, more: impl ExactSizeIterator<Item = f64>) {
-        let mut sums = match std::mem::replace(self, Self::None) {
-            Self::None => vec![0.0; more.len()],
-            Self::One(sum) => sum.into_iter().map(finite).collect(),
-            Self::Several(sums) => sums,
-        };
-        sums.iter_mut().zip(more).for_each(|(sum, more)| *sum += more);
-        *self = Self::Several(sums);
-    }
-}
-
-fn finite(value: f32) -> f64 {
-    if value.is_finite() { value.into() } else { 0.0 }
 }

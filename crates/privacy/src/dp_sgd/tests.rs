@@ -28,7 +28,7 @@ fn sigma_is_not_rounded_down_on_any_grid() {
             }
             let mut sum = m.empty_sum(3);
             sum.add(&[1e9, -1e9, 1e9]);
-            let squared: i128 = sum.units().iter().map(|&u| i128::from(u) * i128::from(u)).sum();
+            let squared: i128 = sum.units.iter().map(|&u| i128::from(u) * i128::from(u)).sum();
             assert!(squared <= i128::from(units) * i128::from(units), "{sum:?} beyond {units}");
         }
     }
@@ -134,7 +134,7 @@ fn the_fast_noise_has_the_stated_deviation_also_on_an_empty_batch() {
         let mut rng = NoiseRng::seeded_for_tests(6);
         let mut gradient = m.empty_sum(100_000);
         if let Some(value) = sum {
-            gradient.add_clipped_sum(&m.float_clipping().unwrap(), vec![value; 100_000]);
+            gradient.add_clipped_sum(&m.float_clipping().unwrap(), &vec![value; 100_000]);
         }
         let noised = gradient.noised(&mut rng);
         let deviation = (noised.mean().map(|v| v * v).sum::<f64>() / 1e5).sqrt();
@@ -157,7 +157,7 @@ proptest! {
             sum.add(g);
         }
         for s in &sums {
-            sum.add_clipped_sum(&m.float_clipping().unwrap(), s.clone());
+            sum.add_clipped_sum(&m.float_clipping().unwrap(), s);
         }
         for v in gradients.iter().chain(&sums) {
             wanted.iter_mut().zip(v).for_each(|(w, &v)| *w += f64::from(v) / 2.0);

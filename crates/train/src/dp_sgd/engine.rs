@@ -17,6 +17,7 @@ use crate::per_example::books::{Books, Footprint, Ghost};
 use crate::per_example::mixing::mixes_examples;
 use crate::per_example::{Tape, gradients, one_by_one};
 use tch::{Device, TchError, Tensor};
+use undertone_core::plan::Precision;
 use undertone_core::trainer::TrainerError;
 use undertone_privacy::dp_sgd::{FloatClipping, GradientMechanism, GradientSum};
 
@@ -131,7 +132,9 @@ impl<'a> Engine<'a> {
     pub(crate) fn prepared(&self, weights: Weights) -> Result<Weights, TchError> {
         match self.way {
             Way::BookKeeping(_) | Way::PerExample => Ok(weights),
-            Way::Ghost(_) | Way::OneByOne => weights.followed(),
+            // Norms by formula are those of f32: the second backward pass must not round its sums more coarsely.
+            Way::Ghost(_) => weights.computed_in(Precision::F32).followed(),
+            Way::OneByOne => weights.followed(),
         }
     }
 
@@ -161,7 +164,7 @@ impl<'a> Engine<'a> {
             }
         };
         match clipped {
-            Clipped::Sum(clipped) => sum.add_clipped_sum(&clipping, to_vec(&clipped)?),
+            Clipped::Sum(clipped) => sum.add_clipped_sum(&clipping, &to_vec(&clipped)?),
             Clipped::Without(finite) => self.add_some(weights, x, truth, &finite, sum)?,
         }
         Ok(())

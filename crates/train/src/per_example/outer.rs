@@ -12,8 +12,6 @@ pub(super) struct Outer {
     outputs: Tensor,
     /// Values of the two that are copies of what the tape holds.
     copied: i64,
-    /// Whether the gradients are also of a bias, Σₜ gₜ: it is one more input that is always 1.
-    biased: bool,
 }
 
 /// Multiplications that a value costs which is written to memory, squared, and read again.
@@ -28,7 +26,7 @@ const LAMBDA: f64 = 8.0;
 impl Outer {
     /// From the two factors, of which `copied` values are not on the tape.
     pub(super) fn new(inputs: Tensor, outputs: Tensor, copied: i64) -> Self {
-        Self { inputs, outputs, copied, biased: false }
+        Self { inputs, outputs, copied }
     }
 
     /// Uses of one matrix, like points in time one behind the other.
@@ -39,15 +37,10 @@ impl Outer {
         let inputs = Tensor::f_cat(&parts.iter().map(|p| &p.inputs).collect::<Vec<_>>(), 1)?;
         let outputs = Tensor::f_cat(&parts.iter().map(|p| &p.outputs).collect::<Vec<_>>(), 1)?;
         let copied = (inputs.numel() + outputs.numel()) as i64;
-        Ok(Self { inputs, outputs, copied, biased: false })
+        Ok(Self { inputs, outputs, copied })
     }
 
-    /// Norms and sums are also of a bias from here on.
-    pub(super) fn join_bias(&mut self) {
-        self.biased = true;
-    }
-
-    /// Shape (examples, outputs · inputs), without a bias.
+    /// Shape (examples, outputs · inputs).
     pub(super) fn materialised(&self) -> Result<Tensor, TchError> {
         self.outputs.f_transpose(1, 2)?.f_matmul(&self.inputs)?.f_flatten(1, -1)
     }
@@ -82,37 +75,22 @@ impl Outer {
     /// correlated add up to the trace itself, so this is for gradients that are far below chance.
     pub(super) fn squared_norms(&self) -> Result<Tensor, TchError> {
         let (times, inputs, outputs) = self.sizes();
-        let bias = if self.biased { 1.0 } else { 0.0 };
         if times == 1 {
-            return squares(&self.inputs)?.f_add_scalar_(bias)?.f_mul_(&squares(&self.outputs)?);
+            return squares(&self.inputs)?.f_mul(&squares(&self.outputs)?);
         }
         let gram = |t: &Tensor| t.f_matmul(&t.f_transpose(1, 2)?);
-        let products = gram(&self.inputs)?.f_add_scalar_(bias)?.f_mul_(&gram(&self.outputs)?)?;
+        let products = gram(&self.inputs)?.f_mul(&gram(&self.outputs)?)?;
         let trace = products.f_diagonal(0, 1, 2)?.f_sum_dim_intlist(1, false, Kind::Double)?;
-        let error = LAMBDA * UNIT_ROUNDOFF * ((inputs as f64 + bias).sqrt() + (outputs as f64).sqrt() + 2.0);
+        let error = LAMBDA * UNIT_ROUNDOFF * ((inputs as f64).sqrt() + (outputs as f64).sqrt() + 2.0);
         let sums = products.f_sum_dim_intlist(&[1i64, 2][..], false, Kind::Double)?;
         sums.f_maximum(&trace.f_mul_scalar(error / (2.0 * NORM_ERROR))?)
     }
 
-    /// Σ cᵢ·Gᵢ, flat: one product over all examples and times. And Σ cᵢ·gᵢ of a bias.
-    pub(super) fn weighted_sums(&self, factors: &Tensor) -> Result<(Tensor, Option<Tensor>), TchError> {
-        let (times, inputs, outputs) = self.sizes();
-        let each = factors.f_view([-1, 1, 1])?;
-        // The smaller of the two is scaled.
-        let scaled = |t: &Tensor, smaller| if smaller { t.f_mul(&each) } else { Ok(t.shallow_clone()) };
-        let of_inputs = inputs < outputs;
-        let left = scaled(&self.outputs, !of_inputs)?.f_reshape([-1, outputs])?;
-        let right = scaled(&self.inputs, of_inputs)?.f_reshape([-1, inputs])?;
-        let sum = left.f_transpose(0, 1)?.f_matmul(&right)?.f_reshape(-1)?;
-        let of_bias = match (self.biased, of_inputs) {
-            (false, _) => None,
-            (true, false) => Some(left.f_sum_dim_intlist(0, false, None::<Kind>)?),
-            (true, true) => {
-                let factors = factors.f_view([-1, 1])?.f_expand([-1, times], false)?.f_reshape([1, -1])?;
-                Some(factors.f_matmul(&left)?.f_reshape(-1)?)
-            }
-        };
-        Ok((sum, of_bias))
+    /// Σ cᵢ·Gᵢ, flat: one product over all examples and times.
+    pub(super) fn weighted_sum(&self, factors: &Tensor) -> Result<Tensor, TchError> {
+        let (_, inputs, outputs) = self.sizes();
+        let scaled = self.outputs.f_mul(&factors.f_view([-1, 1, 1])?)?.f_reshape([-1, outputs])?;
+        scaled.f_transpose(0, 1)?.f_matmul(&self.inputs.f_reshape([-1, inputs])?)?.f_reshape(-1)
     }
 
     /// Points in time.
