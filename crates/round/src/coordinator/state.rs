@@ -284,7 +284,7 @@ impl JobState {
         matches!(self.phase, Phase::Ended { .. })
     }
 
-    /// When [`Input::Tick`] is due next, if ever.
+    /// When [`Input::Tick`](super::Input::Tick) is due next, if ever.
     pub fn wake_at_ms(&self, job: &Job) -> Option<u64> {
         let phase = match &self.phase {
             Phase::Offering(p) => Some(p.wake_at_ms(job)),
