@@ -23,7 +23,7 @@ use undertone::{ApiError, Fault, evaluation_metrics, required, role_message, ver
 use undertone_core::digest::Digest;
 use undertone_core::id::{AttemptKey, ClientId, ClientRole, JobId, Round};
 use undertone_core::limits::clip_text;
-use undertone_round::coordinator::{Input, Refusal, Update};
+use undertone_round::coordinator::{Input, JobState, Update};
 
 /// How long a new session may take to say hello.
 const HELLO: Duration = Duration::from_secs(10);
@@ -88,8 +88,7 @@ impl Participation for ParticipationService {
             return Ok(Response::new(v1::UploadProgress { offset: claim.bytes, counted_already: true }));
         }
         let state = self.0.running_job(&claim.key.job).await?.snapshot().state;
-        let not_now = |e: Refusal| ApiError::new(Fault::NotNow, e.to_string());
-        state.expects(&claim.key.job, &claim.client, &claim.key).map_err(not_now)?;
+        expected(&state, &claim)?;
         let offset = spool::progress(&claim, &self.0.shared.blobs).await.map_err(|e| {
             tracing::error!(error = %e, "cannot look for an unfinished upload");
             ApiError::new(Fault::Unavailable, "the coordinator cannot read its storage now")
@@ -211,12 +210,9 @@ impl ParticipationService {
             return refuse(&handle, &claim, reason).await;
         }
         let state = handle.snapshot().state;
-        let deadline_ms = match state.expects(&claim.key.job, &claim.client, &claim.key) {
+        let deadline_ms = match expected(&state, &claim) {
             Ok(deadline_ms) => deadline_ms,
-            Err(refusal) => {
-                let over = ApiError::new(Fault::NotNow, refusal.to_string());
-                return self.0.shared.receipt_of_before(&claim, &header, over).await;
-            }
+            Err(over) => return self.0.shared.receipt_of_before(&claim, &header, over).await,
         };
         // The clip norm moves between rounds: this one's stands as long as the upload is of use.
         let bound = job.bound_beside(claim.number, state.norm_bound(&job));
@@ -237,7 +233,7 @@ impl ParticipationService {
             })?,
             over = over(&handle, &claim) => {
                 // Nobody takes it up again: the attempt's own may have been deleted before this one began.
-                if let Err(e) = claim.abandon(&shared.blobs).await {
+                if let Err(e) = shared.unfinished.end(&claim, &shared.blobs).await {
                     tracing::warn!(error = %e, "cannot delete an upload that nobody waits for");
                 }
                 return shared.receipt_of_before(&claim, &header, over).await;
@@ -257,15 +253,10 @@ impl ParticipationService {
         match kept {
             Ok(taken) => Ok(v1::UploadReceipt { update: header.update, counted_already: taken? }),
             // The attempt may have ended while this was spooled, and what was spooled have been deleted with it.
-            Err(Rejected::Transfer(e)) => {
-                match handle.snapshot().state.expects(&claim.key.job, &claim.client, &claim.key) {
-                    Ok(_) => Err(e),
-                    Err(refusal) => {
-                        let over = ApiError::new(Fault::NotNow, refusal.to_string());
-                        self.0.shared.receipt_of_before(&claim, &header, over).await
-                    }
-                }
-            }
+            Err(Rejected::Transfer(e)) => match expected(&handle.snapshot().state, &claim) {
+                Ok(_) => Err(e),
+                Err(over) => shared.receipt_of_before(&claim, &header, over).await,
+            },
             Err(Rejected::Improper(e)) => {
                 // Others are counted where all refusals pass.
                 if e.is_transient() {
@@ -293,14 +284,19 @@ fn claim(client: ClientId, header: &v1::UploadHeader) -> Result<Claim, ApiError>
     })
 }
 
+/// Until when the job takes the upload in, or why it does not.
+fn expected(state: &JobState, claim: &Claim) -> Result<Option<u64>, ApiError> {
+    let deadline_ms = state.expects(&claim.key.job, &claim.client, &claim.key);
+    deadline_ms.map_err(|refusal| ApiError::new(Fault::NotNow, refusal.to_string()))
+}
+
 /// Resolves when nobody waits for the upload any more, with the reason.
 async fn over(handle: &Handle, claim: &Claim) -> ApiError {
     loop {
         // Looked at now and then, and not at each change: a round's uploads are many, and so are its changes.
         tokio::time::sleep(Duration::from_secs(1)).await;
-        let state = handle.snapshot().state;
-        if let Err(refusal) = state.expects(&claim.key.job, &claim.client, &claim.key) {
-            return ApiError::new(Fault::NotNow, refusal.to_string());
+        if let Err(over) = expected(&handle.snapshot().state, claim) {
+            return over;
         }
     }
 }

@@ -37,6 +37,16 @@ impl Unfinished {
         }
     }
 
+    /// Forgets an upload that nobody goes on with.
+    ///
+    /// # Errors
+    /// If what came of it cannot be deleted.
+    pub(crate) async fn end(&self, claim: &Claim, blobs: &Arc<dyn Blobs>) -> Result<(), BlobError> {
+        let name = claim.name();
+        self.0.lock().expect("no panic while locked").retain(|_, begun| *begun != name);
+        blobs.abandon(&name).await
+    }
+
     fn forget(&self, key: &AttemptKey) {
         let prefix = attempt_name(key);
         self.0.lock().expect("no panic while locked").retain(|whose, _| !whose.starts_with(&prefix));
@@ -97,14 +107,6 @@ impl Claim {
 
     pub(super) fn name(&self) -> String {
         format!("{}-{}", whose(&self.key, &self.client), short(&self.fingerprint()))
-    }
-
-    /// Forgets what came of it.
-    ///
-    /// # Errors
-    /// If it cannot be deleted.
-    pub(crate) async fn abandon(&self, blobs: &Arc<dyn Blobs>) -> Result<(), BlobError> {
-        blobs.abandon(&self.name()).await
     }
 }
 

@@ -36,8 +36,8 @@ struct About {
     /// The parameters in PyTorch's order.
     tensors: Vec<TensorSpec>,
     /// The version of PyTorch that wrote it, for people.
-    #[allow(dead_code, reason = "a part of the form")]
-    torch: String,
+    #[serde(rename = "torch")]
+    _torch: String,
 }
 
 impl Archive {

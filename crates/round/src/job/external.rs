@@ -8,18 +8,21 @@ pub(super) fn check(spec: &JobSpec) -> Result<(), JobError> {
     if !spec.model.is_external() {
         return Ok(());
     }
-    let bad = |problem: &str| Err(JobError::Invalid { section: "model", problem: problem.into() });
+    built_in_alone(
+        spec,
+        "an external model is trained by the clients' own programs, and nobody could promise that they clip each row's gradient",
+        "an external model is measured by the evaluators' own programs, and nobody could promise what one row can move in their sums",
+    )
+}
+
+/// Refuses what can be promised of built-in models alone; `trained` and `measured` say why not of this one.
+pub(super) fn built_in_alone(spec: &JobSpec, trained: &str, measured: &str) -> Result<(), JobError> {
+    let bad = |problem| Err(JobError::Invalid { section: "model", problem });
     if spec.privacy.unit() == Unit::Record {
-        return bad(
-            "an external model is trained by the clients' own programs, and nobody could promise that they clip each row's gradient: \
-             a record-level contract needs a built-in model",
-        );
+        return bad(format!("{trained}: a record-level contract needs a built-in model"));
     }
     if spec.privacy.metrics().is_some() {
-        return bad(
-            "an external model is measured by the evaluators' own programs, and nobody could promise what one row can move in their \
-             sums: leave out [privacy] metrics",
-        );
+        return bad(format!("{measured}: leave out [privacy] metrics, or take a built-in model"));
     }
     Ok(())
 }

@@ -1,8 +1,8 @@
 //! What does not go together with a model that is a TorchScript file.
 
+use super::external::built_in_alone;
 use super::{JobError, JobSpec};
 use undertone_core::plan::Precision;
-use undertone_privacy::contract::Unit;
 
 /// Refuses what the file itself decides.
 pub(super) fn check(spec: &JobSpec) -> Result<(), JobError> {
@@ -12,20 +12,11 @@ pub(super) fn check(spec: &JobSpec) -> Result<(), JobError> {
     let bad = |section, problem: &str| Err(JobError::Invalid { section, problem: problem.into() });
     // What a file against its readers can do with single rows is not walled in: it could keep one for the next call, or fail
     // for one and not for another. Clipping and noising the whole update stands outside of it.
-    if spec.privacy.unit() == Unit::Record {
-        return bad(
-            "model",
-            "a TorchScript module is somebody else's program, and nobody could promise what it does with single rows: a record-level \
-             contract needs a built-in model",
-        );
-    }
-    if spec.privacy.metrics().is_some() {
-        return bad(
-            "model",
-            "a TorchScript module is somebody else's program, and nobody could promise what one row can move in its sums: leave out \
-             [privacy] metrics, or take a built-in model",
-        );
-    }
+    built_in_alone(
+        spec,
+        "a TorchScript module is somebody else's program, and nobody could promise what it does with single rows",
+        "a TorchScript module is somebody else's program, and nobody could promise what one row can move in its sums",
+    )?;
     if spec.training.loss.is_some() {
         return bad(
             "training",
