@@ -1,4 +1,5 @@
 use super::*;
+use crate::ledger::Loss;
 use undertone_core::cohort::CohortRule;
 use undertone_core::fixed::Grid;
 

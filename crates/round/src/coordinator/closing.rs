@@ -1,5 +1,6 @@
 //! Closing: every round is released; evaluators measure the last model.
 
+use super::presence::grace_ms;
 use super::{Context, Input, JobState, Phase, Step};
 use crate::event::{JobEvent, Outcome};
 use serde::{Deserialize, Serialize};
@@ -19,8 +20,7 @@ impl Closing {
         let mut step = Step::stay(state);
         if matches!(input, Input::Recovered) {
             // Time that the coordinator was away was nobody's to answer in.
-            let grace = ctx.job.spec().deadlines.reconnect.0.as_millis() as u64;
-            let deadline_ms = self.deadline_ms.max(ctx.now_ms + grace);
+            let deadline_ms = self.deadline_ms.max(ctx.now_ms + grace_ms(ctx));
             step.next.phase = Phase::Closing(Self { deadline_ms, ..self.clone() });
             return Some(step);
         }

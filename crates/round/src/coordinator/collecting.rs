@@ -1,5 +1,6 @@
 //! Collecting: the cohort was asked; updates come in until everyone is in or out, or the deadline.
 
+use super::presence::{self, grace_ms};
 use super::{
     Accepted, Context, Effect, Input, JobState, Phase, Refusal, Releasing, Running, Step, Update, key,
 };
@@ -85,8 +86,7 @@ impl Collecting {
         match input {
             Input::Recovered => {
                 // Who was not there to be heard gets time to come back; who is connected is asked again.
-                let grace = ctx.job.spec().deadlines.reconnect.0.as_millis() as u64;
-                next.deadline_ms = next.deadline_ms.max(ctx.now_ms + grace);
+                next.deadline_ms = next.deadline_ms.max(ctx.now_ms + grace_ms(ctx));
                 next.members.values_mut().for_each(|m| m.away_since_ms = Some(ctx.now_ms));
             }
             Input::Sessions => back = next.note_sessions(ctx),
@@ -185,24 +185,12 @@ impl Collecting {
 
     /// Who left gets time to come back. Returns who came back.
     fn note_sessions(&mut self, ctx: &Context<'_>) -> Vec<ClientId> {
-        let mut back = vec![];
-        for (client, member) in &mut self.members {
-            let present = ctx.is_connected(client);
-            match (present, member.away_since_ms) {
-                (false, None) => member.away_since_ms = Some(ctx.now_ms),
-                (true, Some(_)) => {
-                    member.away_since_ms = None;
-                    back.push(client.clone());
-                }
-                _ => {}
-            }
-        }
-        back
+        let members = self.members.iter_mut();
+        presence::note(members.map(|(client, member)| (client, &mut member.away_since_ms)), ctx)
     }
 
     /// Takes out whoever was away for too long, and at the deadline everyone who has not delivered.
     fn time_out(&mut self, step: &mut Step, ctx: &Context<'_>) {
-        let grace = ctx.job.spec().deadlines.reconnect.0.as_millis() as u64;
         let key = key(ctx.id, self.round, self.attempt);
         for (client, member) in &mut self.members {
             if !member.standing.is_open() {
@@ -210,8 +198,8 @@ impl Collecting {
             }
             let reason = if ctx.now_ms >= self.deadline_ms {
                 "it had not delivered by the round's deadline"
-            } else if member.away_since_ms.is_some_and(|since| ctx.now_ms >= since + grace) {
-                "its session broke and it did not come back in time"
+            } else if presence::gone(member.away_since_ms, ctx) {
+                presence::GONE
             } else {
                 continue;
             };

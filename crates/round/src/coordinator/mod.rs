@@ -30,6 +30,7 @@ pub mod invariants;
 mod measuring;
 mod offering;
 mod pool;
+mod presence;
 mod publishing;
 mod releasing;
 mod state;

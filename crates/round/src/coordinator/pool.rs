@@ -11,6 +11,7 @@
 mod form;
 
 use super::broadcast::sent;
+use super::presence;
 use super::{
     Accepted, BlobRef, Broadcast, Context, Effect, Input, JobState, ModelRef, Origin, Phase, Refusal, Step,
     Update, key,
@@ -88,6 +89,11 @@ impl Pool {
             Some(work) if *about == key(id, work.round, work.attempt) => Ok(work.deadline_ms),
             _ => Err(self.refusal(id, client, about)),
         }
+    }
+
+    /// Until when a client at work has to deliver.
+    pub(super) fn deadline_of(&self, client: &ClientId) -> Option<u64> {
+        self.at_work.get(client).map(|work| work.deadline_ms)
     }
 
     /// What a client at work needs: the model that it began from, or what that was sent as.
@@ -182,18 +188,8 @@ impl Pool {
 
     /// Who left gets time to come back. Returns who came back.
     fn note_sessions(&mut self, ctx: &Context<'_>) -> Vec<ClientId> {
-        let mut back = vec![];
-        for (client, work) in &mut self.at_work {
-            match (ctx.is_connected(client), work.away_since_ms) {
-                (false, None) => work.away_since_ms = Some(ctx.now_ms),
-                (true, Some(_)) => {
-                    work.away_since_ms = None;
-                    back.push(client.clone());
-                }
-                _ => {}
-            }
-        }
-        back
+        let at_work = self.at_work.iter_mut();
+        presence::note(at_work.map(|(client, work)| (client, &mut work.away_since_ms)), ctx)
     }
 }
 
@@ -249,7 +245,7 @@ pub(super) fn attend(step: &mut Step, input: &Input, ctx: &Context<'_>) -> Resul
     match input {
         Input::Recovered => {
             // Who was not there to be heard gets time to come back; who is connected is asked again.
-            let until = ctx.now_ms + grace(ctx);
+            let until = ctx.now_ms + presence::grace_ms(ctx);
             for work in pool.at_work.values_mut() {
                 work.deadline_ms = work.deadline_ms.max(until);
                 work.away_since_ms = Some(ctx.now_ms);
@@ -356,12 +352,11 @@ fn withdraw(step: &mut Step, client: &ClientId, reason: &str, ctx: &Context<'_>)
 
 /// Takes out whoever was away for too long or has not delivered by its own deadline: its place is free.
 fn time_out(step: &mut Step, ctx: &Context<'_>) {
-    let grace = grace(ctx);
     let late = |work: &AtWork| {
         if ctx.now_ms >= work.deadline_ms {
             Some("it had not delivered by its deadline, [deadlines] round after it was asked")
-        } else if work.away_since_ms.is_some_and(|since| ctx.now_ms >= since + grace) {
-            Some("its session broke and it did not come back in time")
+        } else if presence::gone(work.away_since_ms, ctx) {
+            Some(presence::GONE)
         } else {
             None
         }
@@ -427,8 +422,4 @@ pub(super) fn tidy(before: &JobState, step: &mut Step, ctx: &Context<'_>) {
 
 fn everyone(pool: &Pool, reason: &str) -> Vec<(ClientId, String)> {
     pool.at_work.keys().map(|client| (client.clone(), reason.to_owned())).collect()
-}
-
-fn grace(ctx: &Context<'_>) -> u64 {
-    ctx.job.spec().deadlines.reconnect.0.as_millis() as u64
 }

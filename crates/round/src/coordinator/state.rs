@@ -251,6 +251,18 @@ impl JobState {
         models.find(|m| m.digest == *digest).map(|m| m.bytes)
     }
 
+    /// Until when `client` has to deliver what it is asked to train now; none if it is not.
+    pub fn deadline_of(&self, client: &ClientId) -> Option<u64> {
+        match &self.phase {
+            Phase::Collecting(p)
+                if p.members.get(client).is_some_and(|m| !matches!(m.standing, Standing::Out(_))) =>
+            {
+                Some(p.deadline_ms)
+            }
+            _ => self.pool.deadline_of(client),
+        }
+    }
+
     /// Whether `client` is asked now: to train, or to measure.
     pub fn asks(&self, client: &ClientId) -> bool {
         let trains = match &self.phase {
