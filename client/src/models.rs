@@ -12,6 +12,7 @@
 
 use crate::folder::{ClientFolder, create_private_dir, remove_if_there, sync_parent};
 use crate::models::needed::Needed;
+use crate::models::reading::Head;
 use crate::models::rebuild::Values;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
@@ -26,6 +27,7 @@ use undertone_round::job::Job;
 use undertone_round::participant::{ModelRef, OfferedFrozen, OfferedModel};
 
 mod needed;
+mod reading;
 mod rebuild;
 
 /// The cache of models.
@@ -206,14 +208,7 @@ impl Models {
 
     /// The model's values over `layout`. Verified again: a disk may have rotted.
     pub(crate) fn read(&self, digest: Digest, layout: &ModelLayout) -> Result<Vec<f32>, ModelError> {
-        let path = self.path(digest, Kept::Model);
-        let bytes = std::fs::read(&path)?;
-        let found = Digest::of(&bytes);
-        if found != digest {
-            remove_if_there(&path)?;
-            return Err(ModelError::Altered(found));
-        }
-        Ok(layout.from_safetensors(&bytes)?)
+        reading::read(&self.path(digest, Kept::Model), digest, layout, Head::Safetensors)
     }
 
     /// The values that an offer's job trains from.
@@ -222,15 +217,10 @@ impl Models {
         model: OfferedModel,
         layout: &ModelLayout,
     ) -> Result<Vec<f32>, ModelError> {
-        let Some(version) = model.version else { return self.read(model.whole.digest, layout) };
-        let path = self.version_path(version);
-        let bytes = std::fs::read(&path)?;
-        let found = Digest::of(&bytes);
-        if found != version {
-            remove_if_there(&path)?;
-            return Err(ModelError::Altered(found));
+        match model.version {
+            None => self.read(model.whole.digest, layout),
+            Some(version) => reading::read(&self.version_path(version), version, layout, Head::None),
         }
-        Ok(bytes.as_chunks().0.iter().map(|value| f32::from_le_bytes(*value)).collect())
     }
 
     /// Makes the offered version of what was fetched for it, block by block. What does not lead there is removed, and so are a
@@ -384,14 +374,35 @@ mod tests {
         let layout = undertone_core::model::ModelSpec::Logistic {}
             .layout(&undertone_core::shape::Shape::table(2, 2))
             .unwrap();
-        let mut bytes = layout.to_safetensors(&[1.0, 2.0, 3.0], Default::default());
+        let bytes = layout.to_safetensors(&[1.0, 2.0, 3.0], Default::default());
         let digest = Digest::of(&bytes);
         fetch(&models, &bytes);
         assert_eq!(models.read(digest, &layout).unwrap(), [1.0, 2.0, 3.0]);
-        *bytes.last_mut().unwrap() ^= 1;
-        std::fs::write(models.path(digest, Kept::Model), &bytes).unwrap();
-        assert!(matches!(models.read(digest, &layout), Err(ModelError::Altered(_))));
-        assert!(matches!(models.read(digest, &layout), Err(ModelError::Disk(_))));
+        let path = models.path(digest, Kept::Model);
+        // The values, the header, its length; shorter; longer.
+        let altered = |at: usize| [&bytes[..at], &[bytes[at] ^ 1], &bytes[at + 1..]].concat();
+        for rotten in [
+            altered(bytes.len() - 1),
+            altered(20),
+            altered(0),
+            bytes[..bytes.len() - 1].to_vec(),
+            [&bytes[..], &[0]].concat(),
+            vec![],
+        ] {
+            std::fs::write(&path, &rotten).unwrap();
+            match models.read(digest, &layout) {
+                Err(ModelError::Altered(found)) => assert_eq!(found, Digest::of(&rotten)),
+                other => panic!("{other:?}"),
+            }
+            assert!(matches!(models.read(digest, &layout), Err(ModelError::Disk(_))), "it is removed");
+        }
+        // Whole, and of another model.
+        std::fs::write(&path, &bytes).unwrap();
+        let other = undertone_core::model::ModelSpec::Logistic {}
+            .layout(&undertone_core::shape::Shape::table(3, 2))
+            .unwrap();
+        assert!(matches!(models.read(digest, &other), Err(ModelError::Layout(_))));
+        assert!(path.exists());
     }
 
     fn job(n: usize) -> JobId {

@@ -8,7 +8,7 @@ use crate::checkpoints::Checkpoints;
 use crate::models::{ModelError, Models};
 use crate::outbox::Outbox;
 use crate::trainer_thread::TrainerThread;
-use crate::transfer::{self, Line};
+use crate::transfer::{self, FetchError, Line};
 use std::path::PathBuf;
 use std::sync::Arc;
 use undertone_core::id::AttemptKey;
@@ -59,6 +59,8 @@ enum TrainFailure {
     Encode(#[from] EncodeError),
     #[error(transparent)]
     NoRandomness(#[from] NoRandomness),
+    #[error(transparent)]
+    Fetch(#[from] FetchError),
     #[error("no place for checkpoints: {0}")]
     Disk(#[source] std::io::Error),
 }
@@ -73,6 +75,11 @@ impl TrainFailure {
                 format!("the model file does not hold the job's model: {e}")
             }
             Self::Model(_) => "the client cannot read the fetched model: see the client's log".into(),
+            // Paths and states of this disk are nobody else's business.
+            Self::Fetch(_) => {
+                "the model was altered on the client's disk and could not be fetched again: see its log"
+                    .into()
+            }
             Self::Trainer(e) => told(e, unit),
             Self::Disk(_) => {
                 "the client cannot store what training goes on from: see the client's log".into()
@@ -140,7 +147,8 @@ pub(crate) async fn train(tools: Tools, acceptance: Box<Acceptance>) -> Input {
     }
 }
 
-/// Trains, and goes on from the checkpoint if the trainer's process dies on the way.
+/// Trains, and goes on from the checkpoint if the trainer's process dies on the way. A model that was altered on this disk since it came
+/// is fetched once more.
 async fn trained(
     tools: &Tools,
     models: Models,
@@ -149,20 +157,27 @@ async fn trained(
     let place = tools.checkpoints.place(acceptance.key()).map_err(TrainFailure::Disk)?;
     let module = tools.module(acceptance.job());
     let task = TrainTask { checkpoint: Some(place), module, ..acceptance.task().clone() };
-    let mut restarts = 0;
+    let (mut restarts, mut fetched_again) = (0, false);
     loop {
-        let (models, acceptance, task) = (models.clone(), Arc::clone(&acceptance), task.clone());
+        let (models, accepted, task) = (models.clone(), Arc::clone(&acceptance), task.clone());
         let job_id = acceptance.key().job.clone();
         let outcome = tools.trainer.call(move |trainer| {
             Ok((|| -> Result<(Parcel, u64), TrainFailure> {
-                let job = acceptance.job();
-                let weights = models.read_offered(acceptance.model(), job.layout())?;
+                let job = accepted.job();
+                let weights = models.read_offered(accepted.model(), job.layout())?;
                 let raw = trainer.train(&task, &weights)?;
                 let steps = raw.steps;
-                Ok((encode(job, acceptance.clip_norm(), raw, &mut NoiseRng::from_os()?)?, steps))
+                Ok((encode(job, accepted.clip_norm(), raw, &mut NoiseRng::from_os()?)?, steps))
             })())
         });
         match outcome.await.unwrap_or_else(|e| Err(e.into())) {
+            Err(TrainFailure::Model(ModelError::Altered(found))) if !fetched_again => {
+                fetched_again = true;
+                tracing::warn!(%found, "the fetched model was altered on this disk; it is fetched again");
+                let (mut line, job) = (tools.line.clone(), acceptance.job());
+                let (of_job, runs) = ((&job_id, job), tools.runs_modules());
+                arrival::fetch(&mut line, &tools.models, acceptance.model(), of_job, runs).await?;
+            }
             Err(TrainFailure::Trainer(TrainerError::Broken(why)))
                 if restarts < RESTARTS && tools.checkpoints.has(&job_id) =>
             {

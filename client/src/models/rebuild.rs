@@ -21,8 +21,22 @@ pub(super) fn digest_of(path: &Path) -> io::Result<Digest> {
     }
 }
 
+/// The header of a model's file, read from its start.
+///
+/// # Errors
+/// If it is not of a file of this layout.
+pub(super) fn header_of(model: &mut File, layout: &ModelLayout) -> Result<Vec<u8>, ModelError> {
+    let mut header = vec![0; 8];
+    model.read_exact(&mut header)?;
+    let len = ModelLayout::header_len(header[..].try_into().expect("eight bytes"))?;
+    header.resize(len, 0);
+    model.read_exact(&mut header[8..])?;
+    layout.check_header(&header, model.metadata()?.len())?;
+    Ok(header)
+}
+
 /// Bytes of a message, or of values, that are read at once.
-const BLOCK: usize = 1 << 20;
+pub(super) const BLOCK: usize = 1 << 20;
 
 /// A file of values that is being written, and the one that it starts from: a base, or frozen values.
 pub(super) struct Values {
@@ -59,12 +73,7 @@ impl Values {
 
     /// Writes the values of a model's file; gives their name.
     pub(super) fn take_file(&mut self, mut model: File, layout: &ModelLayout) -> Result<Digest, ModelError> {
-        let mut header = vec![0; 8];
-        model.read_exact(&mut header)?;
-        let len = ModelLayout::header_len(header[..].try_into().expect("eight bytes"))?;
-        header.resize(len, 0);
-        model.read_exact(&mut header[8..])?;
-        layout.check_header(&header, model.metadata()?.len())?;
+        header_of(&mut model, layout)?;
         Ok(self.take_rest(model)?)
     }
 
