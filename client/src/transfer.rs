@@ -7,12 +7,13 @@ use std::path::Path;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _};
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::{sleep, timeout};
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
 use tonic::transport::Channel;
 use undertone::limits::{CHUNK_BYTES, MAX_CHUNK_BYTES};
 use undertone::v1::{
-    self, AttemptRef, BlobRef, DownloadRequest, UploadHeader, UploadMessage, upload_message,
+    self, AttemptRef, BlobRef, DownloadRequest, UploadHeader, UploadMessage, upload_message, upload_reply,
 };
 use undertone::{ApiError, Fault};
 use undertone_core::id::AttemptKey;
@@ -22,13 +23,11 @@ use undertone_round::participant::{Failure, ModelRef, Sealed};
 #[derive(Debug, Clone)]
 pub(crate) struct Line(watch::Receiver<Option<Channel>>);
 
-/// Of a smaller update it costs less to send it again than to ask how much of it arrived.
-const WORTH_ASKING: u64 = 4 * CHUNK_BYTES as u64;
 /// Tries without a single new byte before a download is given up.
 const FRUITLESS_TRIES: u32 = 5;
-/// How long an upload may stand still. Long, for it may wait for its place in the coordinator's pool; the coordinator has its own,
-/// tighter limit once it takes the upload, and a line that is dead is found by its pings.
-const UPLOAD_IDLE: Duration = Duration::from_secs(3600);
+/// How long to wait for a word of the coordinator: for a place in its pool, or for the receipt of a large update on a slow disk. Long,
+/// for a line that is dead is found by its pings, and asking again is all that could be done.
+const PATIENCE: Duration = Duration::from_secs(3600);
 
 impl Line {
     pub(crate) fn new(channel: watch::Receiver<Option<Channel>>) -> Self {
@@ -159,7 +158,7 @@ async fn download(
     }
 }
 
-/// Sends a stored update and waits for the receipt.
+/// Sends a stored update as soon as the coordinator has a place for it, and waits for the receipt.
 pub(crate) async fn upload(
     line: &mut Line,
     key: &AttemptKey,
@@ -170,30 +169,28 @@ pub(crate) async fn upload(
     if tries > 0 {
         sleep(backoff::wait(tries, getrandom::u32().unwrap_or_default())).await;
     }
-    let channel = line.channel().await;
-    let unreadable = |e: std::io::Error| {
-        tracing::error!(path = %path.display(), error = %e, "cannot read the outbox");
-        Failure::Final("the client cannot read its outbox: see the client's log".into())
-    };
-    let mut file = tokio::fs::File::open(path).await.map_err(unreadable)?;
-    let mut stub = participation(channel.clone());
-    let mut header = header(key, sealed);
-    if sealed.bytes > WORTH_ASKING {
-        let progress = progress(channel, header.clone()).await?;
-        if progress.counted_already {
-            tracing::info!("the update counts already: its receipt was lost");
-            return Ok(());
-        }
-        // What it cannot have is begun anew.
-        header.offset = Some(progress.offset).filter(|at| *at <= sealed.bytes).unwrap_or(0);
-        file.seek(std::io::SeekFrom::Start(header.offset)).await.map_err(unreadable)?;
-    }
+    let mut stub = participation(line.channel().await);
     let (messages, stream) = mpsc::channel(2);
-    let (moved, mut progress) = watch::channel(());
-    let feed = feed(file, header, messages, moved);
-    let call = stub.upload_update(ReceiverStream::new(stream));
-    let (feed, call) = (std::pin::pin!(feed), std::pin::pin!(call));
-    let receipt = drive(feed, call, &mut progress).await?;
+    let header = upload_message::Kind::Header(header(key, sealed));
+    // There is room in a new queue, and who takes from it lies below.
+    let _ = messages.try_send(UploadMessage { kind: Some(header) });
+    let replies = patient(stub.upload_update(ReceiverStream::new(stream))).await?;
+    let mut replies = replies.map_err(|status| refusal(status.into()))?.into_inner();
+    let receipt = match next(&mut replies).await? {
+        upload_reply::Kind::Receipt(receipt) => receipt,
+        upload_reply::Kind::Go(v1::Go { offset, idle_ms }) => {
+            // Whoever is sent back to where nothing is has nothing to send; the coordinator says what it thinks of that.
+            let mut file = open(path, offset.min(sealed.bytes)).await.map_err(unreadable)?;
+            let sent = feed(&mut file, offset, messages, Duration::from_millis(idle_ms));
+            let (sent, receipt) = (std::pin::pin!(sent), std::pin::pin!(next(&mut replies)));
+            match together(sent, receipt).await? {
+                upload_reply::Kind::Receipt(receipt) => receipt,
+                upload_reply::Kind::Go(_) => {
+                    return Err(Failure::Final("the coordinator asks for the update twice".into()));
+                }
+            }
+        }
+    };
     let same = receipt.update.as_ref().is_some_and(|u| u.parsed_digest() == Ok(sealed.update));
     if !same {
         return Err(Failure::Final("the coordinator's receipt is for another update".into()));
@@ -202,6 +199,42 @@ pub(crate) async fn upload(
         tracing::info!("the update counts already: its receipt was lost");
     }
     Ok(())
+}
+
+fn unreadable(e: std::io::Error) -> Failure {
+    tracing::error!(error = %e, "cannot read the outbox");
+    Failure::Final("the client cannot read its outbox: see the client's log".into())
+}
+
+async fn open(path: &Path, offset: u64) -> std::io::Result<tokio::fs::File> {
+    let mut file = tokio::fs::File::open(path).await?;
+    file.seek(std::io::SeekFrom::Start(offset)).await?;
+    Ok(file)
+}
+
+/// Waits for the coordinator, within reason.
+async fn patient<T>(answer: impl Future<Output = T>) -> Result<T, Failure> {
+    let silent = |_| Failure::Transient(format!("the coordinator said nothing for {PATIENCE:?}"));
+    timeout(PATIENCE, answer).await.map_err(silent)
+}
+
+async fn next(replies: &mut Streaming<v1::UploadReply>) -> Result<upload_reply::Kind, Failure> {
+    let reply = patient(replies.message()).await?.map_err(|status| refusal(status.into()))?;
+    let unclear = || Failure::Transient("the coordinator ended the upload without a receipt".into());
+    reply.and_then(|reply| reply.kind).ok_or_else(unclear)
+}
+
+/// Sends until all is sent or the coordinator says more, which is the last that counts.
+async fn together<T>(
+    mut sent: std::pin::Pin<&mut impl Future<Output = Result<(), Failure>>>,
+    mut answer: std::pin::Pin<&mut impl Future<Output = Result<T, Failure>>>,
+) -> Result<T, Failure> {
+    tokio::select! {
+        biased;
+        answer = &mut answer => return answer,
+        sent = &mut sent => sent?,
+    }
+    answer.await
 }
 
 /// Asks whether an update without a receipt counts; does not send it. [`Failure::Closed`]: it does not, and never will.
@@ -214,9 +247,11 @@ pub(crate) async fn counted(
     if tries > 0 {
         sleep(backoff::wait(tries, getrandom::u32().unwrap_or_default())).await;
     }
-    match progress(line.channel().await, header(key, sealed)).await? {
-        progress if progress.counted_already => Ok(()),
-        _ => Err(Failure::Closed("the coordinator does not have it, and asks for a newer one".into())),
+    let mut stub = participation(line.channel().await);
+    match patient(stub.resume_upload(header(key, sealed))).await? {
+        Err(status) => Err(refusal(status.into())),
+        Ok(progress) if progress.get_ref().counted_already => Ok(()),
+        Ok(_) => Err(Failure::Closed("the coordinator does not have it, and asks for a newer one".into())),
     }
 }
 
@@ -227,74 +262,30 @@ fn header(key: &AttemptKey, sealed: &Sealed) -> UploadHeader {
         weight: sealed.weight,
         within_clip_norm: sealed.within,
         number: sealed.number,
-        offset: 0,
     }
 }
 
-/// How much of an update the coordinator has.
-async fn progress(channel: Channel, header: UploadHeader) -> Result<v1::UploadProgress, Failure> {
-    let mut stub = participation(channel);
-    let asked = timeout(UPLOAD_IDLE, stub.resume_upload(header)).await;
-    let answer = asked.map_err(|_| Failure::Transient("the coordinator does not answer".into()))?;
-    Ok(answer.map_err(|status| refusal(status.into()))?.into_inner())
-}
-
-/// Runs the call beside its feeder until the receipt, or until nothing has moved for [`UPLOAD_IDLE`].
-async fn drive(
-    mut feed: std::pin::Pin<&mut impl Future<Output = std::io::Result<()>>>,
-    mut call: std::pin::Pin<
-        &mut impl Future<Output = Result<tonic::Response<v1::UploadReceipt>, tonic::Status>>,
-    >,
-    progress: &mut watch::Receiver<()>,
-) -> Result<v1::UploadReceipt, Failure> {
-    let (mut fed, mut watched) = (false, true);
-    let mut deadline = Instant::now() + UPLOAD_IDLE;
-    loop {
-        tokio::select! {
-            answer = timeout_at(deadline, &mut call) => {
-                return match answer {
-                    Ok(Ok(receipt)) => Ok(receipt.into_inner()),
-                    Ok(Err(status)) => Err(refusal(status.into())),
-                    Err(_) => Err(Failure::Transient(format!("the upload stood still for {UPLOAD_IDLE:?}"))),
-                };
-            }
-            read = &mut feed, if !fed => {
-                read.map_err(|e| {
-                    tracing::error!(error = %e, "cannot read the outbox");
-                    Failure::Final("the client cannot read its outbox: see the client's log".into())
-                })?;
-                fed = true;
-                deadline = Instant::now() + UPLOAD_IDLE;
-            }
-            changed = progress.changed(), if watched => {
-                watched = changed.is_ok();
-                deadline = Instant::now() + UPLOAD_IDLE;
-            }
-        }
-    }
-}
-
+/// Sends what a file holds from here on. Fails if a chunk is not taken for `idle`.
 async fn feed(
-    mut file: tokio::fs::File,
-    header: UploadHeader,
+    file: &mut tokio::fs::File,
+    mut offset: u64,
     messages: mpsc::Sender<UploadMessage>,
-    moved: watch::Sender<()>,
-) -> std::io::Result<()> {
-    let send = async |kind| messages.send(UploadMessage { kind: Some(kind) }).await.is_ok();
-    let mut offset = header.offset;
-    if !send(upload_message::Kind::Header(header)).await {
-        return Ok(());
-    }
+    idle: Duration,
+) -> Result<(), Failure> {
     loop {
         let mut data = Vec::with_capacity(CHUNK_BYTES);
-        (&mut file).take(CHUNK_BYTES as u64).read_to_end(&mut data).await?;
+        (&mut *file).take(CHUNK_BYTES as u64).read_to_end(&mut data).await.map_err(unreadable)?;
         let length = data.len() as u64;
-        // An error in sending means that the call has ended: its answer says why.
-        if length == 0 || !send(upload_message::Kind::Chunk(v1::Chunk { offset, data: data.into() })).await {
+        if length == 0 {
             return Ok(());
         }
-        offset += length;
-        moved.send_replace(());
+        let chunk = upload_message::Kind::Chunk(v1::Chunk { offset, data: data.into() });
+        match timeout(idle, messages.send(UploadMessage { kind: Some(chunk) })).await {
+            Ok(Ok(())) => offset += length,
+            // The call has ended: its answer says why.
+            Ok(Err(_)) => return Ok(()),
+            Err(_) => return Err(Failure::Transient(format!("the upload stood still for {idle:?}"))),
+        }
     }
 }
 
@@ -329,22 +320,37 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_update_is_fed_in_order_and_whole() {
+    async fn an_update_is_fed_in_order_and_whole_from_where_it_is_wanted() {
         let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("u");
         let bytes: Vec<u8> = (0..CHUNK_BYTES * 2 + 5).map(|i| i as u8).collect();
-        std::fs::write(dir.path().join("u"), &bytes).unwrap();
-        let file = tokio::fs::File::open(dir.path().join("u")).await.unwrap();
-        let (tx, mut rx) = mpsc::channel(2);
-        let feeder = tokio::spawn(feed(file, UploadHeader::default(), tx, watch::channel(()).0));
-        let first = rx.recv().await.unwrap();
-        assert!(matches!(first.kind, Some(upload_message::Kind::Header(_))));
-        let mut got = Vec::new();
-        while let Some(UploadMessage { kind: Some(upload_message::Kind::Chunk(c)) }) = rx.recv().await {
-            assert_eq!(c.offset, got.len() as u64);
-            assert!(c.data.len() <= CHUNK_BYTES);
-            got.extend_from_slice(&c.data);
+        std::fs::write(&path, &bytes).unwrap();
+        for from in [0, 1, CHUNK_BYTES, bytes.len()] {
+            let mut file = open(&path, from as u64).await.unwrap();
+            let (tx, mut rx) = mpsc::channel(2);
+            let feeder =
+                tokio::spawn(async move { feed(&mut file, from as u64, tx, Duration::MAX).await.is_ok() });
+            let mut got = bytes[..from].to_vec();
+            while let Some(UploadMessage { kind: Some(upload_message::Kind::Chunk(c)) }) = rx.recv().await {
+                assert_eq!(c.offset, got.len() as u64);
+                assert!(c.data.len() <= CHUNK_BYTES);
+                got.extend_from_slice(&c.data);
+            }
+            assert!(got == bytes, "{from}");
+            assert!(feeder.await.unwrap());
         }
-        assert_eq!(got, bytes);
-        feeder.await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_upload_that_nobody_takes_is_given_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("u");
+        std::fs::write(&path, vec![1; 5 * CHUNK_BYTES]).unwrap();
+        let mut file = open(&path, 0).await.unwrap();
+        let (tx, _rx) = mpsc::channel(2);
+        match feed(&mut file, 0, tx, Duration::from_millis(50)).await {
+            Err(Failure::Transient(reason)) => assert!(reason.contains("stood still for 50ms"), "{reason}"),
+            other => panic!("{other:?}"),
+        }
     }
 }

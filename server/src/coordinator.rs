@@ -54,23 +54,39 @@ pub struct Shared {
     stop: watch::Sender<bool>,
 }
 
+/// What a participant may fetch.
+pub(crate) struct Readable {
+    pub(crate) bytes: u64,
+    /// Where the job counts what is sent of it.
+    pub(crate) sent: Arc<AtomicU64>,
+    /// How long its transfers may stand still.
+    pub(crate) idle: Duration,
+    /// Until when it is of use to who trains from it.
+    pub(crate) deadline_ms: Option<u64>,
+}
+
 impl Shared {
-    /// The length of a model (or of a TorchScript file) that this participant needs now, for training or for measuring, where
-    /// the job counts what is sent of it, and how long its transfers may stand still. Other blobs (spooled updates!) and other
-    /// models are not for it.
-    pub(crate) fn readable(
-        &self,
-        client: &ClientId,
-        digest: &Digest,
-    ) -> Option<(u64, Arc<AtomicU64>, Duration)> {
+    /// A model (or a TorchScript file) that this participant needs now, for training or for measuring.
+    ///
+    /// # Errors
+    /// That it needs it not: other blobs (spooled updates!) and other models are not for it.
+    pub(crate) fn readable(&self, client: &ClientId, digest: &Digest) -> Result<Readable, ApiError> {
         let running = self.running.read().expect("no panic while locked");
-        running.values().find_map(|handle| {
+        let found = running.values().find_map(|handle| {
             let watch = handle.watch();
-            let snapshot = watch.borrow();
-            let module =
-                handle.job.module_file().filter(|file| file.digest == *digest && snapshot.state.asks(client));
-            let bytes = snapshot.state.readable(client, digest).or(module.map(|file| file.bytes))?;
-            Some((bytes, handle.sent.clone(), handle.job.spec().deadlines.transfer_idle.0))
+            let state = &watch.borrow().state;
+            let module = handle.job.module_file().filter(|file| file.digest == *digest && state.asks(client));
+            Some(Readable {
+                bytes: state.readable(client, digest).or(module.map(|file| file.bytes))?,
+                sent: handle.sent.clone(),
+                idle: handle.job.spec().deadlines.transfer_idle.0,
+                deadline_ms: state.deadline_of(client),
+            })
+        });
+        found.ok_or_else(|| {
+            let text =
+                format!("{} is not a model that {client} is asked to train or measure now", digest.short());
+            ApiError::new(Fault::NotFound, text)
         })
     }
 

@@ -93,7 +93,6 @@ mod tests {
             client: client.clone(),
             digest: Digest::of(b"values"),
             bytes: 6,
-            offset: 0,
             weight: 2,
             within: None,
             number: None,

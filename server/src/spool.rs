@@ -36,8 +36,6 @@ pub(crate) struct Claim {
     pub(crate) digest: Digest,
     /// Its length.
     pub(crate) bytes: u64,
-    /// Where this upload begins.
-    pub(crate) offset: u64,
     /// Its weight.
     pub(crate) weight: u32,
     /// Whether the update was within the clip norm, where the job asks.
@@ -124,7 +122,7 @@ pub(crate) struct Arrived {
     has_trailer: bool,
 }
 
-/// Receives and spools one upload, up to its last byte.
+/// Receives and spools one upload, up to its last byte; its sender waits until `go` tells it where to begin.
 pub(crate) async fn receive(
     mut messages: impl Stream<Item = Result<UploadMessage, Status>> + Unpin,
     claim: &Claim,
@@ -132,8 +130,8 @@ pub(crate) async fn receive(
     blobs: &Arc<dyn Blobs>,
     unfinished: &Unfinished,
     pace: &Pace,
+    go: impl FnOnce(u64),
 ) -> Result<Arrived, Rejected> {
-    let transfer = |fault, text: String| Rejected::Transfer(ApiError::new(fault, text));
     let mut check = StreamCheck::new(job).map_err(Rejected::Invalid)?;
     unfinished.begin(claim, blobs).await.map_err(storage)?;
     let name = claim.name();
@@ -149,19 +147,8 @@ pub(crate) async fn receive(
         drop(writer);
         return Err(begin_again(blobs, &name, "the coordinator had kept is damaged").await);
     }
-    if claim.offset != check.bytes {
-        if claim.offset != 0 {
-            let text = format!("the upload begins at {}, and goes on at {}", claim.offset, check.bytes);
-            return Err(transfer(Fault::Unavailable, text));
-        }
-        // From the start, without having asked: what came before is not wanted.
-        drop(writer);
-        blobs.abandon(&name).await.map_err(storage)?;
-        check = StreamCheck::new(job).map_err(Rejected::Invalid)?;
-        writer = blobs.resume(&name, &mut |_| {}).await.map_err(storage)?;
-        after.clear();
-    }
     let begun_at = check.bytes;
+    go(begun_at);
     // Neither the wait for a place nor the reading of what was kept is the client's slowness.
     let pace = &pace.begin(Instant::now());
     if let Err(e) = take_chunks(&mut messages, &mut check, &mut *writer, claim.bytes, pace).await {
@@ -257,7 +244,7 @@ async fn take_chunks(
         writer.write(chunk.data.clone()).await.map_err(storage)?;
         check.take(&chunk.data);
         // What is written is kept: the client may come back and go on.
-        pace.check(Instant::now(), check.bytes - begun_at, expected - check.bytes)
+        pace.check("upload", Instant::now(), check.bytes - begun_at, expected - check.bytes)
             .map_err(|text| improper(Fault::Unavailable, text))?;
     }
     if check.bytes != expected {
@@ -399,21 +386,20 @@ mod tests {
             client: ClientId::new("basel").unwrap(),
             digest: Digest::of(&bytes),
             bytes: bytes.len() as u64,
-            offset: 0,
             weight: 1,
             within: None,
             number: None,
         };
         let bound = job.norm_bound(None);
-        let pace = || Pace::new(Instant::now(), Duration::from_secs(30), Duration::from_secs(600));
+        let pace = Pace::new(Instant::now(), Duration::from_secs(30), Duration::from_secs(600));
         let whole = undertone::v1::Chunk { offset: 0, data: bytes.clone().into() };
         let message = UploadMessage { kind: Some(upload_message::Kind::Chunk(whole)) };
         let (mut kept, unfinished) = (vec![], Unfinished::default());
         for end in ["durable", "whole trailer", "rotten trailer"] {
             let blobs: Arc<dyn Blobs> = Arc::new(undertone_store::MemoryBlobs::new());
             let messages = tokio_stream::iter([Ok(message.clone())]);
-            let mut arrived =
-                receive(messages, &claim, &job, &blobs, &unfinished, &pace()).await.ok().unwrap();
+            let arrived = receive(messages, &claim, &job, &blobs, &unfinished, &pace, |at| assert_eq!(at, 0));
+            let mut arrived = arrived.await.ok().unwrap();
             if end == "durable" {
                 kept.push(arrived.keep(&claim, &job, bound, &blobs).await.ok().unwrap());
                 continue;
@@ -426,11 +412,15 @@ mod tests {
             arrived.writer.settle().await.unwrap();
             drop(arrived);
             assert_eq!(progress(&claim, &blobs).await.unwrap(), claim.bytes);
-            let rest = Claim { offset: claim.bytes, ..claim.clone() };
             let none = tokio_stream::iter(Vec::<Result<UploadMessage, Status>>::new());
-            match receive(none, &rest, &job, &blobs, &unfinished, &pace()).await {
-                Ok(arrived) => kept.push(arrived.keep(&rest, &job, bound, &blobs).await.ok().unwrap()),
+            let mut told = None;
+            match receive(none, &claim, &job, &blobs, &unfinished, &pace, |at| told = Some(at)).await {
+                Ok(arrived) => {
+                    assert_eq!(told, Some(claim.bytes), "nothing is left to send");
+                    kept.push(arrived.keep(&claim, &job, bound, &blobs).await.ok().unwrap());
+                }
                 Err(Rejected::Transfer(e)) => {
+                    assert_eq!(told, None, "nobody sends before it is clear what is missing");
                     assert!(end == "rotten trailer" && e.message.contains("send it again"), "{end}: {e}");
                     assert_eq!(progress(&claim, &blobs).await.unwrap(), 0);
                 }

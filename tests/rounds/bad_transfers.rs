@@ -4,10 +4,11 @@ use crate::job;
 use std::time::Duration;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
+use undertone::v1::upload_reply::Kind as Reply;
 use undertone::v1::{self, BlobRef, Chunk, UploadHeader, upload_message::Kind};
 use undertone_core::digest::Digest;
 use undertone_core::id::ClientRole;
-use undertone_harness::{Deployment, FnTrainer, RawClient};
+use undertone_harness::{Deployment, FnTrainer, RawClient, receipt};
 use undertone_round::event::{JobEvent, Outcome};
 
 /// 49,156 bytes.
@@ -48,7 +49,6 @@ impl Scene {
             update: Some(BlobRef::new(digest, bytes)),
             weight: 1,
             within_clip_norm: None,
-            offset: 0,
             number: None,
         })
     }
@@ -74,9 +74,10 @@ impl Scene {
         std::fs::read_dir(folder).map_or(0, Iterator::count)
     }
 
-    async fn send_whole(&mut self) {
-        let kinds = vec![self.honest_header(), self.chunk(0, self.bytes.len())];
-        self.raw.upload_messages(kinds).await.unwrap();
+    /// Sends what the coordinator misses, and returns where that began.
+    async fn send_rest(&mut self) -> u64 {
+        let Kind::Header(header) = self.honest_header() else { unreachable!() };
+        self.raw.upload_when_told(header, &self.bytes).await.unwrap().0
     }
 
     /// The operator sees so many refusals of the client, the last one with these words, and none of the honest one.
@@ -126,7 +127,7 @@ async fn a_wrong_digest_counts_and_the_update_may_be_sent_again() {
     let kinds = vec![s.header(Digest::of(b"other"), whole), s.chunk(0, all)];
     s.refused(kinds, Code::Unavailable, "damaged").await;
     s.counted(1, "damaged").await;
-    s.send_whole().await;
+    assert_eq!(s.send_rest().await, 0);
     s.counted(1, "damaged").await;
     s.went_on_with(2).await;
 }
@@ -137,13 +138,17 @@ async fn offsets_that_overlap_or_leave_a_gap_count_and_nothing_is_taken_twice() 
     let mut n = 0;
     // Back by a byte, back to the start, the same again, and ahead.
     for (from, to) in [(999, 2000), (0, 1000), (0, 4 * VALUES), (1001, 2000)] {
-        let kinds = vec![s.honest_header(), s.chunk(0, 1000), s.chunk(from, to)];
+        let mut kinds = vec![s.honest_header(), s.chunk(from, to)];
+        // What came before the first one that was refused is kept.
+        if n == 0 {
+            kinds.insert(1, s.chunk(0, 1000));
+        }
         let words = format!("chunk at {from} of {} bytes, expected one at 1000", to - from);
         s.refused(kinds, Code::InvalidArgument, &words).await;
         n += 1;
         s.counted(n, &words).await;
     }
-    s.send_whole().await;
+    assert_eq!(s.send_rest().await, 1000);
     s.went_on_with(2).await;
 }
 
@@ -156,7 +161,7 @@ async fn halves_of_many_claims_are_one_file() {
         s.refused(kinds, Code::Unavailable, "broke off after 1000").await;
         assert_eq!(s.unfinished(), 1);
     }
-    s.send_whole().await;
+    assert_eq!(s.send_rest().await, 0);
     assert_eq!(s.unfinished(), 0);
     s.went_on_with(2).await;
 }
@@ -169,7 +174,7 @@ async fn an_upload_that_nobody_waits_for_any_more_is_cut_and_leaves_nothing() {
         tx.send(v1::UploadMessage { kind: Some(kind) }).await.unwrap();
     }
     let mut client = s.raw.client.clone();
-    let upload = tokio::spawn(async move { client.upload_update(ReceiverStream::new(rx)).await });
+    let upload = tokio::spawn(async move { receipt(&mut client, ReceiverStream::new(rx)).await });
     while s.unfinished() == 0 {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
@@ -202,7 +207,7 @@ async fn an_endless_slow_trickle_is_cut_and_gives_its_place_back() {
         panic!("all of it was taken");
     });
     let begun = std::time::Instant::now();
-    let e = s.raw.client.upload_update(ReceiverStream::new(rx)).await.unwrap_err();
+    let e = receipt(&mut s.raw.client, ReceiverStream::new(rx)).await.unwrap_err();
     let took = begun.elapsed();
     assert!(e.code() == Code::Unavailable && e.message().contains("the upload is too slow"), "{e}");
     // The job's transfer_idle is 2 s, its deadline 30 s.
@@ -213,7 +218,31 @@ async fn an_endless_slow_trickle_is_cut_and_gives_its_place_back() {
     let events = s.d.operator().await.watch_until(&s.id, honest).await;
     assert!(events.0.last().is_some_and(honest), "the other one got its place: {}", events.text());
     // On a faster line it may still be in time.
-    s.send_whole().await;
+    assert!(s.send_rest().await > 0);
+    s.went_on_with(2).await;
+}
+
+/// What waits for a place waits at its client: thousands may, and take no memory here.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_has_no_place_is_not_told_to_send() {
+    let mut s = Scene::with(1, Duration::from_millis(300)).await;
+    let (tx, rx) = tokio::sync::mpsc::channel(2);
+    tx.send(v1::UploadMessage { kind: Some(s.honest_header()) }).await.unwrap();
+    let mut replies = s.raw.client.upload_update(ReceiverStream::new(rx)).await.unwrap().into_inner();
+    let go = replies.message().await.unwrap().unwrap().kind.unwrap();
+    // The job's transfer_idle, and from the start.
+    assert_eq!(go, Reply::Go(v1::Go { offset: 0, idle_ms: 2000 }));
+    // The place is taken: the honest one, whose training has long ended, is not told to send.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(s.unfinished(), 1, "one file, and it is the raw client's");
+    tx.send(v1::UploadMessage { kind: Some(s.chunk(0, 1000)) }).await.unwrap();
+    drop(tx);
+    let e = replies.message().await.unwrap_err();
+    assert!(e.message().contains("broke off after 1000"), "{e}");
+    let honest = |e: &JobEvent| matches!(e, JobEvent::Received { client, .. } if client.as_str() == "honest");
+    let events = s.d.operator().await.watch_until(&s.id, honest).await;
+    assert!(events.0.last().is_some_and(honest), "{}", events.text());
+    assert_eq!(s.send_rest().await, 1000);
     s.went_on_with(2).await;
 }
 
@@ -264,7 +293,6 @@ async fn floats_that_are_not_finite_are_refused_with_their_place() {
             update: Some(BlobRef::new(Digest::of(&bytes), bytes.len() as u64)),
             weight: 1,
             within_clip_norm: None,
-            offset: 0,
             number: None,
         });
         let chunk = Kind::Chunk(Chunk { offset: 0, data: bytes.into() });

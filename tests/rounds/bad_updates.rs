@@ -7,7 +7,7 @@ use undertone::v1::{Chunk, UploadHeader, client_message, upload_message};
 use undertone_core::digest::Digest;
 use undertone_core::id::ClientRole;
 use undertone_core::trainer::TrainerError;
-use undertone_harness::{Deployment, FnTrainer, RawClient, SAMPLE_JOB};
+use undertone_harness::{Deployment, FnTrainer, RawClient, SAMPLE_JOB, receipt};
 use undertone_round::event::Outcome;
 
 /// A deployment with one honest client and one that the test speaks for, both asked in round 1.
@@ -58,7 +58,6 @@ async fn an_upload_that_goes_on_beyond_the_model() {
         weight: 1,
         within_clip_norm: None,
         number: None,
-        offset: 0,
     };
     let chunk = |offset, len| upload_message::Kind::Chunk(Chunk { offset, data: vec![0; len].into() });
     let messages = vec![upload_message::Kind::Header(header), chunk(0, 8), chunk(8, 4)];
@@ -104,7 +103,6 @@ async fn a_damaged_or_gappy_upload_can_be_sent_again() {
             weight: 1,
             within_clip_norm: None,
             number: None,
-            offset: 0,
         })
     };
     let chunk =
@@ -114,14 +112,16 @@ async fn a_damaged_or_gappy_upload_can_be_sent_again() {
     assert!(e.message().contains("damaged"), "{e}");
     let gappy = vec![header(Digest::of(&bytes)), chunk(0, &bytes[..4]), chunk(5, &bytes[5..])];
     assert_eq!(bad.upload_messages(gappy).await.unwrap_err().code(), Code::InvalidArgument);
-    let short = vec![header(Digest::of(&bytes)), chunk(0, &bytes[..4])];
+    // What came before the gap is kept.
+    let short = vec![header(Digest::of(&bytes)), chunk(4, &bytes[4..6])];
     let e = bad.upload_messages(short).await.unwrap_err();
-    assert!(e.message().contains("broke off after 4 of 8"), "{e}");
+    assert!(e.message().contains("broke off after 6 of 8"), "{e}");
     // Cut anywhere, whole in the end; and once more is as good as once.
-    let whole = vec![header(Digest::of(&bytes)), chunk(0, &bytes[..3]), chunk(3, &bytes[3..])];
-    bad.upload_messages(whole.clone()).await.unwrap();
-    // The second answer is the same, or the round is over already.
-    let _ = bad.upload_messages(whole).await;
+    let rest = vec![header(Digest::of(&bytes)), chunk(6, &bytes[6..7]), chunk(7, &bytes[7..])];
+    let receipt = bad.upload_messages(rest).await.unwrap();
+    assert!(!receipt.counted_already);
+    let receipt = bad.upload_messages(vec![header(Digest::of(&bytes))]).await.unwrap();
+    assert!(receipt.counted_already);
     let mut operator = d.operator().await;
     let events = operator.watch_to_end(&id).await;
     assert_eq!(operator.model(&id).await, [1.0, 1.0], "{}", events.text());
@@ -155,7 +155,15 @@ async fn a_client_that_dies_with_half_an_upload_sent_leaves_no_half_update() {
         back.hello(1, 1).await.unwrap();
         let again = back.offer().await.attempt.unwrap();
         assert_eq!(again, attempt, "the same attempt goes on");
-        back.upload(&again, &[3 << 16, 3 << 16], 1).await.unwrap();
+        let bytes: Vec<u8> = [3i32 << 16; 2].iter().flat_map(|u| u.to_le_bytes()).collect();
+        let header = UploadHeader {
+            attempt: Some(again),
+            update: Some(undertone::v1::BlobRef::new(Digest::of(&bytes), 8)),
+            weight: 1,
+            ..UploadHeader::default()
+        };
+        let (from, _) = back.upload_when_told(header, &bytes).await.unwrap();
+        assert_eq!(from, 4, "the half that came is not sent again");
         let mut operator = d.operator().await;
         let events = operator.watch_to_end(&id).await;
         assert_eq!(*events.outcome(), Outcome::Completed, "{}", events.text());
@@ -175,11 +183,10 @@ async fn an_upload_that_stands_still_is_cut() {
         weight: 1,
         within_clip_norm: None,
         number: None,
-        offset: 0,
     };
     tx.send(undertone::v1::UploadMessage { kind: Some(upload_message::Kind::Header(header)) }).await.unwrap();
     let stalled =
-        bad.client.upload_update(tokio_stream::wrappers::ReceiverStream::new(rx)).await.unwrap_err();
+        receipt(&mut bad.client, tokio_stream::wrappers::ReceiverStream::new(rx)).await.unwrap_err();
     assert!(stalled.message().contains("stood still"), "{stalled}");
     drop((tx, bad));
     the_round_went_on(&d, &id, "did not come back in time").await;

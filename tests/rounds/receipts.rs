@@ -10,8 +10,12 @@ use undertone::v1::{BlobRef, UploadHeader, upload_message};
 use undertone_client::ClientConfig;
 use undertone_core::digest::Digest;
 use undertone_core::id::ClientRole;
-use undertone_harness::{Deployment, FnTrainer, RawClient, Wire};
+use undertone_harness::{Deployment, FnTrainer, Operator, RawClient, Wire};
 use undertone_round::event::{JobEvent, Outcome};
+use undertone_round::job::JobSpec;
+
+/// Enough for an update that is longer than all that goes before it.
+const VALUES: usize = 3 * 4096 + 1;
 
 /// Half of the values are sent, the larger ones; the rest waits for the next update.
 fn top_k(rounds: u32) -> String {
@@ -21,17 +25,35 @@ fn top_k(rounds: u32) -> String {
         .replace("reconnect = \"2s\"", "reconnect = \"20s\"")
 }
 
-/// Has something to say in its first round only, and cuts the line when it has said it: what it sends still goes up, and
-/// nothing comes down any more.
+/// Has something to say in its first round only, and the line is cut while it says it: its update still goes up, and nothing comes
+/// down any more.
 fn speaks_once(line: &Arc<Wire>) -> FnTrainer {
     let (line, calls) = (line.clone(), AtomicU32::new(0));
     FnTrainer::new(move |_, _| {
         if calls.fetch_add(1, Ordering::SeqCst) > 0 {
-            return Ok(vec![0.0, 0.0]);
+            return Ok(vec![0.0; VALUES]);
         }
-        line.stop_after(0);
-        Ok(vec![1.0, 0.25])
+        // More than what comes before the update's first byte, and less than the update.
+        line.deafen_after(10_000);
+        Ok((0..VALUES).map(said).collect())
     })
+}
+
+/// The larger ones first.
+fn said(value: usize) -> f32 {
+    if value <= VALUES / 2 { 1.0 / 64.0 } else { 1.0 / 256.0 }
+}
+
+/// How often each part of what was said is in the model: once is right.
+async fn times(operator: &mut Operator, id: &str, text: &str) -> [f32; 2] {
+    let initial = JobSpec::from_toml(text, "job.toml").unwrap().resolve().unwrap();
+    let model = operator.model(id).await;
+    let times = |value: usize| (model[value] - initial.initial_values()[value]) / said(value);
+    for value in 0..VALUES {
+        let like = if value <= VALUES / 2 { 0 } else { VALUES - 1 };
+        assert!((times(value) - times(like)).abs() < 0.01, "value {value}");
+    }
+    [times(0).round(), times(VALUES - 1).round()]
 }
 
 async fn behind_a_line(d: &Deployment, name: &str) -> (ClientConfig, Arc<Wire>) {
@@ -51,7 +73,8 @@ async fn a_lost_receipt_sends_nothing_twice() {
         let mut running = d.run(config.clone(), speaks_once(&line));
         d.wait_connected(1).await;
         let mut operator = d.operator().await;
-        let id = operator.submit(&top_k(3)).await.unwrap();
+        let text = top_k(3).replace("kind = \"logistic\"", "kind = \"mlp\"\nhidden = [4096]");
+        let id = operator.submit(&text).await.unwrap();
         operator.watch_until(&id, |e| matches!(e, JobEvent::Released { .. })).await;
         drop(operator);
         if coordinator {
@@ -69,8 +92,8 @@ async fn a_lost_receipt_sends_nothing_twice() {
         assert_eq!(*events.outcome(), Outcome::Completed, "{}", events.text());
         let received = events.0.iter().filter(|e| matches!(e, JobEvent::Received { .. })).count();
         assert_eq!((events.released(), received), (3, 3), "{}", events.text());
-        let model = operator.model(&id).await;
-        assert_eq!(model, [1.0, 0.25], "each part once: {coordinator} {client}: {}", events.text());
+        let times = times(&mut operator, &id, &text).await;
+        assert_eq!(times, [1.0, 1.0], "{coordinator} {client}: {}", events.text());
         d.take(running).stop().await.unwrap();
     }
 }
@@ -159,8 +182,7 @@ async fn what_counted_is_acknowledged_for_ever() {
     assert_eq!(operator.model(&id).await, [2.0, 2.0], "each counted once");
 }
 
-/// While the attempt is open the bytes need not travel again either; also for a client that only goes on from the offset that
-/// it is told.
+/// While the attempt is open the bytes need not travel again either, whether the client asks first or not.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_counts_in_an_open_round_need_not_travel_again() {
     let mut d = Deployment::start().await;
@@ -173,14 +195,13 @@ async fn what_counts_in_an_open_round_need_not_travel_again() {
     let attempt = raw.offer().await.attempt.unwrap();
     raw.upload(&attempt, &[1 << 16, 1 << 16], 1).await.unwrap();
     let bytes: Vec<u8> = [1i32 << 16; 2].iter().flat_map(|u| u.to_le_bytes()).collect();
-    let mut header = UploadHeader {
+    let header = UploadHeader {
         attempt: Some(attempt),
         update: Some(BlobRef::new(Digest::of(&bytes), 8)),
         weight: 1,
         ..UploadHeader::default()
     };
     assert_eq!(raw.uploaded(&header).await.unwrap(), 8);
-    header.offset = 8;
     let receipt = raw.upload_messages(vec![upload_message::Kind::Header(header)]).await.unwrap();
     assert!(receipt.counted_already);
     let events = operator.watch_to_end(&id).await;

@@ -1,11 +1,13 @@
 //! Uploads that break off and go on.
 
 use crate::job;
+use std::sync::atomic::{AtomicU32, Ordering};
 use undertone::v1::{self, Chunk, UploadHeader, upload_message};
 use undertone_core::digest::Digest;
 use undertone_core::id::ClientRole;
-use undertone_harness::{Deployment, RawClient};
-use undertone_round::event::Outcome;
+use undertone_core::trainer::TrainerError;
+use undertone_harness::{Deployment, FnTrainer, RawClient};
+use undertone_round::event::{JobEvent, Outcome};
 
 /// A job whose update is some ten thousand values.
 fn large() -> String {
@@ -23,7 +25,6 @@ fn update() -> (Vec<u8>, UploadHeader) {
         weight: 1,
         within_clip_norm: None,
         number: None,
-        offset: 0,
     };
     (bytes, header)
 }
@@ -42,9 +43,8 @@ async fn offered(d: &Deployment, raw: &mut RawClient) -> Option<v1::AttemptRef> 
 
 /// Sends one piece and hangs up, as a line that breaks does.
 async fn piece(raw: &mut RawClient, header: &UploadHeader, bytes: &[u8], from: usize, to: usize) {
-    let header = UploadHeader { offset: from as u64, ..header.clone() };
     let chunk = Chunk { offset: from as u64, data: bytes[from..to].to_vec().into() };
-    let messages = vec![upload_message::Kind::Header(header), upload_message::Kind::Chunk(chunk)];
+    let messages = vec![upload_message::Kind::Header(header.clone()), upload_message::Kind::Chunk(chunk)];
     let e = raw.upload_messages(messages).await.unwrap_err();
     assert!(e.message().contains("broke off"), "{e}");
 }
@@ -70,10 +70,9 @@ async fn an_upload_that_is_cut_at_every_chunk_goes_on() {
     assert_eq!(again, header.attempt, "the same attempt goes on");
     assert_eq!(raw.uploaded(&header).await.unwrap(), at as u64);
     // A wrong place is refused and costs nothing.
-    let wrong = UploadHeader { offset: at as u64 + 4, ..header.clone() };
-    let e = raw.upload_messages(vec![upload_message::Kind::Header(wrong)]).await.unwrap_err();
-    assert!(e.message().contains(&format!("goes on at {at}")), "{e}");
-    let header = UploadHeader { offset: at as u64, ..header };
+    let wrong = upload_message::Kind::Chunk(Chunk { offset: at as u64 + 4, data: vec![1; 4].into() });
+    let e = raw.upload_messages(vec![upload_message::Kind::Header(header.clone()), wrong]).await.unwrap_err();
+    assert!(e.message().contains(&format!("expected one at {at}")), "{e}");
     let chunk = Chunk { offset: at as u64, data: bytes[at..].to_vec().into() };
     let messages = vec![upload_message::Kind::Header(header), upload_message::Kind::Chunk(chunk)];
     raw.upload_messages(messages).await.unwrap();
@@ -106,9 +105,8 @@ async fn a_damaged_part_is_sent_again_from_the_start() {
     let last = kept.len() - 3;
     kept[last] ^= 1;
     std::fs::write(&file, kept).unwrap();
-    let rest = UploadHeader { offset: 20_000, ..header.clone() };
     let chunk = Chunk { offset: 20_000, data: bytes[20_000..].to_vec().into() };
-    let kinds = vec![upload_message::Kind::Header(rest), upload_message::Kind::Chunk(chunk)];
+    let kinds = vec![upload_message::Kind::Header(header.clone()), upload_message::Kind::Chunk(chunk)];
     let e = raw.upload_messages(kinds).await.unwrap_err();
     assert!(e.message().contains("damaged") && e.message().contains("send it again"), "{e}");
     assert_eq!(raw.uploaded(&header).await.unwrap(), 0);
@@ -117,4 +115,34 @@ async fn a_damaged_part_is_sent_again_from_the_start() {
         .await
         .unwrap();
     assert_eq!(*operator.watch_to_end(&id).await.outcome(), Outcome::Completed);
+}
+
+/// What was fetched may have rotted before it is used: it is fetched again, and no round is lost by it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_model_that_rots_on_the_clients_disk_is_fetched_again() {
+    let mut d = Deployment::start().await;
+    let config = d.enrol("a", ClientRole::Trainer).await;
+    let (models, calls) = (config.folder.models(), AtomicU32::new(0));
+    let trainer = FnTrainer::new(move |_, weights| {
+        if calls.fetch_add(1, Ordering::SeqCst) > 0 {
+            return Ok(vec![1.0; weights.len()]);
+        }
+        let files = std::fs::read_dir(&models).unwrap().map(|entry| entry.unwrap().path());
+        let model =
+            files.into_iter().find(|path| path.extension().is_some_and(|e| e == "safetensors")).unwrap();
+        let mut bytes = std::fs::read(&model).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        std::fs::write(&model, bytes).unwrap();
+        // The next attempt begins from the same model, which is here already.
+        Err(TrainerError::Numerical("as the test asks".into()))
+    });
+    d.run(config, trainer);
+    d.wait_connected(1).await;
+    let mut operator = d.operator().await;
+    let id = operator.submit(&job("rounds = 2", "rounds = 1").replace("size = 2", "size = 1")).await.unwrap();
+    let events = operator.watch_to_end(&id).await;
+    assert_eq!(*events.outcome(), Outcome::Completed, "{}", events.text());
+    let lost = events.0.iter().filter(|e| matches!(e, JobEvent::Lost { .. })).count();
+    assert_eq!(lost, 1, "once as the test asks: {}", events.text());
+    assert_eq!(operator.model(&id).await, [1.0, 1.0]);
 }

@@ -88,8 +88,7 @@ impl Round1 {
 async fn upload(job: &Job, client: ClientId, bytes: Vec<u8>, blobs: &Arc<dyn Blobs>) -> Update {
     let digest = Digest::of(&bytes);
     let (key, length) = (key(), bytes.len() as u64);
-    let claim =
-        Claim { key, client, digest, bytes: length, offset: 0, weight: 1, within: None, number: None };
+    let claim = Claim { key, client, digest, bytes: length, weight: 1, within: None, number: None };
     let chunks = bytes.chunks(256 << 10).enumerate().map(|(i, data)| {
         let chunk = Chunk { offset: (i * (256 << 10)) as u64, data: data.to_vec().into() };
         Ok(UploadMessage { kind: Some(upload_message::Kind::Chunk(chunk)) })
@@ -98,8 +97,8 @@ async fn upload(job: &Job, client: ClientId, bytes: Vec<u8>, blobs: &Arc<dyn Blo
     let bound = job.norm_bound(None);
     let pace = Pace::new(Instant::now(), Duration::from_secs(30), Duration::from_secs(600));
     let received = async {
-        let arrived =
-            spool::receive(messages, &claim, job, blobs, &spool::Unfinished::default(), &pace).await?;
+        let unfinished = spool::Unfinished::default();
+        let arrived = spool::receive(messages, &claim, job, blobs, &unfinished, &pace, |_| {}).await?;
         arrived.keep(&claim, job, bound, blobs).await
     };
     match received.await {

@@ -6,6 +6,7 @@ mod model_body;
 mod operator;
 mod participation;
 mod pieces;
+mod uploads;
 
 pub(crate) use enrolment::EnrolmentService;
 pub(crate) use model_body::RawBodies;

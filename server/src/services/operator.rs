@@ -141,7 +141,7 @@ impl Operator for OperatorService {
             model: Some(v1::BlobRef::new(release.model, release.bytes)),
         };
         let message = |kind| v1::ReleaseMessage { kind: Some(kind) };
-        let pieces = pieces(&shared.shelf, &shared.blobs, &release.model, 0, OPERATOR_IDLE).await?;
+        let pieces = pieces(&shared.shelf, &shared.blobs, &release.model, 0, OPERATOR_IDLE, ()).await?;
         let chunks = ReceiverStream::new(pieces).map(move |piece| {
             let Piece { offset, data } = piece?;
             Ok(message(release_message::Kind::Chunk(v1::Chunk { offset, data })))

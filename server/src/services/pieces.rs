@@ -4,7 +4,7 @@ use crate::shelf::{Shelf, read};
 use bytes::Bytes;
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::timeout;
 use undertone::{ApiError, Fault};
@@ -26,6 +26,30 @@ pub(super) struct Piece {
 /// Pieces, one after the other; an error is the last.
 pub(super) type Pieces = mpsc::Receiver<Result<Piece, ApiError>>;
 
+/// Looks after a download while it lasts.
+pub(super) trait Overseer: Send + Sync + 'static {
+    /// Whether the rest is still of use to its reader, who took so many bytes and misses so many.
+    ///
+    /// # Errors
+    /// Why it is not.
+    fn check(&self, taken: u64, missing: u64) -> Result<(), ApiError>;
+
+    /// The download ends before its end.
+    fn ended(&self, why: &ApiError);
+}
+
+/// Of an operator's download.
+impl Overseer for () {
+    fn check(&self, _taken: u64, _missing: u64) -> Result<(), ApiError> {
+        Ok(())
+    }
+
+    fn ended(&self, _why: &ApiError) {}
+}
+
+/// How often a download is looked at.
+const LOOK: Duration = Duration::from_secs(1);
+
 /// The pieces of a blob from an offset on. A reader that takes nothing for `idle` is left: it may go on from where it was.
 ///
 /// # Errors
@@ -36,6 +60,7 @@ pub(super) async fn pieces(
     digest: &Digest,
     offset: u64,
     idle: Duration,
+    overseer: impl Overseer,
 ) -> Result<Pieces, ApiError> {
     let unreadable = |e: &dyn std::fmt::Display| {
         tracing::error!(error = %e, "cannot read a model");
@@ -49,30 +74,37 @@ pub(super) async fn pieces(
     let (tx, rx) = mpsc::channel(ON_THE_WAY as usize);
     let (shelf, digest) = (shelf.clone(), *digest);
     tokio::spawn(async move {
-        let feed = Feed { shelf, blob, digest, bytes, idle };
+        let feed = Feed { shelf, blob, digest, bytes, idle, overseer };
         if let Err(e) = feed.run(offset, &tx).await {
+            feed.overseer.ended(&e);
             let _ = tx.send(Err(e)).await;
         }
     });
     Ok(rx)
 }
 
-struct Feed {
+struct Feed<O> {
     shelf: Arc<Shelf>,
     blob: LocalBlob,
     digest: Digest,
     bytes: u64,
     idle: Duration,
+    overseer: O,
 }
 
-impl Feed {
+impl<O: Overseer> Feed<O> {
     async fn run(&self, mut offset: u64, tx: &mpsc::Sender<Result<Piece, ApiError>>) -> Result<(), ApiError> {
         let broken = |e: io::Error| ApiError::new(Fault::Internal, format!("reading broke off: {e}"));
         let reader = self.shelf.reader();
         let way = Arc::new(Semaphore::new(ON_THE_WAY as usize));
+        let (begun_at, mut looked) = (offset, Instant::now());
         while offset < self.bytes {
             // Not read before there is room for it.
             let mut room = self.room(&way, 1).await?;
+            if looked.elapsed() >= LOOK {
+                self.overseer.check(offset - begun_at, self.bytes - offset)?;
+                looked = Instant::now();
+            }
             let shared = reader.take(&self.blob, &self.digest, self.bytes, offset).await.map_err(broken)?;
             let data = match shared {
                 Some(data) => data,
@@ -142,7 +174,7 @@ mod tests {
         let (blobs, digest, content) = stored(3 * CHUNK_BYTES + 5).await;
         let shelf = Arc::new(Shelf::new());
         for from in [0, 1, CHUNK_BYTES, 2 * CHUNK_BYTES - 1, content.len() - 1, content.len()] {
-            let stream = pieces(&shelf, &blobs, &digest, from as u64, LONG).await.unwrap();
+            let stream = pieces(&shelf, &blobs, &digest, from as u64, LONG, ()).await.unwrap();
             assert!(all(stream, from as u64).await == content[from..], "from {from}");
         }
     }
@@ -152,7 +184,7 @@ mod tests {
         let (blobs, digest, _) = stored(5 * CHUNK_BYTES).await;
         let shelf = Arc::new(Shelf::new());
         let idle = Duration::from_millis(50);
-        let mut stream = pieces(&shelf, &blobs, &digest, 0, idle).await.unwrap();
+        let mut stream = pieces(&shelf, &blobs, &digest, 0, idle, ()).await.unwrap();
         let mut kept = vec![];
         let end = loop {
             match stream.recv().await.unwrap() {
@@ -165,6 +197,37 @@ mod tests {
         assert!(stream.recv().await.is_none());
     }
 
+    /// Who takes a piece now and then, for ever.
+    #[tokio::test]
+    async fn a_reader_that_trickles_is_looked_at_and_left() {
+        struct Impatient(Arc<std::sync::Mutex<Vec<String>>>);
+        impl Overseer for Impatient {
+            fn check(&self, taken: u64, missing: u64) -> Result<(), ApiError> {
+                Err(ApiError::new(Fault::NotNow, format!("{taken} and {missing}")))
+            }
+
+            fn ended(&self, why: &ApiError) {
+                self.0.lock().unwrap().push(why.message.clone());
+            }
+        }
+        let (blobs, digest, _) = stored(50 * CHUNK_BYTES).await;
+        let ends = Arc::default();
+        let overseer = Impatient(Arc::clone(&ends));
+        let mut stream = pieces(&Arc::new(Shelf::new()), &blobs, &digest, 5, LONG, overseer).await.unwrap();
+        let (mut taken, begun) = (0, Instant::now());
+        let end = loop {
+            match stream.recv().await.unwrap() {
+                Ok(piece) => taken += piece.data.len() as u64,
+                Err(e) => break e,
+            }
+            tokio::time::sleep(LOOK / 5).await;
+        };
+        assert!(begun.elapsed() >= LOOK && taken < 50 * CHUNK_BYTES as u64 - 5);
+        let missing = 50 * CHUNK_BYTES as u64 - 5 - taken;
+        assert_eq!((end.fault, &end.message), (Fault::NotNow, &format!("{taken} and {missing}")));
+        assert_eq!(*ends.lock().unwrap(), [end.message]);
+    }
+
     #[tokio::test]
     async fn readers_that_hold_the_whole_shelf_stop_nobody() {
         let (blobs, digest, content) = stored(64 * CHUNK_BYTES).await;
@@ -173,12 +236,12 @@ mod tests {
         // Two chunks each, and none that another has.
         for i in 0..16 {
             let from = 2 * i * CHUNK_BYTES as u64;
-            let mut stream = pieces(&shelf, &blobs, &digest, from, LONG).await.unwrap();
+            let mut stream = pieces(&shelf, &blobs, &digest, from, LONG, ()).await.unwrap();
             let held = [stream.recv().await.unwrap(), stream.recv().await.unwrap()];
             stuck.push((stream, held.map(|piece| piece.map_err(|e| e.message).unwrap())));
         }
         let from = 60 * CHUNK_BYTES as u64;
-        let mut rest = pieces(&shelf, &blobs, &digest, from, LONG).await.unwrap();
+        let mut rest = pieces(&shelf, &blobs, &digest, from, LONG, ()).await.unwrap();
         let first = rest.recv().await.unwrap().map_err(|e| e.message).unwrap();
         assert_eq!(first.data.len() as u64, SMALL_BYTES);
         let mut got = first.data.to_vec();

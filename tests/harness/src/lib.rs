@@ -34,7 +34,7 @@ pub use deployment::{Deployment, RunningClient};
 pub use faults::FaultyStorage;
 pub use operator::{Events, Operator};
 pub use processes::{Process, Processes, binary};
-pub use raw::RawClient;
+pub use raw::{RawClient, receipt};
 pub use trainers::FnTrainer;
 pub use wire::Wire;
 

@@ -2,12 +2,12 @@
 
 use crate::PATIENCE;
 use tokio::sync::mpsc;
-use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::{Stream, StreamExt as _};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 use tonic::{Status, Streaming};
 use undertone::v1::participation_client::ParticipationClient;
-use undertone::v1::{self, client_message, server_message, upload_message};
+use undertone::v1::{self, client_message, server_message, upload_message, upload_reply};
 use undertone_client::ClientConfig;
 use undertone_core::digest::Digest;
 
@@ -131,7 +131,6 @@ impl RawClient {
             weight,
             within_clip_norm,
             number,
-            offset: 0,
         };
         let chunk = v1::Chunk { offset: 0, data: bytes.into() };
         self.upload_messages(vec![upload_message::Kind::Header(header), upload_message::Kind::Chunk(chunk)])
@@ -148,7 +147,6 @@ impl RawClient {
             weight: 1,
             within_clip_norm: None,
             number: None,
-            offset: 0,
         };
         let chunk = v1::Chunk { offset: 0, data: bytes[..bytes.len() / 2].to_vec().into() };
         let (tx, rx) = mpsc::channel(4);
@@ -158,7 +156,7 @@ impl RawClient {
         let mut client = self.client.clone();
         tokio::spawn(async move {
             let _open = tx;
-            let _ = client.upload_update(ReceiverStream::new(rx)).await;
+            let _ = receipt(&mut client, ReceiverStream::new(rx)).await;
         })
     }
 
@@ -170,6 +168,38 @@ impl RawClient {
         Ok(self.client.resume_upload(header.clone()).await?.into_inner().offset)
     }
 
+    /// Uploads as a client should: sends no more than the header until it may go, and from where it is told. Returns that with
+    /// the receipt.
+    ///
+    /// # Errors
+    /// What the coordinator says.
+    pub async fn upload_when_told(
+        &mut self,
+        header: v1::UploadHeader,
+        bytes: &[u8],
+    ) -> Result<(u64, v1::UploadReceipt), Status> {
+        let (tx, rx) = mpsc::channel(2);
+        let message = |kind| v1::UploadMessage { kind: Some(kind) };
+        tx.send(message(upload_message::Kind::Header(header))).await.expect("a new queue");
+        let mut tx = Some(tx);
+        let mut replies = self.client.upload_update(ReceiverStream::new(rx)).await?.into_inner();
+        let mut offset = 0;
+        while let Some(reply) = replies.message().await? {
+            match reply.kind {
+                Some(upload_reply::Kind::Go(go)) => {
+                    offset = go.offset;
+                    let data = bytes[offset as usize..].to_vec().into();
+                    let chunk = message(upload_message::Kind::Chunk(v1::Chunk { offset, data }));
+                    let tx = tx.take().expect("told once");
+                    tx.send(chunk).await.expect("the call is open");
+                }
+                Some(upload_reply::Kind::Receipt(receipt)) => return Ok((offset, receipt)),
+                None => panic!("an empty reply"),
+            }
+        }
+        Err(Status::data_loss("the upload ended without a receipt"))
+    }
+
     /// Uploads whatever messages the test likes.
     ///
     /// # Errors
@@ -179,7 +209,23 @@ impl RawClient {
         messages: Vec<upload_message::Kind>,
     ) -> Result<v1::UploadReceipt, Status> {
         let messages = messages.into_iter().map(|kind| v1::UploadMessage { kind: Some(kind) });
-        let stream = tokio_stream::iter(messages.collect::<Vec<_>>());
-        Ok(self.client.upload_update(stream).await?.into_inner())
+        receipt(&mut self.client, tokio_stream::iter(messages.collect::<Vec<_>>())).await
     }
+}
+
+/// Sends an upload's messages without waiting until it may go, and takes its receipt.
+///
+/// # Errors
+/// What the coordinator says.
+pub async fn receipt(
+    client: &mut ParticipationClient<Channel>,
+    messages: impl Stream<Item = v1::UploadMessage> + Send + 'static,
+) -> Result<v1::UploadReceipt, Status> {
+    let mut replies = client.upload_update(messages).await?.into_inner();
+    while let Some(reply) = replies.message().await? {
+        if let Some(upload_reply::Kind::Receipt(receipt)) = reply.kind {
+            return Ok(receipt);
+        }
+    }
+    Err(Status::data_loss("the upload ended without a receipt"))
 }

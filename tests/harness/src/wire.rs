@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 pub struct Wire {
     port: u16,
     counts: Arc<Counts>,
-    limit: watch::Sender<u64>,
+    limit: Arc<watch::Sender<u64>>,
     /// Rises with each cut.
     cuts: watch::Sender<u64>,
     held: Arc<AtomicBool>,
@@ -25,6 +25,8 @@ pub struct Wire {
 struct Counts {
     down: AtomicU64,
     up: AtomicU64,
+    /// The bytes up after which none come down.
+    enough: AtomicU64,
 }
 
 impl Wire {
@@ -34,7 +36,9 @@ impl Wire {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let port = listener.local_addr().expect("it is bound").port();
         let (limit, limited) = watch::channel(u64::MAX);
-        let counts = Arc::new(Counts::default());
+        let limit = Arc::new(limit);
+        let stop = limit.clone();
+        let counts = Arc::new(Counts { enough: AtomicU64::new(u64::MAX), ..Counts::default() });
         let counted = counts.clone();
         let (cuts, cut) = watch::channel(0);
         let held = Arc::<AtomicBool>::default();
@@ -48,7 +52,10 @@ impl Wire {
                 }
                 let ((from_client, to_client), (from_server, to_server)) =
                     (client.into_split(), server.into_split());
-                tokio::spawn(until_cut(cut.clone(), up(from_client, to_server, counted.clone())));
+                tokio::spawn(until_cut(
+                    cut.clone(),
+                    up(from_client, to_server, counted.clone(), stop.clone()),
+                ));
                 let down = down(from_server, to_client, counted.clone(), limited.clone());
                 tokio::spawn(until_cut(cut.clone(), down));
             }
@@ -76,6 +83,11 @@ impl Wire {
         self.limit.send_replace(self.down() + bytes);
     }
 
+    /// Once so many more bytes have gone up, lets none down before [`Wire::mend`]: their receipt is lost.
+    pub fn deafen_after(&self, bytes: u64) {
+        self.counts.enough.store(self.up() + bytes, Ordering::SeqCst);
+    }
+
     /// Ends all connections, with what has not passed yet.
     pub fn cut(&self) {
         self.cuts.send_modify(|cuts| *cuts += 1);
@@ -89,6 +101,7 @@ impl Wire {
     /// Everything passes again.
     pub fn mend(&self) {
         self.held.store(false, Ordering::SeqCst);
+        self.counts.enough.store(u64::MAX, Ordering::SeqCst);
         self.limit.send_replace(u64::MAX);
     }
 
@@ -118,10 +131,19 @@ async fn until_cut(mut cuts: watch::Receiver<u64>, pump: impl Future<Output = ()
     }
 }
 
-async fn up(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, counts: Arc<Counts>) {
+async fn up(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    counts: Arc<Counts>,
+    limit: Arc<watch::Sender<u64>>,
+) {
     let mut buffer = vec![0; 64 << 10];
     while let Ok(n @ 1..) = from.read(&mut buffer).await {
-        counts.up.fetch_add(n as u64, Ordering::SeqCst);
+        let before = counts.up.fetch_add(n as u64, Ordering::SeqCst);
+        if before + n as u64 >= counts.enough.load(Ordering::SeqCst) {
+            // Before the coordinator has them.
+            limit.send_replace(counts.down.load(Ordering::SeqCst));
+        }
         if to.write_all(&buffer[..n]).await.is_err() {
             return;
         }

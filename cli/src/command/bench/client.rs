@@ -24,7 +24,7 @@ use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity
 use undertone::limits::{FRAME_BYTES, MAX_MESSAGE_BYTES};
 use undertone::v1::enrolment_client::EnrolmentClient;
 use undertone::v1::participation_client::ParticipationClient;
-use undertone::v1::{self, client_message, server_message};
+use undertone::v1::{self, client_message, server_message, upload_reply};
 use undertone::{required, version};
 use undertone_core::digest::Digester;
 
@@ -204,7 +204,27 @@ impl Client {
         };
         self.fetch(file, conduct.fetched).await.context("cannot fetch the model")?;
         self.held = offer.version;
-        self.stub.upload_update(conduct.update.messages(attempt)).await?;
+        self.upload(attempt, &conduct.update).await.context("cannot upload the update")
+    }
+
+    /// Sends the update as soon as it may, and waits for the receipt.
+    async fn upload(&mut self, attempt: v1::AttemptRef, update: &Update) -> Result<()> {
+        let (messages, stream) = mpsc::channel(2);
+        messages.send(update.header(attempt)).await?;
+        let mut replies = self.stub.upload_update(ReceiverStream::new(stream)).await?.into_inner();
+        let go = replies.message().await?.and_then(|reply| reply.kind);
+        ensure!(matches!(go, Some(upload_reply::Kind::Go(v1::Go { offset: 0, .. }))), "{go:?} and not: go");
+        let chunks = update.chunks();
+        let feed = async move {
+            for chunk in chunks {
+                if messages.send(chunk).await.is_err() {
+                    break;
+                }
+            }
+        };
+        let ((), receipt) = tokio::join!(feed, replies.message());
+        let receipt = receipt?.and_then(|reply| reply.kind);
+        ensure!(matches!(receipt, Some(upload_reply::Kind::Receipt(_))), "{receipt:?} and not a receipt");
         Ok(())
     }
 

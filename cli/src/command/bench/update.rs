@@ -6,7 +6,6 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use std::iter;
 use std::path::{Path, PathBuf};
-use tokio_stream::Stream;
 use undertone::limits::CHUNK_BYTES;
 use undertone::v1::{self, upload_message};
 use undertone_core::digest::{Digest, Digester};
@@ -121,23 +120,23 @@ impl Update {
         alike.chain(others)
     }
 
-    /// The messages of its upload.
-    pub(super) fn messages(
-        &self,
-        attempt: v1::AttemptRef,
-    ) -> impl Stream<Item = v1::UploadMessage> + Send + 'static {
+    /// What its upload begins with.
+    pub(super) fn header(&self, attempt: v1::AttemptRef) -> v1::UploadMessage {
         let header = v1::UploadHeader {
             attempt: Some(attempt),
             update: Some(v1::BlobRef::new(self.digest, self.bytes)),
             weight: 1,
             within_clip_norm: None,
             number: None,
-            offset: 0,
         };
-        let chunks =
+        v1::UploadMessage { kind: Some(upload_message::Kind::Header(header)) }
+    }
+
+    /// What follows once it may.
+    pub(super) fn chunks(&self) -> impl Iterator<Item = v1::UploadMessage> + Send + 'static {
+        let kinds =
             self.pieces().map(|(offset, data)| upload_message::Kind::Chunk(v1::Chunk { offset, data }));
-        let kinds = iter::once(upload_message::Kind::Header(header)).chain(chunks);
-        tokio_stream::iter(kinds.map(|kind| v1::UploadMessage { kind: Some(kind) }))
+        kinds.map(|kind| v1::UploadMessage { kind: Some(kind) })
     }
 }
 
@@ -146,14 +145,13 @@ mod tests {
     use super::super::encoding;
     use super::super::job::{Asked, job};
     use super::*;
-    use tokio_stream::StreamExt as _;
     use undertone_core::encoding::Decoder;
     use undertone_round::job::Transport;
 
     /// What arrives is an update of the job, whatever the encoding, and wherever chunks end. (Rounded towards zero, as here,
     /// few values are left where a value has two bits.)
-    #[tokio::test]
-    async fn what_is_sent_is_what_was_announced() {
+    #[test]
+    fn what_is_sent_is_what_was_announced() {
         let folder = tempfile::tempdir().unwrap();
         for name in
             ["fixed32", "f32", "bf16", "fixed:2", "fixed:8", "fixed:24", "block:4:16", "block", "top-k:0.3"]
@@ -164,8 +162,8 @@ mod tests {
                 let job = job(params, 1, Asked::All(2), transport).unwrap();
                 let recipe = Recipe::new(&job, folder.path()).unwrap();
                 let update = Update::new(&recipe).unwrap();
-                let messages: Vec<_> =
-                    update.messages(v1::AttemptRef::default()).map(|m| m.kind.unwrap()).collect().await;
+                let header = [update.header(v1::AttemptRef::default())];
+                let messages = header.into_iter().chain(update.chunks()).map(|m| m.kind.unwrap());
                 let (mut sent, mut announced) = (vec![], None);
                 for message in messages {
                     match message {
