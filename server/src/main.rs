@@ -1,5 +1,7 @@
 //! `undertone-server`: the coordinator daemon.
 
+mod heaps;
+
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::net::SocketAddr;
@@ -93,6 +95,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             Ok(())
         }
         Command::Run(args) => {
+            heaps::be_few();
             start_log(args.log_format);
             let config = ServerConfig::load(&args.dir)?;
             allow_files();

@@ -70,3 +70,16 @@ fn help_and_version() {
     assert_eq!(process.wait().code(), Some(2));
     assert!(process.log().contains("'run'"), "{}", process.log());
 }
+
+/// Started again in place: the same process under the same name, whose children it has not become.
+#[test]
+fn the_server_keeps_few_heaps() {
+    let mut d = Processes::start();
+    let proc = std::path::PathBuf::from(format!("/proc/{}", d.server().id()));
+    let environ = std::fs::read(proc.join("environ")).unwrap();
+    let heaps: Vec<_> = environ.split(|b| *b == 0).filter(|v| v.starts_with(b"MALLOC_ARENA_MAX=")).collect();
+    assert_eq!(heaps.len(), 1, "{}", String::from_utf8_lossy(&environ));
+    assert_eq!(std::fs::read_to_string(proc.join("comm")).unwrap(), "undertone-serve\n");
+    let line = std::fs::read_to_string(proc.join("cmdline")).unwrap();
+    assert!(line.contains("\0run\0--dir\0"), "{line:?}");
+}
