@@ -251,6 +251,39 @@ struct Ready {
     centre: Option<Vec<u8>>,
 }
 
+/// Makes each update a file of values on the grid, as many at once as there are cores; tells the files in `plain`.
+async fn decode(
+    updates: &mut [Spooled],
+    job: &Arc<Job>,
+    blobs: &Arc<dyn Blobs>,
+    plain: &mut Vec<Digest>,
+) -> Result<(), Trouble> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    for some in updates.chunks_mut(cores) {
+        let decoding = some.iter().map(|update| {
+            let (update, job, blobs) = (update.clone(), Arc::clone(job), Arc::clone(blobs));
+            tokio::spawn(async move { update.plain(&job, &blobs).await })
+        });
+        // All of them to their end: what is made is to be known, whatever becomes of another.
+        let decoding: Vec<_> = decoding.collect();
+        let mut trouble = None;
+        for (update, decoding) in some.iter_mut().zip(decoding) {
+            let decoded = decoding.await;
+            match decoded.unwrap_or_else(|e| Err(Trouble::failed(format!("decoding broke: {e}")))) {
+                Ok(decoded) => {
+                    plain.push(decoded.update.blob);
+                    *update = decoded;
+                }
+                Err(e) => trouble = trouble.or(Some(e)),
+            }
+        }
+        if let Some(trouble) = trouble {
+            return Err(trouble);
+        }
+    }
+    Ok(())
+}
+
 /// What goes on from a release, in memory.
 #[derive(Default)]
 struct Left {
@@ -277,10 +310,7 @@ impl Ready {
         // A rule reads updates again and again, at any place: they must lie plainly.
         let rule_reads = job.spec().aggregation.rule.needs_all_rows();
         if rule_reads && job.spec().transport.updates != Encoding::Fixed32 {
-            for update in &mut updates {
-                *update = update.plain(job, blobs).await?;
-                plain.push(update.update.blob);
-            }
+            decode(&mut updates, job, blobs, plain).await?;
         }
         let carried = &inputs.carried;
         let centre = state("the centre of the aggregation rule", carried.centre, blobs).await?;
