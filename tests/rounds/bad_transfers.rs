@@ -3,7 +3,7 @@
 use crate::job;
 use std::time::Duration;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::Code;
+use tonic::{Code, Status};
 use undertone::v1::upload_reply::Kind as Reply;
 use undertone::v1::{self, BlobRef, Chunk, UploadHeader, upload_message::Kind};
 use undertone_core::digest::Digest;
@@ -365,4 +365,54 @@ async fn one_client_has_a_few_downloads_at_once_and_no_more() {
         assert_eq!(stream.message().await.unwrap().unwrap().data.len(), 10);
         assert!(stream.message().await.unwrap().is_none());
     }
+}
+
+/// A client that is asked to train from a model of 40 chunks, and reads one of them each `pause`.
+async fn slow_reader(text: &str, pause: Duration) -> (Deployment, String, tokio::task::JoinHandle<Status>) {
+    let text = text.replace("kind = \"logistic\"", "kind = \"mlp\"\nhidden = [1600, 1600]");
+    let d = Deployment::start().await;
+    let mut raw = d.raw("raw", ClientRole::Trainer).await;
+    raw.hello(1, 1).await.unwrap();
+    d.wait_connected(1).await;
+    let id = d.operator().await.submit(&text).await.unwrap();
+    let model = raw.offer().await.model.unwrap();
+    let request = v1::DownloadRequest { digest: model.digest, offset: 0 };
+    let mut pieces = raw.client.download_model(request).await.unwrap().into_inner();
+    let reading = tokio::spawn(async move {
+        let _session = raw;
+        loop {
+            match pieces.message().await {
+                Ok(Some(_)) => tokio::time::sleep(pause).await,
+                Ok(None) => panic!("all of it was sent"),
+                Err(e) => return e,
+            }
+        }
+    });
+    (d, id, reading)
+}
+
+async fn downloads_refused(d: &Deployment) -> (u64, String) {
+    let mut operator = d.operator().await;
+    let all = operator.client.list_clients(v1::ListClientsRequest {}).await.unwrap().into_inner().clients;
+    (all[0].downloads_refused, all[0].last_refusal.clone())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_download_that_cannot_end_in_time_is_cut_and_counted() {
+    let text = job("round = \"30s\"", "round = \"8s\"").replace("size = 2", "size = 1");
+    let (d, _, reading) = slow_reader(&text, Duration::from_secs(1)).await;
+    let e = reading.await.unwrap();
+    assert!(e.code() == Code::Unavailable && e.message().contains("the download is too slow"), "{e}");
+    assert_eq!(downloads_refused(&d).await, (1, e.message().to_owned()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_download_ends_with_what_it_is_for() {
+    let text = job("size = 2", "size = 1");
+    let (d, id, reading) = slow_reader(&text, Duration::from_millis(200)).await;
+    let request = v1::CancelJobRequest { job: id, reason: "seen enough".into() };
+    d.operator().await.client.cancel_job(request).await.unwrap();
+    let e = reading.await.unwrap();
+    assert!(e.code() == Code::NotFound && e.message().contains("is not a model that raw is asked"), "{e}");
+    assert_eq!(downloads_refused(&d).await, (0, String::new()), "it did nothing wrong");
 }
