@@ -176,14 +176,14 @@ pub(crate) async fn upload(
     let _ = messages.try_send(UploadMessage { kind: Some(header) });
     let replies = patient(stub.upload_update(ReceiverStream::new(stream))).await?;
     let mut replies = replies.map_err(|status| refusal(status.into()))?.into_inner();
-    let receipt = match next(&mut replies).await? {
+    let receipt = match patient(next(&mut replies)).await?? {
         upload_reply::Kind::Receipt(receipt) => receipt,
         upload_reply::Kind::Go(v1::Go { offset, idle_ms }) => {
             // Whoever is sent back to where nothing is has nothing to send; the coordinator says what it thinks of that.
             let mut file = open(path, offset.min(sealed.bytes)).await.map_err(unreadable)?;
             let sent = feed(&mut file, offset, messages, Duration::from_millis(idle_ms));
             let (sent, receipt) = (std::pin::pin!(sent), std::pin::pin!(next(&mut replies)));
-            match together(sent, receipt).await? {
+            match together(sent, receipt, PATIENCE).await? {
                 upload_reply::Kind::Receipt(receipt) => receipt,
                 upload_reply::Kind::Go(_) => {
                     return Err(Failure::Final("the coordinator asks for the update twice".into()));
@@ -214,27 +214,33 @@ async fn open(path: &Path, offset: u64) -> std::io::Result<tokio::fs::File> {
 
 /// Waits for the coordinator, within reason.
 async fn patient<T>(answer: impl Future<Output = T>) -> Result<T, Failure> {
-    let silent = |_| Failure::Transient(format!("the coordinator said nothing for {PATIENCE:?}"));
-    timeout(PATIENCE, answer).await.map_err(silent)
+    within(PATIENCE, answer).await
+}
+
+async fn within<T>(patience: Duration, answer: impl Future<Output = T>) -> Result<T, Failure> {
+    let silent = |_| Failure::Transient(format!("the coordinator said nothing for {patience:?}"));
+    timeout(patience, answer).await.map_err(silent)
 }
 
 async fn next(replies: &mut Streaming<v1::UploadReply>) -> Result<upload_reply::Kind, Failure> {
-    let reply = patient(replies.message()).await?.map_err(|status| refusal(status.into()))?;
+    let reply = replies.message().await.map_err(|status| refusal(status.into()))?;
     let unclear = || Failure::Transient("the coordinator ended the upload without a receipt".into());
     reply.and_then(|reply| reply.kind).ok_or_else(unclear)
 }
 
-/// Sends until all is sent or the coordinator says more, which is the last that counts.
+/// Sends until all is sent or the coordinator says more, which is the last that counts. Its silence counts from when all is sent: a
+/// large update takes as long as it takes.
 async fn together<T>(
     mut sent: std::pin::Pin<&mut impl Future<Output = Result<(), Failure>>>,
     mut answer: std::pin::Pin<&mut impl Future<Output = Result<T, Failure>>>,
+    patience: Duration,
 ) -> Result<T, Failure> {
     tokio::select! {
         biased;
         answer = &mut answer => return answer,
         sent = &mut sent => sent?,
     }
-    answer.await
+    within(patience, answer).await?
 }
 
 /// Asks whether an update without a receipt counts; does not send it. [`Failure::Closed`]: it does not, and never will.
@@ -339,6 +345,28 @@ mod tests {
             assert!(got == bytes, "{from}");
             assert!(feeder.await.unwrap());
         }
+    }
+
+    #[tokio::test]
+    async fn the_wait_for_a_receipt_begins_when_all_is_sent() {
+        let patience = Duration::from_millis(200);
+        let after = async |times: u32| {
+            sleep(patience * times).await;
+            Ok::<_, Failure>(())
+        };
+        // Sent for three times as long as a receipt may take, which comes soon after; and one that does not.
+        let sent = std::pin::pin!(after(3));
+        let receipt = std::pin::pin!(async { after(3).await.map(|()| "receipt") });
+        assert_eq!(together(sent, receipt, patience).await.ok(), Some("receipt"));
+        let (sent, never) = (std::pin::pin!(after(0)), std::pin::pin!(after(9)));
+        match together(sent, never, patience).await {
+            Err(Failure::Transient(reason)) => assert!(reason.contains("said nothing for 200ms"), "{reason}"),
+            other => panic!("{other:?}"),
+        }
+        // A refusal comes while it is sent, and ends that.
+        let (sent, refused) = (std::pin::pin!(after(9)), async { Err::<(), _>(Failure::Closed("x".into())) });
+        let answer = together(sent, std::pin::pin!(refused), patience).await;
+        assert!(matches!(answer, Err(Failure::Closed(_))), "{answer:?}");
     }
 
     #[tokio::test]
