@@ -12,7 +12,7 @@ mod supervise;
 pub(crate) use record::{LoadedJob, load};
 pub(crate) use supervise::start;
 
-use crate::clock::unix_ms;
+use crate::clock::{left_until, unix_ms};
 use crate::coordinator::Shared;
 use crate::crash::crash_point;
 use crate::ledger::LedgerFault;
@@ -182,7 +182,7 @@ impl Driver {
             let wake = self.state.wake_at_ms(&self.job);
             let sleep = async {
                 match wake {
-                    Some(at) => tokio::time::sleep(Duration::from_millis(at.saturating_sub(unix_ms()))).await,
+                    Some(at) => tokio::time::sleep(left_until(at)).await,
                     None => std::future::pending().await,
                 }
             };

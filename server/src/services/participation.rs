@@ -3,7 +3,7 @@
 use super::model_body::{ModelBody, Raw};
 use super::pieces::{Overseer, pieces};
 use super::uploads::{Replies, claim, expected};
-use crate::clock::{unix_ms, unix_s};
+use crate::clock::{left_until, unix_s};
 use crate::coordinator::{Coordinator, Shared};
 use crate::identity::{Peer, peer_of};
 use crate::pace::Pace;
@@ -59,10 +59,7 @@ impl Participation for ParticipationService {
             return Err(ApiError::new(Fault::BadRequest, text).into());
         }
         let turn = shared.download_turn(&client)?;
-        let pace = asked.deadline_ms.map(|at| {
-            let left = Duration::from_millis(at.saturating_sub(unix_ms()));
-            Pace::new(Instant::now(), asked.idle, left)
-        });
+        let pace = asked.deadline_ms.map(|at| Pace::new(Instant::now(), asked.idle, left_until(at)));
         let overseer = Overseen { shared: shared.clone(), client, digest, pace };
         let pieces = pieces(&shared.shelf, &shared.blobs, &digest, m.offset, asked.idle, overseer).await?;
         let mut answer = Response::new(tokio_stream::empty());

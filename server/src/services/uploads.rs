@@ -1,6 +1,6 @@
 //! Updates on their way in: who may send now, what is expected of whom, and what becomes of it.
 
-use crate::clock::unix_ms;
+use crate::clock::left_until;
 use crate::coordinator::{Coordinator, Shared};
 use crate::driver::Handle;
 use crate::pace::Pace;
@@ -110,7 +110,7 @@ async fn upload(
     let bound = job.bound_beside(claim.number, state.norm_bound(&job));
     let turn = shared.upload_turn(&claim.client)?;
     // A client that trickles holds its slot until the attempt's deadline at most.
-    let left = deadline_ms.map_or(idle, |at| Duration::from_millis(at.saturating_sub(unix_ms())));
+    let left = deadline_ms.map_or(idle, left_until);
     let pace = Pace::new(Instant::now(), idle, left);
     let received = tokio::time::timeout(left, async {
         // A bounded pool: the others wait here, and have sent no more than a header.

@@ -1,6 +1,5 @@
 //! Closing: every round is released; evaluators measure the last model.
 
-use super::presence::grace_ms;
 use super::{Context, Input, JobState, Phase, Step};
 use crate::event::{JobEvent, Outcome};
 use serde::{Deserialize, Serialize};
@@ -20,7 +19,7 @@ impl Closing {
         let mut step = Step::stay(state);
         if matches!(input, Input::Recovered) {
             // Time that the coordinator was away was nobody's to answer in.
-            let deadline_ms = self.deadline_ms.max(ctx.now_ms + grace_ms(ctx));
+            let deadline_ms = self.deadline_ms.max(ctx.now_ms + ctx.job.spec().deadlines.reconnect_ms());
             step.next.phase = Phase::Closing(Self { deadline_ms, ..self.clone() });
             return Some(step);
         }

@@ -1,6 +1,6 @@
 //! Collecting: the cohort was asked; updates come in until everyone is in or out, or the deadline.
 
-use super::presence::{self, grace_ms};
+use super::presence;
 use super::{
     Accepted, Context, Effect, Input, JobState, Phase, Refusal, Releasing, Running, Step, Update, key,
 };
@@ -64,7 +64,7 @@ impl Collecting {
     }
 
     pub(super) fn wake_at_ms(&self, job: &Job) -> u64 {
-        let grace = job.spec().deadlines.reconnect.0.as_millis() as u64;
+        let grace = job.spec().deadlines.reconnect_ms();
         self.members
             .values()
             .filter(|m| m.standing.is_open())
@@ -86,7 +86,7 @@ impl Collecting {
         match input {
             Input::Recovered => {
                 // Who was not there to be heard gets time to come back; who is connected is asked again.
-                next.deadline_ms = next.deadline_ms.max(ctx.now_ms + grace_ms(ctx));
+                next.deadline_ms = next.deadline_ms.max(ctx.now_ms + ctx.job.spec().deadlines.reconnect_ms());
                 next.members.values_mut().for_each(|m| m.away_since_ms = Some(ctx.now_ms));
             }
             Input::Sessions => back = next.note_sessions(ctx),

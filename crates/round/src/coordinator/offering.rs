@@ -55,11 +55,7 @@ impl Offering {
 
     /// How long an offer waits for the whole cohort although the least that is needed is there.
     fn patient_until_ms(&self, job: &Job) -> u64 {
-        if self.patient {
-            self.since_ms + job.spec().deadlines.reconnect.0.as_millis() as u64
-        } else {
-            self.not_before_ms
-        }
+        if self.patient { self.since_ms + job.spec().deadlines.reconnect_ms() } else { self.not_before_ms }
     }
 
     fn gives_up_at_ms(&self, job: &Job) -> u64 {

@@ -245,7 +245,7 @@ pub(super) fn attend(step: &mut Step, input: &Input, ctx: &Context<'_>) -> Resul
     match input {
         Input::Recovered => {
             // Who was not there to be heard gets time to come back; who is connected is asked again.
-            let until = ctx.now_ms + presence::grace_ms(ctx);
+            let until = ctx.now_ms + ctx.job.spec().deadlines.reconnect_ms();
             for work in pool.at_work.values_mut() {
                 work.deadline_ms = work.deadline_ms.max(until);
                 work.away_since_ms = Some(ctx.now_ms);

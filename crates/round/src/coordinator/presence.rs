@@ -27,10 +27,5 @@ pub(super) fn note<'a>(
 
 /// Whether a client that is away since then stays away for too long.
 pub(super) fn gone(away_since_ms: Option<u64>, ctx: &Context<'_>) -> bool {
-    away_since_ms.is_some_and(|since| ctx.now_ms >= since + grace_ms(ctx))
-}
-
-/// How long it may.
-pub(super) fn grace_ms(ctx: &Context<'_>) -> u64 {
-    ctx.job.spec().deadlines.reconnect.0.as_millis() as u64
+    away_since_ms.is_some_and(|since| ctx.now_ms >= since + ctx.job.spec().deadlines.reconnect_ms())
 }

@@ -238,8 +238,7 @@ impl JobState {
     /// Other models are not for it.
     pub fn readable(&self, client: &ClientId, digest: &Digest) -> Option<u64> {
         let mut models = self.measuring.models(client);
-        if let Phase::Collecting(p) = &self.phase
-            && p.members.get(client).is_some_and(|m| !matches!(m.standing, Standing::Out(_)))
+        if self.attempt_of(client).is_some()
             && let Some(file) =
                 super::broadcast::sent(self.model, self.carried.broadcast).find(|file| file.digest == *digest)
         {
@@ -253,25 +252,20 @@ impl JobState {
 
     /// Until when `client` has to deliver what it is asked to train now; none if it is not.
     pub fn deadline_of(&self, client: &ClientId) -> Option<u64> {
-        match &self.phase {
-            Phase::Collecting(p)
-                if p.members.get(client).is_some_and(|m| !matches!(m.standing, Standing::Out(_))) =>
-            {
-                Some(p.deadline_ms)
-            }
-            _ => self.pool.deadline_of(client),
-        }
+        self.attempt_of(client).map(|p| p.deadline_ms).or_else(|| self.pool.deadline_of(client))
     }
 
     /// Whether `client` is asked now: to train, or to measure.
     pub fn asks(&self, client: &ClientId) -> bool {
-        let trains = match &self.phase {
-            Phase::Collecting(p) => {
-                p.members.get(client).is_some_and(|m| !matches!(m.standing, Standing::Out(_)))
-            }
-            _ => false,
-        };
-        trains || self.pool.files(client).next().is_some() || self.measuring.models(client).next().is_some()
+        self.attempt_of(client).is_some()
+            || self.pool.files(client).next().is_some()
+            || self.measuring.models(client).next().is_some()
+    }
+
+    /// The open attempt that `client` was asked for and is not out of.
+    fn attempt_of(&self, client: &ClientId) -> Option<&Collecting> {
+        let Phase::Collecting(p) = &self.phase else { return None };
+        p.members.get(client).filter(|m| !matches!(m.standing, Standing::Out(_))).map(|_| p)
     }
 
     /// The blobs that a job which goes on like this needs.
@@ -305,7 +299,7 @@ impl JobState {
             Phase::Closing(p) => Some(p.deadline_ms),
             Phase::Releasing(_) | Phase::Publishing(_) | Phase::Ended { .. } => None,
         };
-        let pool = self.pool.wake_at_ms(job.spec().deadlines.reconnect.0.as_millis() as u64);
+        let pool = self.pool.wake_at_ms(job.spec().deadlines.reconnect_ms());
         phase.into_iter().chain(pool).min()
     }
 }

@@ -141,6 +141,13 @@ pub struct Deadlines {
     pub max_attempts: u32,
 }
 
+impl Deadlines {
+    /// How long a client may stay away, in milliseconds.
+    pub(crate) fn reconnect_ms(&self) -> u64 {
+        self.reconnect.0.as_millis() as u64
+    }
+}
+
 impl Default for Deadlines {
     fn default() -> Self {
         Self {
