@@ -94,9 +94,25 @@ fn by_loop(network: &Network, flat: &Tensor, x: &Tensor, y: &Tensor) -> Tensor {
     Tensor::stack(&(0..x.size()[0]).map(row).collect::<Vec<_>>(), 0)
 }
 
+/// How far the gradients move, in double precision, where weights and inputs are off by no more than single precision's rounding. (A
+/// number that is predicted almost right leaves a gradient of rounding errors, whoever computes it.)
+fn moved(network: &Network, flat: &Tensor, x: &Tensor, y: &Tensor, wanted: &Tensor, seed: u64) -> f64 {
+    use rand::RngExt as _;
+    let mut rng = crate::sampling::sampling_rng(Some(seed), &[1.0]).unwrap();
+    let mut rounded = |t: &Tensor| {
+        if !t.is_floating_point() {
+            return t.shallow_clone();
+        }
+        let signs: Vec<f64> = (0..t.numel()).map(|_| if rng.random() { 1.0 } else { -1.0 }).collect();
+        double(t) * (Tensor::from_slice(&signs).view(&t.size()[..]) * f64::from(f32::EPSILON) + 1.0)
+    };
+    let once = |_| worst(&by_loop(network, &rounded(flat), &rounded(x), y), wanted);
+    (0..4).map(once).fold(0.0, f64::max)
+}
+
 /// To 1e-10 in double precision, which tells the formulas, and in single precision to 1e-5 or, for a draw whose gradient nearly
-/// cancels, to `times` what the loop itself is off by there.
-fn gradients_equal_the_loop(spec: &ModelSpec, shape: &Shape, examples: i64, seed: u64, times: f64) {
+/// cancels, to four times what single precision's rounding of weights and inputs comes to there (1.8 times in 2,466 draws).
+fn gradients_equal_the_loop(spec: &ModelSpec, shape: &Shape, examples: i64, seed: u64) {
     let (network, flat, x, y) = case(spec, shape, examples, seed);
     let of = |flat: &Tensor, x: &Tensor| {
         let weights = Weights::whole(network.layout(), flat).unwrap();
@@ -106,14 +122,14 @@ fn gradients_equal_the_loop(spec: &ModelSpec, shape: &Shape, examples: i64, seed
     let found = worst(&of(&double(&flat), &double(&x)), &wanted);
     assert!(found < 1e-10, "{spec} on {}: {found} in double precision", shape.input);
     let found = worst(&of(&flat, &x), &wanted);
-    let loops = worst(&by_loop(&network, &flat, &x, &y), &wanted);
-    assert!(found < f64::max(1e-5, times * loops), "{spec} on {}: {found}, the loop {loops}", shape.input);
+    let moved = moved(&network, &flat, &x, &y, &wanted, seed);
+    assert!(found < f64::max(1e-5, 4.0 * moved), "{spec} on {}: {found}, rounding {moved}", shape.input);
 }
 
 #[test]
 fn gradients_of_examples_equal_a_loop_for_every_kind() {
     for (spec, shape) in every_kind() {
-        gradients_equal_the_loop(&spec, &shape, 7, 1, 0.0);
+        gradients_equal_the_loop(&spec, &shape, 7, 1);
     }
 }
 
@@ -124,7 +140,7 @@ proptest! {
         kind in 0usize..15, examples in 1i64..6, seed in any::<u64>(),
     ) {
         let (spec, shape) = every_kind().swap_remove(kind);
-        gradients_equal_the_loop(&spec, &shape, examples, seed, 4.0);
+        gradients_equal_the_loop(&spec, &shape, examples, seed);
     }
 }
 
