@@ -20,32 +20,47 @@ fn wanted(cores: usize) -> [(&'static str, usize); 4] {
     ]
 }
 
-/// What is not set: what an operator chose stands.
+/// Stands in the environment of a program that was started again; who puts it there keeps it from that.
+/// (Loaders take glibc's own variables away from a program with capabilities of its own: it must not start for ever.)
+const MARK: &str = "UNDERTONE_HEAPS";
+
+/// What is not set: what an operator chose stands. Nothing if this program was started again already.
 fn missing(cores: usize, set: impl Fn(&str) -> Option<OsString>) -> Vec<(&'static str, usize)> {
+    if set(MARK).is_some() {
+        return vec![];
+    }
     wanted(cores).into_iter().filter(|(name, _)| set(name).is_none()).collect()
 }
 
-/// Starts this program again, in this process, with few heaps; does nothing if it has them, and goes on as it is if that is refused.
-pub(crate) fn be_few() {
+/// Starts this program again, in this process, with few heaps; does nothing if it has them.
+///
+/// # Errors
+/// Why it cannot: it goes on as it is. A refused `exec` leaves SIGPIPE as programs find it at their start, which would end this one
+/// with the first line of its log that nobody reads: the caller catches it before it does anything else.
+pub(crate) fn be_few() -> std::io::Result<()> {
     if cfg!(not(all(target_os = "linux", target_env = "gnu"))) {
-        return;
+        return Ok(());
     }
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let missing = missing(cores, |name| std::env::var_os(name));
-    let Ok(program) = std::env::current_exe() else { return };
     if missing.is_empty() {
-        return;
+        return Ok(());
+    }
+    let program = std::env::current_exe()?;
+    // Run by a loader that was called by name, as some bundles do: it would take our first argument for a program.
+    if program.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"ld-")) {
+        return Ok(());
     }
     let mut args = std::env::args_os();
     let mut again = std::process::Command::new(program);
     if let Some(name) = args.next() {
         again.arg0(name);
     }
-    again.args(args).envs(missing.into_iter().map(|(name, value)| (name, value.to_string())));
-    let error = again.exec();
-    eprintln!(
-        "undertone-server: it cannot start itself again with fewer heaps, and takes more memory for it: {error}"
-    );
+    again
+        .args(args)
+        .env(MARK, "set")
+        .envs(missing.into_iter().map(|(name, value)| (name, value.to_string())));
+    Err(again.exec())
 }
 
 #[cfg(test)]
@@ -58,6 +73,9 @@ mod tests {
         assert_eq!([1, 2, 8, 12, 64].map(|cores| heaps(cores).1), [2, 2, 2, 3, 16]);
         assert_eq!(missing(2, |_| None), wanted(2));
         assert_eq!(missing(2, |name| (name == "MALLOC_ARENA_MAX").then(|| "5".into())), wanted(2)[1..]);
-        assert_eq!(missing(2, |_| Some("1".into())), [], "it does not start itself for ever");
+        let all = |name: &str| (name != MARK).then(|| "1".into());
+        assert_eq!(missing(2, all), [], "it does not start itself for ever");
+        let marked = |name: &str| (name == MARK).then(|| "off".into());
+        assert_eq!(missing(2, marked), [], "neither where the loader takes the others away");
     }
 }

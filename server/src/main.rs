@@ -95,15 +95,12 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             Ok(())
         }
         Command::Run(args) => {
-            heaps::be_few();
-            start_log(args.log_format);
-            let config = ServerConfig::load(&args.dir)?;
-            allow_files();
+            let heaps = heaps::be_few();
             tokio::runtime::Builder::new_multi_thread()
                 .enable_all()
                 .build()
                 .context("cannot start the runtime")?
-                .block_on(serve(config))
+                .block_on(serve(args, heaps))
         }
     }
 }
@@ -120,11 +117,20 @@ fn allow_files() {
     }
 }
 
-async fn serve(config: ServerConfig) -> anyhow::Result<()> {
+async fn serve(args: Run, heaps: std::io::Result<()>) -> anyhow::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    // Caught for as long as this runs, whatever was done with it before: a peer that hangs up is an error to us, and not the end.
+    let _broken_pipes = signal(SignalKind::pipe())?;
+    start_log(args.log_format);
+    if let Err(error) = heaps {
+        tracing::warn!(%error, "cannot start again with fewer heaps: this process takes more memory");
+    }
+    let config = ServerConfig::load(&args.dir)?;
+    allow_files();
     let url = config.public_url.clone();
     let mut server = Server::start(config).await?;
     tracing::info!("listening on {} ({url})", server.address());
-    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    let mut terminate = signal(SignalKind::terminate())?;
     tokio::select! {
         stopped = server.stopped() => return Ok(stopped?),
         _ = tokio::signal::ctrl_c() => {}

@@ -71,15 +71,80 @@ fn help_and_version() {
     assert!(process.log().contains("'run'"), "{}", process.log());
 }
 
+/// The coordinator of a deployment, started by hand; no variable of ours or glibc's in its environment but these.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+fn started(d: &Processes, mut command: Command, variables: &[(&str, &str)]) -> Process {
+    for name in HEAPS {
+        command.env_remove(name);
+    }
+    command.env_remove("UNDERTONE_HEAPS").envs(variables.iter().copied());
+    let log = d.path().join("by-hand.log");
+    let _ = std::fs::remove_file(&log);
+    let process = Process::start(command, log);
+    process.wait_for("listening on");
+    process
+}
+
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+const HEAPS: [&str; 4] =
+    ["MALLOC_ARENA_MAX", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "MALLOC_MMAP_THRESHOLD_"];
+
+/// Those variables of a process that say how the C library keeps memory.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+fn heaps(process: &Process) -> Vec<String> {
+    let environ = std::fs::read_to_string(format!("/proc/{}/environ", process.id())).unwrap();
+    let about = |name: &str| HEAPS.iter().any(|heap| heap == &name.split('=').next().unwrap());
+    environ.split('\0').filter(|variable| about(variable)).map(Into::into).collect()
+}
+
 /// Started again in place: the same process under the same name, whose children it has not become.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
 #[test]
 fn the_server_keeps_few_heaps() {
     let mut d = Processes::start();
-    let proc = std::path::PathBuf::from(format!("/proc/{}", d.server().id()));
-    let environ = std::fs::read(proc.join("environ")).unwrap();
-    let heaps: Vec<_> = environ.split(|b| *b == 0).filter(|v| v.starts_with(b"MALLOC_ARENA_MAX=")).collect();
-    assert_eq!(heaps.len(), 1, "{}", String::from_utf8_lossy(&environ));
-    assert_eq!(std::fs::read_to_string(proc.join("comm")).unwrap(), "undertone-serve\n");
-    let line = std::fs::read_to_string(proc.join("cmdline")).unwrap();
-    assert!(line.contains("\0run\0--dir\0"), "{line:?}");
+    d.server().kill();
+    let run = |d: &Processes| {
+        let mut command = Command::new(binary("undertone-server"));
+        command.arg("run").arg("--dir").arg(d.path().join("deployment"));
+        command
+    };
+    {
+        let server = started(&d, run(&d), &[]);
+        let set = heaps(&server);
+        assert!(HEAPS.iter().all(|name| set.iter().any(|s| s.starts_with(&format!("{name}=")))), "{set:?}");
+        let proc = std::path::PathBuf::from(format!("/proc/{}", server.id()));
+        assert_eq!(std::fs::read_to_string(proc.join("comm")).unwrap(), "undertone-serve\n");
+        let line = std::fs::read_to_string(proc.join("cmdline")).unwrap();
+        assert!(line.contains("\0run\0--dir\0"), "{line:?}");
+    }
+    // What an operator set stands, and one may say no to all of it.
+    let set = heaps(&started(&d, run(&d), &[("MALLOC_ARENA_MAX", "5")]));
+    assert!(set.len() == 4 && set.contains(&"MALLOC_ARENA_MAX=5".into()), "{set:?}");
+    assert_eq!(heaps(&started(&d, run(&d), &[("UNDERTONE_HEAPS", "off")])), [""; 0]);
+}
+
+/// It goes on as it is, says so, and does not die of the first peer that hangs up.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+#[test]
+fn a_server_that_cannot_start_itself_again_serves() {
+    let mut d = Processes::start();
+    d.server().kill();
+    let mut command = Command::new("sh");
+    // Its own file is gone before it looks for it.
+    command.args([
+        "-c",
+        "cp \"$1\" \"$2\"; exec 3<\"$2\"; rm \"$2\"; exec /proc/self/fd/3 run --dir \"$3\"",
+        "sh",
+    ]);
+    command.arg(binary("undertone-server")).args([d.path().join("a copy"), d.path().join("deployment")]);
+    let mut server = started(&d, command, &[]);
+    assert!(server.log().contains("cannot start again with fewer heaps"), "{}", server.log());
+    let status = std::fs::read_to_string(format!("/proc/{}/status", server.id())).unwrap();
+    let signals = |kind: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(kind)).unwrap();
+        u64::from_str_radix(line.trim(), 16).unwrap()
+    };
+    let broken_pipe = 1 << (13 - 1);
+    assert_ne!((signals("SigCgt:") | signals("SigIgn:")) & broken_pipe, 0, "{status}");
+    assert!(server.terminate().success());
 }
