@@ -15,11 +15,11 @@ use crate::turns::{Turn, Turns};
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, RwLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, watch};
 use undertone::{ApiError, Fault};
 use undertone_core::digest::Digest;
-use undertone_core::id::{ClientId, ClientRole, JobId, OperatorId};
+use undertone_core::id::{AttemptKey, ClientId, ClientRole, JobId, OperatorId};
 use undertone_privacy::ledger::Ledger;
 use undertone_round::coordinator::JobState;
 use undertone_round::event::JobEvent;
@@ -28,6 +28,9 @@ use undertone_store::{Blobs, JobRecord, NewEvent, Store};
 
 /// Model downloads that one client may have under way at once.
 const DOWNLOADS_OF_A_CLIENT: usize = 4;
+
+/// How long a call waits for another one that is about the same update: a disk may be slow, and a line that broke looks alive for a while.
+const UPDATE_TURN: Duration = Duration::from_secs(30);
 
 /// What drivers and services share.
 pub struct Shared {
@@ -48,8 +51,10 @@ pub struct Shared {
     /// What jobs that go on are waiting for just now, when it is a fault.
     waiting_for: RwLock<BTreeMap<JobId, String>>,
     evaluators: RwLock<Arc<Vec<ClientId>>>,
-    uploading: Turns,
-    downloading: Turns,
+    uploading: Turns<ClientId>,
+    /// Updates that are on their way in, each once.
+    taking_in: Turns<(AttemptKey, ClientId)>,
+    downloading: Turns<ClientId>,
     pub(crate) refusals: Refusals,
     stop: watch::Sender<bool>,
 }
@@ -131,6 +136,29 @@ impl Shared {
         })
     }
 
+    /// While it is held, nobody else takes an update of this client into this attempt: what the store says of it stands. Waits for an
+    /// upload that is at it.
+    ///
+    /// # Errors
+    /// That it takes longer than a caller should wait.
+    pub(crate) async fn update_turn(
+        &self,
+        key: &AttemptKey,
+        client: &ClientId,
+    ) -> Result<Turn<(AttemptKey, ClientId)>, ApiError> {
+        let whose = (key.clone(), client.clone());
+        let begun = Instant::now();
+        while begun.elapsed() < UPDATE_TURN {
+            if let Some(turn) = self.taking_in.take(&whose) {
+                return Ok(turn);
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let text =
+            format!("an update of {client} for {key} is being taken in: ask again when that has ended");
+        Err(ApiError::new(Fault::Unavailable, text))
+    }
+
     /// A few downloads at a time for each client. Ours has one; more are those of broken connections, until that is noticed.
     pub(crate) fn download_turn(&self, client: &ClientId) -> Result<Turn, ApiError> {
         self.downloading.take(client).ok_or_else(|| {
@@ -191,6 +219,7 @@ impl Coordinator {
             waiting_for: RwLock::default(),
             evaluators: RwLock::new(Arc::new(evaluators.collect())),
             uploading: Turns::of(1),
+            taking_in: Turns::of(1),
             downloading: Turns::of(DOWNLOADS_OF_A_CLIENT),
             refusals: Refusals::default(),
             stop: watch::channel(false).0,

@@ -21,9 +21,9 @@ impl Pace {
         Self { idle, begun: now, deadline: now + left }
     }
 
-    /// The same for an upload that had to wait for its place and begins now.
-    pub(crate) fn begin(self, now: Instant) -> Self {
-        Self { begun: now, ..self }
+    /// The same for a transfer that began then: after it had waited for its place, or before this was asked of it.
+    pub(crate) fn begin(self, begun: Instant) -> Self {
+        Self { begun, ..self }
     }
 
     /// Looks at a transfer of which so many bytes arrived since it began, and so many are missing.

@@ -33,7 +33,7 @@ impl Shared {
         })
     }
 
-    /// Whether what is claimed was accepted before.
+    /// Whether what is claimed was accepted before. A "yes" stands for ever, a "no" while the update's turn is held.
     ///
     /// # Errors
     /// As of [`Self::taken_in`].

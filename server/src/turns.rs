@@ -1,48 +1,50 @@
-//! How many calls of one kind a client may have under way at once, so that none of them takes what is there for all.
+//! How many calls of one kind may be under way at once for one client, or one update, so that none of them takes what is there for all
+//! or gets in another's way.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::sync::{Arc, Mutex};
 use undertone_core::id::ClientId;
 
-/// Calls under way, by client.
+/// Calls under way, by whose they are.
 #[derive(Debug, Clone)]
-pub(crate) struct Turns {
+pub(crate) struct Turns<K> {
     most: usize,
-    under_way: Arc<Mutex<HashMap<ClientId, usize>>>,
+    under_way: Arc<Mutex<HashMap<K, usize>>>,
 }
 
-/// A client's call under way; ends when it is dropped.
+/// A call under way; ends when it is dropped.
 #[derive(Debug)]
-pub(crate) struct Turn {
-    client: ClientId,
-    turns: Turns,
+pub(crate) struct Turn<K: Hash + Eq = ClientId> {
+    whose: K,
+    turns: Turns<K>,
 }
 
-impl Turns {
-    /// At most so many of each client.
+impl<K: Hash + Eq + Clone> Turns<K> {
+    /// At most so many of each.
     pub(crate) fn of(most: usize) -> Self {
         Self { most, under_way: Arc::default() }
     }
 
-    /// One more call of this client; `None` if it has as many as it may.
-    pub(crate) fn take(&self, client: &ClientId) -> Option<Turn> {
+    /// One more call; `None` if there are as many as there may be.
+    pub(crate) fn take(&self, whose: &K) -> Option<Turn<K>> {
         let mut under_way = self.under_way.lock().expect("no panic while locked");
-        let of_client = under_way.entry(client.clone()).or_default();
-        if *of_client >= self.most {
+        let calls = under_way.entry(whose.clone()).or_default();
+        if *calls >= self.most {
             return None;
         }
-        *of_client += 1;
-        Some(Turn { client: client.clone(), turns: self.clone() })
+        *calls += 1;
+        Some(Turn { whose: whose.clone(), turns: self.clone() })
     }
 }
 
-impl Drop for Turn {
+impl<K: Hash + Eq> Drop for Turn<K> {
     fn drop(&mut self) {
         let mut under_way = self.turns.under_way.lock().expect("no panic while locked");
-        if let Some(of_client) = under_way.get_mut(&self.client) {
-            *of_client -= 1;
-            if *of_client == 0 {
-                under_way.remove(&self.client);
+        if let Some(calls) = under_way.get_mut(&self.whose) {
+            *calls -= 1;
+            if *calls == 0 {
+                under_way.remove(&self.whose);
             }
         }
     }

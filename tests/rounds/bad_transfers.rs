@@ -1,6 +1,7 @@
 //! Transfers that are not what they claim: refused, counted where the operator sees it, explained; the round goes on.
 
-use crate::job;
+use crate::{behind_a_line, job};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status};
@@ -8,7 +9,7 @@ use undertone::v1::upload_reply::Kind as Reply;
 use undertone::v1::{self, BlobRef, Chunk, UploadHeader, upload_message::Kind};
 use undertone_core::digest::Digest;
 use undertone_core::id::ClientRole;
-use undertone_harness::{Deployment, FnTrainer, RawClient, receipt};
+use undertone_harness::{Deployment, FnTrainer, RawClient, Wire, receipt};
 use undertone_round::event::{JobEvent, Outcome};
 
 /// 49,156 bytes.
@@ -21,6 +22,8 @@ struct Scene {
     raw: RawClient,
     attempt: v1::AttemptRef,
     bytes: Vec<u8>,
+    /// Of the honest one.
+    line: Arc<Wire>,
 }
 
 impl Scene {
@@ -33,14 +36,15 @@ impl Scene {
         let text =
             job("rounds = 2", "rounds = 1").replace("kind = \"logistic\"", "kind = \"mlp\"\nhidden = [4096]");
         let mut d = Deployment::start_with(|config| config.limits.uploads_in_flight = places).await;
-        d.trainer("honest", FnTrainer::slow(training)).await;
+        let (config, line) = behind_a_line(&d, "honest").await;
+        d.run(config, FnTrainer::slow(training));
         let mut raw = d.raw("raw", ClientRole::Trainer).await;
         raw.hello(1, 1).await.unwrap();
         d.wait_connected(2).await;
         let id = d.operator().await.submit(&text).await.unwrap();
         let attempt = raw.offer().await.attempt.unwrap();
         let bytes = (0..VALUES as i32).flat_map(|u| (u % 1000).to_le_bytes()).collect();
-        Self { d, id, raw, attempt, bytes }
+        Self { d, id, raw, attempt, bytes, line }
     }
 
     fn header(&self, digest: Digest, bytes: u64) -> Kind {
@@ -235,6 +239,8 @@ async fn who_has_no_place_is_not_told_to_send() {
     // The place is taken: the honest one, whose training has long ended, is not told to send.
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(s.unfinished(), 1, "one file, and it is the raw client's");
+    let up = s.line.up();
+    assert!(up > 0 && up < s.bytes.len() as u64 / 2, "{up} bytes went up, of an update of {}", s.bytes.len());
     tx.send(v1::UploadMessage { kind: Some(s.chunk(0, 1000)) }).await.unwrap();
     drop(tx);
     let e = replies.message().await.unwrap_err();
@@ -242,6 +248,7 @@ async fn who_has_no_place_is_not_told_to_send() {
     let honest = |e: &JobEvent| matches!(e, JobEvent::Received { client, .. } if client.as_str() == "honest");
     let events = s.d.operator().await.watch_until(&s.id, honest).await;
     assert!(events.0.last().is_some_and(honest), "{}", events.text());
+    assert!(s.line.up() > s.bytes.len() as u64, "now it went up");
     assert_eq!(s.send_rest().await, 1000);
     s.went_on_with(2).await;
 }
@@ -367,8 +374,8 @@ async fn one_client_has_a_few_downloads_at_once_and_no_more() {
     }
 }
 
-/// A client that is asked to train from a model of 40 chunks, and reads one of them each `pause`.
-async fn slow_reader(text: &str, pause: Duration) -> (Deployment, String, tokio::task::JoinHandle<Status>) {
+/// A client that is asked to train from a model of 40 chunks.
+async fn large_model(text: &str) -> (Deployment, String, RawClient, BlobRef) {
     let text = text.replace("kind = \"logistic\"", "kind = \"mlp\"\nhidden = [1600, 1600]");
     let d = Deployment::start().await;
     let mut raw = d.raw("raw", ClientRole::Trainer).await;
@@ -376,6 +383,12 @@ async fn slow_reader(text: &str, pause: Duration) -> (Deployment, String, tokio:
     d.wait_connected(1).await;
     let id = d.operator().await.submit(&text).await.unwrap();
     let model = raw.offer().await.model.unwrap();
+    (d, id, raw, model)
+}
+
+/// The same that reads one chunk each `pause`.
+async fn slow_reader(text: &str, pause: Duration) -> (Deployment, String, tokio::task::JoinHandle<Status>) {
+    let (d, id, mut raw, model) = large_model(text).await;
     let request = v1::DownloadRequest { digest: model.digest, offset: 0 };
     let mut pieces = raw.client.download_model(request).await.unwrap().into_inner();
     let reading = tokio::spawn(async move {
@@ -415,4 +428,45 @@ async fn a_download_ends_with_what_it_is_for() {
     let e = reading.await.unwrap();
     assert!(e.code() == Code::NotFound && e.message().contains("is not a model that raw is asked"), "{e}");
     assert_eq!(downloads_refused(&d).await, (0, String::new()), "it did nothing wrong");
+}
+
+/// The model of an attempt that ends is that of the next one: who reads it goes on, and is judged by the time that there is then.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_download_outlives_its_attempt_where_the_next_one_asks_for_the_same() {
+    // Its speed counts from transfer_idle on: in the second attempt, for which it is fast enough.
+    let text = job("round = \"30s\"", "round = \"4s\"").replace("size = 2", "size = 1");
+    let text = text.replace("transfer_idle = \"2s\"", "transfer_idle = \"5s\"");
+    let (d, id, mut raw, model) = large_model(&text).await;
+    let (mut at, mut pieces) = (0, None);
+    let mut begun_later = 0;
+    while at < model.bytes {
+        let reading = match &mut pieces {
+            Some(reading) => reading,
+            None => {
+                let request = v1::DownloadRequest { digest: model.digest.clone(), offset: at };
+                match raw.client.download_model(request).await {
+                    Ok(answer) => pieces.insert(answer.into_inner()),
+                    // Between the attempts nobody is asked for anything.
+                    Err(e) => {
+                        assert_eq!(e.code(), Code::NotFound, "{e}");
+                        tokio::time::sleep(Duration::from_millis(20)).await;
+                        continue;
+                    }
+                }
+            }
+        };
+        match reading.message().await {
+            Ok(piece) => at += piece.unwrap().data.len() as u64,
+            Err(e) => {
+                assert_eq!(e.code(), Code::NotFound, "{e}");
+                (pieces, begun_later) = (None, begun_later + 1);
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(170)).await;
+    }
+    assert!(begun_later <= 1, "looked at between two attempts, once at most");
+    let aborted = |e: &JobEvent| matches!(e, JobEvent::Aborted { .. });
+    let events = d.operator().await.watch_until(&id, aborted).await;
+    assert!(events.0.last().is_some_and(aborted), "its first attempt ended: {}", events.text());
+    assert_eq!(downloads_refused(&d).await, (0, String::new()));
 }

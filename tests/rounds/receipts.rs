@@ -1,13 +1,12 @@
 //! The update was taken in, and the receipt is lost: the client asks again after the round has closed, and is told that it
 //! counted. With an encoding that leaves things out for later it would else send all of it twice.
 
-use crate::job;
+use crate::{behind_a_line, job};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 use tonic::Code;
 use undertone::v1::{BlobRef, UploadHeader, upload_message};
-use undertone_client::ClientConfig;
 use undertone_core::digest::Digest;
 use undertone_core::id::ClientRole;
 use undertone_harness::{Deployment, FnTrainer, Operator, RawClient, Wire};
@@ -54,13 +53,6 @@ async fn times(operator: &mut Operator, id: &str, text: &str) -> [f32; 2] {
         assert!((times(value) - times(like)).abs() < 0.01, "value {value}");
     }
     [times(0).round(), times(VALUES - 1).round()]
-}
-
-async fn behind_a_line(d: &Deployment, name: &str) -> (ClientConfig, Arc<Wire>) {
-    let mut config = d.enrol(name, ClientRole::Trainer).await;
-    let line = Arc::new(Wire::to(&config.server).await);
-    config.server = line.url();
-    (config, line)
 }
 
 /// The round closes without the client's knowledge, and the next one is offered as soon as it is back; with and without a

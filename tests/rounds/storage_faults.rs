@@ -1,6 +1,6 @@
 //! A disk that fails, and a coordinator that ends, in the middle of things: nothing is lost, nothing is spent twice.
 
-use crate::job;
+use crate::{job, met};
 use bytes::Bytes;
 use std::time::Duration;
 use undertone::v1;
@@ -10,17 +10,6 @@ use undertone_round::event::{JobEvent, Outcome};
 use undertone_store::{Blobs as _, JobRecord, Store as _, Transition};
 
 const CENTRAL: &str = "unit = \"client\"\ntrust = \"central\"\nclip_norm = 0.5\nnoise_multiplier = 1.0\ndelta = 1e-5\nbudget_epsilon = 60.0";
-
-/// Waits until the fault was met.
-async fn met(storage: &FaultyStorage, before: u32) {
-    for _ in 0..600 {
-        if storage.hits() > before {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    panic!("the fault was never met");
-}
 
 /// Two clients that move every value by one.
 async fn deployment(storage: &FaultyStorage) -> (Deployment, Operator) {

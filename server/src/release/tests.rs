@@ -225,6 +225,30 @@ async fn what_is_damaged_on_the_disk_enters_no_model() {
     }
 }
 
+/// Updates that a rule reads again and again are decoded on all cores: what the others became does not stay where one is rotten.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn one_rotten_update_among_those_that_are_decoded_leaves_nothing_behind() {
+    let folder = tempfile::tempdir().unwrap();
+    let more = "[transport]\nupdates = { kind = \"fixed\", bits = 7 }\n\n[aggregation]\nrule = { kind = \"median\" }";
+    let round = Round1::new(job(NONE, more), folder.path(), 7).await;
+    let before = round.blobs.list().await.unwrap();
+    for (at, update) in round.inputs.updates.iter().enumerate() {
+        let path = Round1::file(folder.path(), update.blob);
+        let whole = std::fs::read(&path).unwrap();
+        let mut flipped = whole.clone();
+        flipped[whole.len() / 2] ^= 1;
+        std::fs::write(&path, flipped).unwrap();
+        let trouble = round.release(&noise()).await;
+        let Err(Trouble::Failed(Impossible { reason, is_final: false })) = trouble else {
+            panic!("{trouble:?}")
+        };
+        assert!(reason.contains(&format!("client-{at}")) && reason.contains("damaged"), "{reason}");
+        assert_eq!(round.blobs.list().await.unwrap(), before, "nothing that was decoded stays");
+        std::fs::write(&path, whole).unwrap();
+    }
+    round.release(&noise()).await.unwrap();
+}
+
 /// Equal bytes are one blob: what a release made may be what the job stands on.
 #[tokio::test]
 async fn nothing_that_a_state_names_is_discarded() {

@@ -2,7 +2,7 @@
 
 use super::model_body::{ModelBody, Raw};
 use super::pieces::{Overseer, pieces};
-use super::uploads::{Replies, claim, expected};
+use super::uploads::{self, Replies, claim, expected};
 use crate::clock::{left_until, unix_s};
 use crate::coordinator::{Coordinator, Shared};
 use crate::identity::{Peer, peer_of};
@@ -59,8 +59,7 @@ impl Participation for ParticipationService {
             return Err(ApiError::new(Fault::BadRequest, text).into());
         }
         let turn = shared.download_turn(&client)?;
-        let pace = asked.deadline_ms.map(|at| Pace::new(Instant::now(), asked.idle, left_until(at)));
-        let overseer = Overseen { shared: shared.clone(), client, digest, pace };
+        let overseer = Overseen { shared: shared.clone(), client, digest, begun: Instant::now() };
         let pieces = pieces(&shared.shelf, &shared.blobs, &digest, m.offset, asked.idle, overseer).await?;
         let mut answer = Response::new(tokio_stream::empty());
         answer.extensions_mut().insert(Raw::new(ModelBody::new(pieces, asked.sent, turn)));
@@ -73,13 +72,21 @@ impl Participation for ParticipationService {
     ) -> Result<Response<v1::UploadProgress>, Status> {
         let client = self.trainer(&request).await?;
         let claim = claim(client, request.get_ref())?;
-        // Before all else, also while the attempt is open: a receipt that was lost costs no second transfer.
-        if self.0.shared.counts_already(&claim).await? {
+        let shared = &self.0.shared;
+        // Before all else, also while the attempt is open: a receipt that was lost costs no second transfer. What is just being taken
+        // in, though, neither counts nor does it not.
+        let mut counts = shared.counts_already(&claim).await?;
+        let mut _turn = None;
+        if !counts {
+            _turn = Some(shared.update_turn(&claim.key, &claim.client).await?);
+            counts = shared.counts_already(&claim).await?;
+        }
+        if counts {
             return Ok(Response::new(v1::UploadProgress { offset: claim.bytes, counted_already: true }));
         }
         let state = self.0.running_job(&claim.key.job).await?.snapshot().state;
         expected(&state, &claim)?;
-        let offset = spool::progress(&claim, &self.0.shared.blobs).await.map_err(|e| {
+        let offset = spool::progress(&claim, &shared.blobs).await.map_err(|e| {
             tracing::error!(error = %e, "cannot look for an unfinished upload");
             ApiError::new(Fault::Unavailable, "the coordinator cannot read its storage now")
         })?;
@@ -91,7 +98,7 @@ impl Participation for ParticipationService {
         request: Request<Streaming<v1::UploadMessage>>,
     ) -> Result<Response<Self::UploadUpdateStream>, Status> {
         let client = self.trainer(&request).await?;
-        Ok(Response::new(Replies::to(self.0.clone(), client, request.into_inner())))
+        Ok(Response::new(uploads::begin(self.0.clone(), client, request.into_inner())))
     }
 }
 
@@ -100,15 +107,18 @@ struct Overseen {
     shared: Arc<Shared>,
     client: ClientId,
     digest: Digest,
-    /// None: a model to be measured may take as long as somebody waits for the figures.
-    pace: Option<Pace>,
+    begun: Instant,
 }
 
 impl Overseer for Overseen {
     fn check(&self, taken: u64, missing: u64) -> Result<(), ApiError> {
-        self.shared.readable(&self.client, &self.digest)?;
-        let paced = self.pace.map_or(Ok(()), |pace| pace.check("download", Instant::now(), taken, missing));
-        paced.map_err(|text| ApiError::new(Fault::Unavailable, text))
+        let asked = self.shared.readable(&self.client, &self.digest)?;
+        // A model to be measured may take as long as somebody waits for the figures.
+        let Some(deadline_ms) = asked.deadline_ms else { return Ok(()) };
+        // That of now: an attempt may have ended meanwhile, and another one have asked for the same model.
+        let now = Instant::now();
+        let pace = Pace::new(now, asked.idle, left_until(deadline_ms)).begin(self.begun);
+        pace.check("download", now, taken, missing).map_err(|text| ApiError::new(Fault::Unavailable, text))
     }
 
     fn ended(&self, why: &ApiError) {

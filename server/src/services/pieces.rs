@@ -28,7 +28,7 @@ pub(super) type Pieces = mpsc::Receiver<Result<Piece, ApiError>>;
 
 /// Looks after a download while it lasts.
 pub(super) trait Overseer: Send + Sync + 'static {
-    /// Whether the rest is still of use to its reader, who took so many bytes and misses so many.
+    /// Whether the rest is still of use to its reader, who was given so many bytes (all but one piece are taken) and misses so many.
     ///
     /// # Errors
     /// Why it is not.
@@ -71,13 +71,16 @@ pub(super) async fn pieces(
     };
     let blob = blobs.local(digest).await.map_err(|e| unreadable(&e))?;
     let bytes = blob.bytes().map_err(|e| unreadable(&e))?;
-    let (tx, rx) = mpsc::channel(ON_THE_WAY as usize);
+    // Room for all that is on its way and for the error that comes after it: nothing here waits for who takes from it.
+    let (tx, rx) = mpsc::channel(ON_THE_WAY as usize + 1);
     let (shelf, digest) = (shelf.clone(), *digest);
     tokio::spawn(async move {
         let feed = Feed { shelf, blob, digest, bytes, idle, overseer };
         if let Err(e) = feed.run(offset, &tx).await {
             feed.overseer.ended(&e);
-            let _ = tx.send(Err(e)).await;
+            // The task ends here, and with it what it has open. What is on its way stays until the call ends: the network does not
+            // ask for more while its reader takes nothing.
+            let _ = tx.try_send(Err(e));
         }
     });
     Ok(rx)
@@ -120,6 +123,10 @@ impl<O: Overseer> Feed<O> {
                 return Ok(());
             }
             offset = next;
+        }
+        // The last ones are to be taken as well.
+        for pieces in 1..=ON_THE_WAY {
+            drop(self.room(&way, pieces).await?);
         }
         Ok(())
     }
@@ -181,20 +188,50 @@ mod tests {
 
     #[tokio::test]
     async fn a_reader_that_keeps_what_it_gets_gets_two_pieces_and_is_left() {
-        let (blobs, digest, _) = stored(5 * CHUNK_BYTES).await;
-        let shelf = Arc::new(Shelf::new());
-        let idle = Duration::from_millis(50);
-        let mut stream = pieces(&shelf, &blobs, &digest, 0, idle, ()).await.unwrap();
-        let mut kept = vec![];
-        let end = loop {
-            match stream.recv().await.unwrap() {
-                Ok(piece) => kept.push(piece),
-                Err(e) => break e,
+        // In the middle, and where these two are the last ones.
+        for chunks in [5, ON_THE_WAY as usize] {
+            let (blobs, digest, _) = stored(chunks * CHUNK_BYTES).await;
+            let shelf = Arc::new(Shelf::new());
+            let idle = Duration::from_millis(50);
+            let mut stream = pieces(&shelf, &blobs, &digest, 0, idle, ()).await.unwrap();
+            let mut kept = vec![];
+            let end = loop {
+                match stream.recv().await.unwrap() {
+                    Ok(piece) => kept.push(piece),
+                    Err(e) => break e,
+                }
+            };
+            assert_eq!(kept.len(), ON_THE_WAY as usize);
+            assert_eq!(end.fault, Fault::Unavailable);
+            assert!(stream.recv().await.is_none());
+        }
+    }
+
+    /// The network asks for nothing where its reader takes nothing: what feeds it ends all the same, and closes what it has open.
+    #[tokio::test]
+    async fn who_asks_for_nothing_more_keeps_nothing_open() {
+        struct Ends(mpsc::Sender<Fault>);
+        impl Overseer for Ends {
+            fn check(&self, _taken: u64, _missing: u64) -> Result<(), ApiError> {
+                Ok(())
             }
-        };
-        assert_eq!(kept.len(), ON_THE_WAY as usize);
-        assert_eq!(end.fault, Fault::Unavailable);
-        assert!(stream.recv().await.is_none());
+
+            fn ended(&self, why: &ApiError) {
+                self.0.try_send(why.fault).unwrap();
+            }
+        }
+        let (blobs, digest, _) = stored(5 * CHUNK_BYTES).await;
+        let (tx, mut ends) = mpsc::channel(1);
+        let shelf = Arc::new(Shelf::new());
+        let mut stream =
+            pieces(&shelf, &blobs, &digest, 0, Duration::from_millis(50), Ends(tx)).await.unwrap();
+        let left = timeout(LONG, ends.recv()).await.expect("it is left");
+        assert_eq!(left, Some(Fault::Unavailable));
+        assert!(ends.recv().await.is_none(), "what fed it is gone");
+        for _ in 0..ON_THE_WAY {
+            assert!(stream.recv().await.unwrap().is_ok());
+        }
+        assert!(stream.recv().await.unwrap().is_err());
     }
 
     /// Who takes a piece now and then, for ever.

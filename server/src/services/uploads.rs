@@ -4,18 +4,15 @@ use crate::clock::left_until;
 use crate::coordinator::{Coordinator, Shared};
 use crate::driver::Handle;
 use crate::pace::Pace;
-use crate::spool::{self, Arrived, Claim, Rejected};
+use crate::spool::{self, Claim, Rejected};
 use crate::sweep::let_go;
-use crate::turns::Turn;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
-use tokio_stream::{Stream, StreamExt as _};
+use tokio_stream::StreamExt as _;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
-use undertone::v1::{self, upload_message, upload_reply};
+use undertone::v1::{self, UploadHeader, upload_message, upload_reply};
 use undertone::{ApiError, Fault, required};
 use undertone_core::id::ClientId;
 use undertone_round::coordinator::{Input, JobState, Update};
@@ -23,48 +20,32 @@ use undertone_round::coordinator::{Input, JobState, Update};
 /// How long a new upload may take to send its header.
 const HEADER: Duration = Duration::from_secs(10);
 
-/// What the coordinator answers to an upload: that it may go, and its receipt. The upload ends with it.
-pub(crate) struct Replies {
-    replies: mpsc::Receiver<Result<v1::UploadReply, Status>>,
-    upload: JoinHandle<()>,
-}
+/// What the coordinator answers to an upload: that it may go, and its receipt.
+pub(crate) type Replies = ReceiverStream<Result<v1::UploadReply, Status>>;
 
-impl Replies {
-    /// Takes an upload in. By a task of its own: a client that reads no answers does not keep a deadline from passing.
-    pub(super) fn to(
-        coordinator: Arc<Coordinator>,
-        client: ClientId,
-        messages: Streaming<v1::UploadMessage>,
-    ) -> Self {
-        // Both of them: nothing here waits for the client.
-        let (tx, replies) = mpsc::channel(2);
-        let upload = tokio::spawn(async move {
-            let outcome = upload(&coordinator, client.clone(), messages, &tx).await;
-            if let Err(e) = &outcome
-                && !matches!(e.fault, Fault::Unavailable | Fault::Internal)
-            {
-                coordinator.shared.refusals.note(&client, &e.message);
-            }
-            let receipt = outcome.map(|receipt| reply(upload_reply::Kind::Receipt(receipt)));
-            let _ = tx.send(receipt.map_err(Status::from)).await;
-        });
-        Self { replies, upload }
-    }
-}
+/// Where the answers of an upload are put.
+type Answers = mpsc::Sender<Result<v1::UploadReply, Status>>;
 
-impl Stream for Replies {
-    type Item = Result<v1::UploadReply, Status>;
-
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.replies.poll_recv(cx)
-    }
-}
-
-impl Drop for Replies {
-    /// Nobody waits for the answer: the client hung up, or its line broke.
-    fn drop(&mut self) {
-        self.upload.abort();
-    }
+/// Takes an upload in. By a task of its own: a client that reads no answers does not keep a deadline from passing, and one that
+/// hangs up when all is sent has its update judged all the same.
+pub(super) fn begin(
+    coordinator: Arc<Coordinator>,
+    client: ClientId,
+    messages: Streaming<v1::UploadMessage>,
+) -> Replies {
+    // Both of them: nothing here waits for the client.
+    let (answers, replies) = mpsc::channel(2);
+    tokio::spawn(async move {
+        let outcome = upload(&coordinator, client.clone(), messages, &answers).await;
+        if let Err(e) = &outcome
+            && !matches!(e.fault, Fault::Unavailable | Fault::Internal)
+        {
+            coordinator.shared.refusals.note(&client, &e.message);
+        }
+        let receipt = outcome.map(|receipt| reply(upload_reply::Kind::Receipt(receipt)));
+        let _ = answers.try_send(receipt.map_err(Status::from));
+    });
+    ReceiverStream::new(replies)
 }
 
 fn reply(kind: upload_reply::Kind) -> v1::UploadReply {
@@ -76,7 +57,7 @@ async fn upload(
     coordinator: &Coordinator,
     client: ClientId,
     mut messages: Streaming<v1::UploadMessage>,
-    replies: &mpsc::Sender<Result<v1::UploadReply, Status>>,
+    answers: &Answers,
 ) -> Result<v1::UploadReceipt, ApiError> {
     let bad = |text: String| ApiError::new(Fault::BadRequest, text);
     let first = tokio::time::timeout(HEADER, messages.next())
@@ -87,11 +68,17 @@ async fn upload(
         Some(Err(status)) => return Err(status.into()),
         _ => return Err(bad("the first message of an upload is its header".into())),
     };
-    let claim = claim(client, &header)?;
-    let shared = &coordinator.shared;
+    let (claim, shared) = (claim(client, &header)?, &coordinator.shared);
+    let counted = |header: UploadHeader| v1::UploadReceipt { update: header.update, counted_already: true };
     // Before all else, also while the attempt is open: a receipt that was lost costs no second transfer.
     if shared.counts_already(&claim).await? {
-        return Ok(v1::UploadReceipt { update: header.update, counted_already: true });
+        return Ok(counted(header));
+    }
+    let _turn = shared.upload_turn(&claim.client)?;
+    let _of_update = shared.update_turn(&claim.key, &claim.client).await?;
+    // It may have been taken in meanwhile; from here on nobody else does.
+    if shared.counts_already(&claim).await? {
+        return Ok(counted(header));
     }
     let handle = match coordinator.running_job(&claim.key.job).await {
         Ok(handle) => handle,
@@ -101,23 +88,30 @@ async fn upload(
     if let Err(reason) = plausible(&claim, &job) {
         return refuse(&handle, &claim, reason).await;
     }
-    let state = handle.snapshot().state;
-    let deadline_ms = match expected(&state, &claim) {
-        Ok(deadline_ms) => deadline_ms,
+    let asked = {
+        // Not for longer: a state knows all of its cohort, and thousands of uploads may wait.
+        let state = handle.snapshot().state;
+        // The clip norm moves between rounds: this one's stands as long as the upload is of use.
+        let bound = job.bound_beside(claim.number, state.norm_bound(&job));
+        expected(&state, &claim).map(|deadline_ms| (deadline_ms, bound))
+    };
+    let (deadline_ms, bound) = match asked {
+        Ok(asked) => asked,
         Err(over) => return shared.receipt_of_before(&claim, &header, over).await,
     };
-    // The clip norm moves between rounds: this one's stands as long as the upload is of use.
-    let bound = job.bound_beside(claim.number, state.norm_bound(&job));
-    let turn = shared.upload_turn(&claim.client)?;
     // A client that trickles holds its slot until the attempt's deadline at most.
     let left = deadline_ms.map_or(idle, left_until);
     let pace = Pace::new(Instant::now(), idle, left);
     let received = tokio::time::timeout(left, async {
         // A bounded pool: the others wait here, and have sent no more than a header.
-        let _slot = shared.upload_slots.acquire().await.expect("the pool is never closed");
+        // Who hangs up here leaves the line. Later its messages end: what is here of them is kept, or judged if it is all.
+        let _slot = tokio::select! {
+            slot = shared.upload_slots.acquire() => slot.expect("the pool is never closed"),
+            () = answers.closed() => return Err(Rejected::Transfer(hung_up())),
+        };
         let go = |offset| {
             let idle_ms = idle.as_millis().try_into().unwrap_or(u64::MAX);
-            let _ = replies.try_send(Ok(reply(upload_reply::Kind::Go(v1::Go { offset, idle_ms }))));
+            let _ = answers.try_send(Ok(reply(upload_reply::Kind::Go(v1::Go { offset, idle_ms }))));
         };
         spool::receive(messages, &claim, &job, &shared.blobs, &shared.unfinished, &pace, go).await
     });
@@ -134,19 +128,16 @@ async fn upload(
             return shared.receipt_of_before(&claim, &header, over).await;
         }
     };
+    // To the end, whatever becomes of the call: but for a daemon that stops, no blob is left that nobody knows.
     let kept = match arrived {
-        // A task of its own from the last byte on: a client that hangs up now leaves no blob that nobody knows, and need
-        // not send again. Nor does it begin another upload before this one is through.
-        Ok(arrived) => {
-            let parts = (handle.clone(), shared.clone(), claim.clone(), turn);
-            tokio::spawn(keep(parts, arrived, bound))
-                .await
-                .map_err(|e| ApiError::new(Fault::Unavailable, format!("taking the update in broke: {e}")))?
-        }
+        Ok(arrived) => arrived.keep(&claim, &job, bound, &shared.blobs).await,
         Err(rejected) => Err(rejected),
     };
     match kept {
-        Ok(taken) => Ok(v1::UploadReceipt { update: header.update, counted_already: taken? }),
+        Ok(update) => {
+            let counted_already = take_in(&handle, shared, &claim, update).await?;
+            Ok(v1::UploadReceipt { update: header.update, counted_already })
+        }
         // The attempt may have ended while this was spooled, and what was spooled have been deleted with it.
         Err(Rejected::Transfer(e)) => match expected(&handle.snapshot().state, &claim) {
             Ok(_) => Err(e),
@@ -161,6 +152,10 @@ async fn upload(
         }
         Err(Rejected::Invalid(reason)) => refuse(&handle, &claim, reason).await,
     }
+}
+
+fn hung_up() -> ApiError {
+    ApiError::new(Fault::Unavailable, "the client hung up, or its line broke")
 }
 
 /// What an upload claims to be.
@@ -194,24 +189,9 @@ async fn over(handle: &Handle, claim: &Claim) -> ApiError {
     }
 }
 
-/// Validates an upload that is here, makes it durable and takes it in.
-async fn keep(
-    (handle, shared, claim, _turn): (Handle, Arc<Shared>, Claim, Turn),
-    arrived: Arrived,
-    bound: (f64, u64),
-) -> Result<Result<bool, ApiError>, Rejected> {
-    let update = arrived.keep(&claim, &handle.job, bound, &shared.blobs).await?;
-    Ok(take_in(handle, shared, claim, update).await)
-}
-
 /// Offers a spooled update to the round; what it refuses for good is deleted, unless the round counts it already. Says whether
 /// it was taken in before, by an upload whose attempt closed while this one was under way.
-async fn take_in(
-    handle: Handle,
-    shared: Arc<Shared>,
-    claim: Claim,
-    update: Update,
-) -> Result<bool, ApiError> {
+async fn take_in(handle: &Handle, shared: &Shared, claim: &Claim, update: Update) -> Result<bool, ApiError> {
     let (blob, client, key) = (update.blob, &claim.client, &claim.key);
     let input = Input::Update { key: key.clone(), update, claim: claim.fingerprint() };
     let Err(refusal) = handle.feed(input).await else {

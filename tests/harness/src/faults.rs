@@ -4,6 +4,7 @@ use bytes::Bytes;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use tokio::io::AsyncRead;
+use tokio::sync::watch;
 use undertone_core::digest::Digest;
 use undertone_core::id::{AttemptKey, ClientId, JobId};
 use undertone_store::{
@@ -38,9 +39,20 @@ struct Faults {
     blob_reads: AtomicBool,
     blob_commits: AtomicBool,
     panics: AtomicU32,
+    /// Where writers of blobs stand and wait.
+    held: watch::Sender<Option<HeldAt>>,
     /// What could not be kept.
     refused: Mutex<Vec<Digest>>,
     hits: AtomicU32,
+}
+
+/// Where a disk is slow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HeldAt {
+    /// Before it takes bytes of a blob.
+    Write,
+    /// Before what it took is settled.
+    Settle,
 }
 
 impl Default for FaultyStorage {
@@ -84,6 +96,11 @@ impl FaultyStorage {
         self.faults.blob_commits.store(on, Ordering::SeqCst);
     }
 
+    /// From now on writers of blobs wait there (or go on): a slow disk.
+    pub fn hold_blobs(&self, at: Option<HeldAt>) {
+        self.faults.held.send_replace(at);
+    }
+
     /// The digests of the blobs that were refused after their last byte.
     pub fn refused(&self) -> Vec<Digest> {
         self.faults.refused.lock().expect("no panic while locked").clone()
@@ -117,6 +134,14 @@ impl Faults {
             self.hits.fetch_add(1, Ordering::SeqCst);
         }
         on
+    }
+
+    async fn wait(&self, at: HeldAt) {
+        let mut held = self.held.subscribe();
+        if *held.borrow_and_update() == Some(at) {
+            self.hits.fetch_add(1, Ordering::SeqCst);
+            let _ = held.wait_for(|held| *held != Some(at)).await;
+        }
     }
 }
 
@@ -267,10 +292,12 @@ struct FaultyWriter {
 #[async_trait::async_trait]
 impl BlobWriter for FaultyWriter {
     async fn write(&mut self, bytes: Bytes) -> Result<(), BlobError> {
+        self.faults.wait(HeldAt::Write).await;
         self.writer.write(bytes).await
     }
 
     async fn settle(&mut self) -> Result<Digest, BlobError> {
+        self.faults.wait(HeldAt::Settle).await;
         self.writer.settle().await
     }
 

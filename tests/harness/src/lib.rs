@@ -31,7 +31,7 @@ mod trainers;
 mod wire;
 
 pub use deployment::{Deployment, RunningClient};
-pub use faults::FaultyStorage;
+pub use faults::{FaultyStorage, HeldAt};
 pub use operator::{Events, Operator};
 pub use processes::{Process, Processes, binary};
 pub use raw::{RawClient, receipt};
