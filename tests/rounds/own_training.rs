@@ -64,14 +64,32 @@ fn train(mut model: [f64; 3], rows: &[[f64; 3]]) -> [f64; 3] {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_example_trains_in_python_and_in_a_shell_alike() {
+    they_train_alike(&["python3", example("train.py").to_str().unwrap()]).await;
+}
+
+/// Where there is a Python with PyTorch and safetensors, which no other test needs: python3, or the one that is named.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_example_trains_in_pytorch_as_well() {
+    let python = std::env::var("UNDERTONE_TEST_PYTORCH").unwrap_or("python3".into());
+    let found = std::process::Command::new(&python).args(["-c", "import torch, safetensors"]).output();
+    if !found.is_ok_and(|output| output.status.success()) {
+        println!(
+            "skipped: {python} has no PyTorch and safetensors; name one that has in UNDERTONE_TEST_PYTORCH"
+        );
+        return;
+    }
+    they_train_alike(&[&python, example("train_torch.py").to_str().unwrap()]).await;
+}
+
+/// A program of the example and the shell's train a model, which the program measures.
+async fn they_train_alike(program: &[&str]) {
     let mut d = Deployment::start().await;
     let (north, south) = (example("north.csv"), example("south.csv"));
-    let (python, shell) = (example("train.py"), example("train.sh"));
-    let (python, shell) = (python.to_str().unwrap(), shell.to_str().unwrap());
-    run(&mut d, "north", ClientRole::Trainer, &north, with(&["python3", python])).await;
-    run(&mut d, "south", ClientRole::Trainer, &south, with(&[shell])).await;
+    let shell = example("train.sh");
+    run(&mut d, "north", ClientRole::Trainer, &north, with(program)).await;
+    run(&mut d, "south", ClientRole::Trainer, &south, with(&[shell.to_str().unwrap()])).await;
     run(&mut d, "judge", ClientRole::Evaluator, &north, |command| {
-        with(&["python3", python])(command);
+        with(program)(command);
         command.does = vec![Mode::Evaluate];
     })
     .await;
