@@ -1,4 +1,5 @@
-//! How far training has come, told to people: a line every few seconds in a log. (The bar of a terminal is the program's.)
+//! How far training has come, told to people: a line every few seconds in a log, and one for each step that is heard of where the log
+//! goes into detail. (The bar of a terminal is the program's.)
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -15,6 +16,8 @@ pub fn progress_in_log() -> OnProgress {
         let now = Instant::now();
         if pace.lock().unwrap_or_else(PoisonError::into_inner).is_due(progress, now) {
             tracing::info!(step = progress.step, steps = progress.steps, "training");
+        } else {
+            tracing::debug!(step = progress.step, steps = progress.steps, "training");
         }
     })
 }

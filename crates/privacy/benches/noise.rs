@@ -2,8 +2,8 @@
 //!
 //! `cargo bench -p undertone-privacy --bench noise`. Plain timing, the median of several runs.
 
-use rand_chacha::ChaCha20Rng;
-use rand_chacha::rand_core::{Rng as _, SeedableRng as _};
+use chacha20::ChaCha20Rng;
+use chacha20::rand_core::{Rng as _, SeedableRng as _};
 use std::hint::black_box;
 use std::time::Instant;
 use undertone_core::fixed::Grid;

@@ -35,9 +35,9 @@ pub use design::{AuditError, Design, Wishes};
 pub use subject::{JobUnderAudit, Subject, WithoutNoise};
 
 use crate::noise::NoiseRng;
+use chacha20::ChaCha20Rng;
+use chacha20::rand_core::{Rng as _, SeedableRng as _};
 use evidence::Evidence;
-use rand_chacha::ChaCha20Rng;
-use rand_chacha::rand_core::{Rng as _, SeedableRng as _};
 
 /// Who is in: fair coins, independent of everything in the job.
 #[derive(Debug)]

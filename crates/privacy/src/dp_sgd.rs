@@ -22,7 +22,7 @@ pub use float::{FloatClipping, SENSITIVITY_MARGIN};
 use crate::clip::{BoundError, clip_example_to_grid};
 use crate::discrete_gaussian::{DiscreteGaussian, NoiseError};
 use crate::noise::NoiseRng;
-use float::FloatNoise;
+use float::{FloatNoise, FloatSums};
 use std::fmt;
 use undertone_core::fixed::Grid;
 use undertone_core::trainer::{RecordMechanism, RecordPrivacy};
@@ -84,7 +84,7 @@ impl GradientMechanism {
 
     /// The sum of no gradients of `len` values.
     pub fn empty_sum(&self, len: usize) -> GradientSum<'_> {
-        GradientSum { mechanism: self, units: vec![0; len], values: Vec::new() }
+        GradientSum { mechanism: self, len, units: Vec::new(), sums: FloatSums::None }
     }
 
     /// The L2 norm that each gradient is scaled down to.
@@ -115,10 +115,10 @@ impl GradientMechanism {
 /// The sum of clipped gradients: private, not to leave the step, and not printed.
 pub struct GradientSum<'a> {
     mechanism: &'a GradientMechanism,
-    /// Of gradients that were clipped one by one, exact, in units of the grid.
+    len: usize,
+    /// Of gradients that were clipped one by one, exact, in units of the grid; empty until there is one.
     units: Vec<i64>,
-    /// Of sums in floating point; empty until there is one.
-    values: Vec<f64>,
+    sums: FloatSums,
 }
 
 impl GradientSum<'_> {
@@ -129,7 +129,7 @@ impl GradientSum<'_> {
     /// If the gradient is not of the sum's length.
     pub fn add(&mut self, gradient: &[f32]) {
         let GradientMechanism { clip_norm, grid, .. } = *self.mechanism;
-        let _was_finite = clip_example_to_grid(gradient, clip_norm, grid, &mut self.units)
+        let _was_finite = clip_example_to_grid(gradient, clip_norm, grid, self.units())
             .expect("the mechanism was made for this clip norm and grid");
     }
 
@@ -138,42 +138,70 @@ impl GradientSum<'_> {
     ///
     /// # Panics
     /// If the sum is not of the same length.
-    pub fn add_clipped_sum(&mut self, _evidence: &FloatClipping, sum: &[f32]) {
-        assert_eq!(sum.len(), self.units.len(), "gradients and their sum have one layout");
-        self.values.resize(sum.len(), 0.0);
-        for (total, &value) in self.values.iter_mut().zip(sum) {
-            *total += if value.is_finite() { f64::from(value) } else { 0.0 };
-        }
+    pub fn add_clipped_sum(&mut self, _evidence: &FloatClipping, sum: Vec<f32>) {
+        assert_eq!(sum.len(), self.len, "gradients and their sum have one layout");
+        self.sums.add(sum);
     }
 
     /// Adds the noise, once.
     pub fn noised(mut self, rng: &mut NoiseRng) -> NoisedGradient {
         let GradientMechanism { noise, grid, scale, .. } = *self.mechanism;
         match noise {
-            Noise::Exact(noise) => noise.add_to(&mut self.units, rng),
-            Noise::Float(noise) => noise.add_to(&mut self.units, grid, &self.values, rng),
+            Noise::Exact(noise) => {
+                noise.add_to(self.units(), rng);
+                NoisedGradient(Noised::Exact { units: self.units, scale })
+            }
+            Noise::Float(noise) => {
+                if !self.units.is_empty() {
+                    let unit = 1.0 / grid.units_per_one();
+                    self.sums.add_each(self.units.iter().map(|&units| units as f64 * unit));
+                }
+                NoisedGradient(Noised::Float(noise.mean(self.sums, self.len, scale, rng)))
+            }
         }
-        NoisedGradient { units: self.units, scale }
+    }
+
+    fn units(&mut self) -> &mut Vec<i64> {
+        self.units.resize(self.len, 0);
+        &mut self.units
     }
 }
 
 impl fmt::Debug for GradientSum<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "GradientSum({} values)", self.units.len())
+        write!(f, "GradientSum({} values)", self.len)
     }
 }
 
-/// What a step may use: the noised sum.
+/// What a step may use: the noised sum, over the *expected* batch, a public constant.
 #[derive(Debug, Clone, PartialEq)]
-pub struct NoisedGradient {
-    units: Vec<i64>,
-    scale: f64,
+pub struct NoisedGradient(Noised);
+
+#[derive(Debug, Clone, PartialEq)]
+enum Noised {
+    Exact { units: Vec<i64>, scale: f64 },
+    Float(Vec<f32>),
 }
 
 impl NoisedGradient {
-    /// The noised sum over the *expected* batch, a public constant.
+    /// The mean.
     pub fn mean(&self) -> impl ExactSizeIterator<Item = f64> + '_ {
-        self.units.iter().map(move |&u| u as f64 * self.scale)
+        let len = match &self.0 {
+            Noised::Exact { units, .. } => units.len(),
+            Noised::Float(mean) => mean.len(),
+        };
+        (0..len).map(move |i| match &self.0 {
+            Noised::Exact { units, scale } => units[i] as f64 * scale,
+            Noised::Float(mean) => mean[i].into(),
+        })
+    }
+
+    /// The mean, as an optimiser takes it.
+    pub fn into_mean(self) -> Vec<f32> {
+        match self.0 {
+            Noised::Exact { units, scale } => units.iter().map(|&u| (u as f64 * scale) as f32).collect(),
+            Noised::Float(mean) => mean,
+        }
     }
 }
 

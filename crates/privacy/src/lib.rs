@@ -33,6 +33,7 @@ pub mod metrics;
 #[cfg(test)]
 mod neighbour_replay;
 pub mod noise;
+mod normal;
 pub mod pld;
 pub mod rdp;
 pub mod release;

@@ -1,7 +1,7 @@
 //! Where noise comes from: a generator that cannot be seeded in a release build.
 
-use rand_chacha::ChaCha20Rng;
-use rand_chacha::rand_core::{Rng as _, SeedableRng as _};
+use chacha20::ChaCha20Rng;
+use chacha20::rand_core::{Rng as _, SeedableRng as _};
 use std::fmt;
 
 #[cfg(all(feature = "seeded-noise", not(debug_assertions)))]
@@ -17,9 +17,9 @@ compile_error!(
 ///
 /// ```compile_fail,E0308
 /// // Another generator is another type.
-/// use rand_chacha::rand_core::SeedableRng;
+/// use chacha20::rand_core::SeedableRng;
 /// let noise = undertone_privacy::discrete_gaussian::DiscreteGaussian::new(4.0).unwrap();
-/// noise.sample(&mut rand_chacha::ChaCha20Rng::from_seed([0; 32]));
+/// noise.sample(&mut chacha20::ChaCha20Rng::from_seed([0; 32]));
 /// ```
 ///
 /// ```compile_fail,E0599

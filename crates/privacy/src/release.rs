@@ -8,7 +8,7 @@ use crate::adaptive_clip::{ClipState, CountSum};
 use crate::blt::{BltError, BltNoise, BltRound};
 use crate::contract::CentralMechanism;
 use crate::discrete_gaussian::{DiscreteGaussian, NoiseError};
-use crate::fast_gaussian::FastGaussian;
+use crate::fast_gaussian::{FastGaussian, FastNoise};
 use crate::ledger::{EntryState, LedgerEntry};
 use crate::noise::NoiseRng;
 use crate::resolve::{ClientCentral, ClientLocal, NoPromise, RecordLocal, ResolvedContract, Terms};
@@ -237,7 +237,7 @@ struct Noised {
 #[derive(Debug)]
 enum Noise {
     Discrete(DiscreteGaussian),
-    Fast(FastGaussian),
+    Fast(FastNoise),
     Correlated(BltRound),
 }
 
@@ -300,7 +300,7 @@ impl Release {
                 Noise::Discrete(DiscreteGaussian::for_sensitivity(terms.update_noise(), sensitivity)?)
             }
             CentralMechanism::FastGaussian => {
-                Noise::Fast(FastGaussian::for_clipped_sum(terms, clip_norm, grid)?)
+                Noise::Fast(FastGaussian::for_clipped_sum(terms, clip_norm, grid)?.vector(rng))
             }
             CentralMechanism::Blt => {
                 let saved = correlated(terms, entry, carried.noise.as_deref(), grid, values)?;
@@ -382,7 +382,7 @@ impl Release {
         match self.noised.as_deref_mut().map(|n| &mut n.noise) {
             None => {}
             Some(Noise::Discrete(noise)) => noise.add_to(&mut units, rng),
-            Some(Noise::Fast(noise)) => noise.add_to(&mut units, rng),
+            Some(Noise::Fast(noise)) => noise.add_to(&mut units),
             Some(Noise::Correlated(noise)) => noise.add_to(&mut units, rng)?,
         }
         Ok(Releasable { grid: whole.grid, values: Values::Exact(units), denominator: self.denominator })

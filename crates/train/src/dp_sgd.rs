@@ -15,7 +15,7 @@ use crate::rows::Rows;
 use crate::run::{Run, Trained};
 use crate::sampling::{poisson_batch, sampling_rng, seed_dropout};
 use engine::Engine;
-use tch::Tensor;
+use tch::{Kind, TchError, Tensor};
 use undertone_core::plan::TrainPlan;
 use undertone_core::trainer::{RecordPrivacy, TrainerError};
 use undertone_privacy::dp_sgd::GradientMechanism;
@@ -48,7 +48,6 @@ pub(crate) fn train(
     let rate = run.learning_rate(steps);
     let mut micro = MicroBatch::new(usize::MAX);
     let first = resumed.map_or(0, |state| state.step);
-    let mut values = to_vec(&model.flat)?;
     for step in first..steps {
         run.stop.before_step(step, steps)?;
         let batch = poisson_batch(rows.len(), privacy.sampling_rate, &mut sampling);
@@ -65,24 +64,31 @@ pub(crate) fn train(
             }
             Ok(sum)
         })?;
-        let gradient: Vec<f32> = sum.noised(&mut noise).mean().map(|g| g as f32).collect();
-        let gradient = Tensor::f_from_slice(&gradient)?.f_to_device(rows.device())?;
+        let gradient =
+            Tensor::f_from_slice(&sum.noised(&mut noise).into_mean())?.f_to_device(rows.device())?;
         // From here on it is computed from what was noised already: it costs no privacy.
         model.optimizer.step(&mut model.flat, gradient, rate.at(step))?;
-        // Divergence ends it here.
-        values = Trained::new(to_vec(&model.flat)?, step + 1, steps)?.weights;
+        if !sum_is_finite(&model.flat)? {
+            // Divergence ends it here; a sum alone may overflow too.
+            Trained::new(to_vec(&model.flat)?, step + 1, steps)?;
+        }
         run.keeper.keep(|| {
             Ok(State {
                 step: step + 1,
                 sampler: SamplerState::of(&sampling, 0),
-                weights: values.clone(),
+                weights: to_vec(&model.flat)?,
                 optimizer: (model.optimizer.steps(), model.optimizer.state()?),
                 best: None,
                 without_progress: 0,
             })
         })?;
     }
-    Ok(Trained { weights: values, steps })
+    Ok(Trained::new(to_vec(&model.flat)?, steps, steps)?)
+}
+
+/// False if any value is not finite, or they are so large that their sum is not.
+fn sum_is_finite(values: &Tensor) -> Result<bool, TchError> {
+    Ok(values.f_sum(None::<Kind>)?.f_double_value(&[])?.is_finite())
 }
 
 /// The number of steps, if the numbers make sense together.

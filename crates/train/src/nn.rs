@@ -107,13 +107,8 @@ impl Network {
         }
         let layout = spec.layout(shape).map_err(|e| TrainerError::Unsupported(e.to_string()))?;
         let root = module(spec, shape, &Names::of(&layout));
-        let drops = match spec {
-            ModelSpec::Lstm(spec) | ModelSpec::Gru(spec) => spec.dropout > 0.0,
-            ModelSpec::Transformer(spec) => spec.dropout > 0.0,
-            _ => false,
-        };
         let objective = Objective::new(shape.target);
-        let computes = Computes::BuiltIn(BuiltIn { root, objective, drops });
+        let computes = Computes::BuiltIn(BuiltIn { root, objective, drops: spec.drops_out() });
         Ok(Self { computes, layout, input: shape.input.clone() })
     }
 
@@ -141,6 +136,15 @@ impl Network {
         let objective = Objective::new(shape.target);
         let computes = Computes::BuiltIn(BuiltIn { root, objective, drops: false });
         Self { computes, layout, input: shape.input.clone() }
+    }
+
+    /// The same, taken for one that drops values in training.
+    #[cfg(test)]
+    pub(crate) fn dropping(mut self) -> Self {
+        if let Computes::BuiltIn(model) = &mut self.computes {
+            model.drops = true;
+        }
+        self
     }
 
     /// Whether training drops values, which libtorch's generator draws. Of a script nobody knows: it may.

@@ -97,14 +97,12 @@ impl Optimizer {
             _ => {}
         }
         let (Rule::Adam { beta1, beta2, epsilon } | Rule::AdamW { beta1, beta2, epsilon }) = self.rule else {
-            let step = match &mut self.first {
-                Some(velocity) => {
-                    let _ = velocity.f_mul_scalar_(self.momentum)?.f_add_(&gradient)?;
-                    velocity.f_mul_scalar(learning_rate)?
-                }
-                None => gradient.f_mul_scalar_(learning_rate)?,
-            };
-            let _ = weights.f_sub_(&step)?;
+            // Two passes over the values: velocity = gradient + momentum·velocity, weights += -rate·velocity.
+            if let Some(velocity) = &mut self.first {
+                let _ = gradient.f_addcmul_(velocity, &number(self.momentum))?;
+                std::mem::swap(velocity, &mut gradient);
+            }
+            let _ = weights.f_addcmul_(self.first.as_ref().unwrap_or(&gradient), &number(-learning_rate))?;
             return Ok(());
         };
         let (Some(mean), Some(square)) = (&mut self.first, &mut self.second) else {
@@ -158,6 +156,12 @@ impl Optimizer {
         }
         Ok(())
     }
+}
+
+/// A number for tensors to be multiplied with, on whatever device they are and in their precision.
+fn number(value: f64) -> Tensor {
+    // Without dimensions, it makes no f32 an f64.
+    Tensor::from(value)
 }
 
 /// Scales a gradient down to an L2 norm, as torch.nn.utils.clip_grad_norm_ does. Nothing is read back from the device.

@@ -17,9 +17,8 @@
 //! default. The accountant's curve is unchanged: z counts in sensitivities.
 
 use crate::discrete_gaussian::NoiseError;
-use crate::fast_gaussian::FastGaussian;
+use crate::fast_gaussian::{FastGaussian, nearest};
 use crate::noise::NoiseRng;
-use undertone_core::fixed::Grid;
 use undertone_core::limits::MAX_PARAMETERS;
 
 /// What a floating-point sum may move beyond the clip norm, as a part of it.
@@ -51,7 +50,9 @@ impl FloatClipping {
             true => (self.clip_norm / libm::sqrt(squared.max(0.0))).min(1.0) as f32,
             false => 0.0,
         };
-        squared_norms.iter().map(factor).collect()
+        // What has fewer digits than other numbers could be too large by more than the margin has room for.
+        let precise = |factor: f32| if factor < f32::MIN_POSITIVE { 0.0 } else { factor };
+        squared_norms.iter().map(factor).map(precise).collect()
     }
 }
 
@@ -81,15 +82,69 @@ impl FloatNoise {
         self.noise.sigma() * self.unit
     }
 
-    /// Turns exact `units` on `grid` into noised units of this grid; `values` (empty: none) are part of the sum.
-    pub(super) fn add_to(&self, units: &mut [i64], grid: Grid, values: &[f64], rng: &mut NoiseRng) {
-        let (own, given) = (1.0 / self.unit, 1.0 / (self.unit * grid.units_per_one()));
-        match values.is_empty() {
-            true => units.iter_mut().for_each(|u| *u = (*u as f64 * given).round_ties_even() as i64),
-            false => units.iter_mut().zip(values).for_each(|(u, v)| {
-                *u = (v * own + *u as f64 * given).round_ties_even() as i64;
-            }),
+    /// Rounds sums to this grid and adds the noise to each: `len` values, each times `scale` for a unit.
+    ///
+    /// # Panics
+    /// If there are sums, and not so many.
+    pub(super) fn mean(&self, sums: FloatSums, len: usize, scale: f64, rng: &mut NoiseRng) -> Vec<f32> {
+        let own = 1.0 / self.unit;
+        // Sums of integers. Beyond 2^53 they are rounded, which is a function of what was noised already.
+        let noised = |sum: f64, draw: f64| ((round(sum * own) + nearest(draw).0) * scale) as f32;
+        let mut noise = self.noise.vector(rng);
+        match sums {
+            FloatSums::None => {
+                let mut mean = vec![0.0; len];
+                noise.draws(&mut mean, |value, draw| *value = noised(0.0, draw));
+                mean
+            }
+            FloatSums::One(mut sum) => {
+                assert_eq!(sum.len(), len, "a value without noise");
+                noise.draws(&mut sum, |value, draw| *value = noised(finite(*value), draw));
+                sum
+            }
+            FloatSums::Several(mut sums) => {
+                assert_eq!(sums.len(), len, "a value without noise");
+                noise.draws(&mut sums, |value, draw| *value = f64::from(noised(*value, draw)));
+                sums.into_iter().map(|value| value as f32).collect()
+            }
         }
-        self.noise.add_to(units, rng);
     }
+}
+
+fn round(x: f64) -> f64 {
+    if x.abs() < (1u64 << 51) as f64 { nearest(x).0 } else { x.round_ties_even() }
+}
+
+/// Sums of clipped gradients that were computed in floating point.
+pub(super) enum FloatSums {
+    None,
+    /// As it came.
+    One(Vec<f32>),
+    /// Added up; every value is finite.
+    Several(Vec<f64>),
+}
+
+impl FloatSums {
+    /// Adds one more, in which what is not finite counts as zero.
+    pub(super) fn add(&mut self, more: Vec<f32>) {
+        match self {
+            Self::None => *self = Self::One(more),
+            _ => self.add_each(more.into_iter().map(finite)),
+        }
+    }
+
+    /// Adds values that are all finite.
+    pub(super) fn add_each(&mut self, more: impl ExactSizeIterator<Item = f64>) {
+        let mut sums = match std::mem::replace(self, Self::None) {
+            Self::None => vec![0.0; more.len()],
+            Self::One(sum) => sum.into_iter().map(finite).collect(),
+            Self::Several(sums) => sums,
+        };
+        sums.iter_mut().zip(more).for_each(|(sum, more)| *sum += more);
+        *self = Self::Several(sums);
+    }
+}
+
+fn finite(value: f32) -> f64 {
+    if value.is_finite() { value.into() } else { 0.0 }
 }

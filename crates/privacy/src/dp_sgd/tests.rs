@@ -28,7 +28,7 @@ fn sigma_is_not_rounded_down_on_any_grid() {
             }
             let mut sum = m.empty_sum(3);
             sum.add(&[1e9, -1e9, 1e9]);
-            let squared: i128 = sum.units.iter().map(|&u| i128::from(u) * i128::from(u)).sum();
+            let squared: i128 = sum.units().iter().map(|&u| i128::from(u) * i128::from(u)).sum();
             assert!(squared <= i128::from(units) * i128::from(units), "{sum:?} beyond {units}");
         }
     }
@@ -57,6 +57,44 @@ fn an_empty_batch_and_one_that_is_not_finite_are_noised_like_any_other() {
         // σ is the clip norm; the mean is over an expected batch of two.
         let deviation = (noised.mean().map(|v| v * v).sum::<f64>() / 10_000.0).sqrt();
         assert!((0.48..0.52).contains(&deviation), "{deviation}");
+    }
+}
+
+/// No place is left without noise, whatever the length is to the block that noise is drawn in.
+#[test]
+fn every_value_gets_its_own_fast_noise() {
+    let m = GradientMechanism::new(&fast(1.0, 1.0)).unwrap();
+    for len in [0, 1, 511, 512, 513, 1025] {
+        for sums in [vec![], vec![0.25f32], vec![0.25, f32::NAN], vec![0.25, -0.25]] {
+            let mut gradient = m.empty_sum(len);
+            for value in &sums {
+                gradient.add_clipped_sum(&m.float_clipping().unwrap(), vec![*value; len]);
+            }
+            let mean = gradient.noised(&mut NoiseRng::seeded_for_tests(9)).into_mean();
+            assert_eq!(mean.len(), len);
+            // The sum that is noised, over the expected batch of two.
+            let plain = (sums.iter().filter(|v| v.is_finite()).sum::<f32>()) / 2.0;
+            assert!(mean.iter().all(|v| *v != plain), "{len} values, {sums:?}: one has no noise");
+            if len > 1024 {
+                assert_ne!(mean[..512], mean[512..1024], "the same noise twice");
+            }
+            assert!(mean.iter().all(|v| v.is_finite()));
+        }
+    }
+}
+
+/// Far beyond what a step may sum up the sum is rounded like any other, and stays what it is.
+#[test]
+fn sums_beyond_the_exact_range_are_rounded_and_no_worse() {
+    let m = GradientMechanism::new(&fast(1.0, 1.0)).unwrap();
+    let mut gradient = m.empty_sum(3);
+    for _ in 0..2 {
+        gradient.add_clipped_sum(&m.float_clipping().unwrap(), vec![3e30, -3e30, 3e30]);
+    }
+    let mean = gradient.noised(&mut NoiseRng::seeded_for_tests(9)).into_mean();
+    // Over the expected batch of two.
+    for (found, wanted) in mean.iter().zip([3e30, -3e30, 3e30]) {
+        assert!((f64::from(*found) / wanted - 1.0).abs() < 1e-6, "{mean:?}");
     }
 }
 
@@ -134,7 +172,7 @@ fn the_fast_noise_has_the_stated_deviation_also_on_an_empty_batch() {
         let mut rng = NoiseRng::seeded_for_tests(6);
         let mut gradient = m.empty_sum(100_000);
         if let Some(value) = sum {
-            gradient.add_clipped_sum(&m.float_clipping().unwrap(), &vec![value; 100_000]);
+            gradient.add_clipped_sum(&m.float_clipping().unwrap(), vec![value; 100_000]);
         }
         let noised = gradient.noised(&mut rng);
         let deviation = (noised.mean().map(|v| v * v).sum::<f64>() / 1e5).sqrt();
@@ -157,7 +195,7 @@ proptest! {
             sum.add(g);
         }
         for s in &sums {
-            sum.add_clipped_sum(&m.float_clipping().unwrap(), s);
+            sum.add_clipped_sum(&m.float_clipping().unwrap(), s.clone());
         }
         for v in gradients.iter().chain(&sums) {
             wanted.iter_mut().zip(v).for_each(|(w, &v)| *w += f64::from(v) / 2.0);

@@ -9,7 +9,6 @@ use undertone_core::layout::{MAX_HEADER_BYTES, ModelLayout};
 use undertone_core::limits::{MAX_ROUNDS, MAX_WEIGHT};
 use undertone_core::plan::{LocalWork, Over};
 use undertone_core::rules::Rule;
-use undertone_core::trainer::RecordMechanism;
 use undertone_privacy::clip::bound_in_units;
 use undertone_privacy::contract::{Trust, Unit};
 use undertone_privacy::resolve::{ContractError, Schedule, Terms};
@@ -57,17 +56,6 @@ impl JobSpec {
         module::check(&self)?;
         if self.privacy.unit() == Unit::Record {
             self.training.check_record_privacy().map_err(|e| bad("training", e))?;
-            if self.privacy.record_mechanism() == Some(RecordMechanism::FastGaussian)
-                && self.model.drops_out()
-            {
-                // Examples whose gradient is not finite are left out by another pass, in which the others would get other masks.
-                return Err(bad(
-                    "privacy",
-                    "mechanism = \"fast-gaussian\" does not go with dropout: an example could move what another one's comes to; \
-                     take \"discrete-gaussian\", or leave dropout out"
-                        .into(),
-                ));
-            }
         }
         self.training.check_target(self.data.shape().target).map_err(|e| bad("training", e))?;
         if let Some(schedule) = self.training.schedule.filter(|s| s.over() == Over::Job) {

@@ -3,7 +3,7 @@
 //! | engine | how | chosen where |
 //! |---|---|---|
 //! | `book-keeping` | one backward pass; norms by formula; one weighted product a parameter | the contract allows floating-point sums |
-//! | `ghost` | norms as above, then a second backward pass of the scaled losses | the same, where book-keeping would hold so much that fewer than [`FEW`] examples fit, and without it twice as many do |
+//! | `ghost` | norms as above, then a second backward pass of the scaled losses | the same, where book-keeping would hold so much that fewer than [`FEW`] examples fit, and without it twice as many do; not with dropout |
 //! | `per-example` | every gradient materialised, from one backward pass | the contract sums on an integer grid |
 //! | `one-by-one` | autograd for one example after the other | a module reaches parameters on its own, or is a TorchScript file: there is no formula |
 //!
@@ -17,7 +17,6 @@ use crate::per_example::books::{Books, Footprint, Ghost};
 use crate::per_example::mixing::mixes_examples;
 use crate::per_example::{Tape, gradients, one_by_one};
 use tch::{Device, TchError, Tensor};
-use undertone_core::plan::Precision;
 use undertone_core::trainer::TrainerError;
 use undertone_privacy::dp_sgd::{FloatClipping, GradientMechanism, GradientSum};
 
@@ -95,7 +94,9 @@ impl<'a> Engine<'a> {
                 let Footprint { tape, books, passing, .. } = footprint;
                 let books = budget / (tape + books + passing).max(1);
                 let ghost = budget / (tape + passing).max(1);
-                match books < FEW && ghost >= 2 * books {
+                // A ghost that leaves an example out passes the others again. With dropout each of them would count only if it is
+                // finite under both masks: what it comes to would hang on the one that was left out.
+                match books < FEW && ghost >= 2 * books && !network.drops() {
                     true => Way::Ghost(clipping),
                     false => Way::BookKeeping(clipping),
                 }
@@ -132,9 +133,7 @@ impl<'a> Engine<'a> {
     pub(crate) fn prepared(&self, weights: Weights) -> Result<Weights, TchError> {
         match self.way {
             Way::BookKeeping(_) | Way::PerExample => Ok(weights),
-            // Norms by formula are those of f32: the second backward pass must not round its sums more coarsely.
-            Way::Ghost(_) => weights.computed_in(Precision::F32).followed(),
-            Way::OneByOne => weights.followed(),
+            Way::Ghost(_) | Way::OneByOne => weights.followed(),
         }
     }
 
@@ -153,20 +152,28 @@ impl<'a> Engine<'a> {
             }
             Way::OneByOne => return self.add_each(&one_by_one(network, weights, x, truth, views)?, sum),
             Way::BookKeeping(clipping) => {
-                let books = Books::of(Tape::record(network, weights, x, truth, views, false)?, weights)?;
-                let factors = Factors::of(&clipping, books.squared_norms())?;
-                (clipping, factors.scaled(|factors| books.weighted_sum(factors))?)
+                let mut books = Books::of(Tape::record(network, weights, x, truth, views, false)?, weights)?;
+                let mut squared = squared_norms(books.squared_norms())?;
+                if let Some(finite) = only_finite(&squared) {
+                    // The others count as zero, and leave the books: 0·∞ would spoil the sum.
+                    if finite.is_empty() {
+                        return Ok(());
+                    }
+                    books = books.of_some(&finite)?;
+                    squared = squared_norms(books.squared_norms())?;
+                }
+                (clipping, books.weighted_sum(&factors(&clipping, &squared, x.device())?)?)
             }
             Way::Ghost(clipping) => {
                 let ghost = Ghost::of(Tape::record(network, weights, x, truth, views, true)?, weights)?;
-                let factors = Factors::of(&clipping, ghost.squared_norms())?;
-                (clipping, factors.scaled(|factors| ghost.weighted_sum(factors, weights))?)
+                let squared = squared_norms(ghost.squared_norms())?;
+                if let Some(finite) = only_finite(&squared) {
+                    return self.add_some(weights, x, truth, &finite, sum);
+                }
+                (clipping, ghost.weighted_sum(&factors(&clipping, &squared, x.device())?, weights)?)
             }
         };
-        match clipped {
-            Clipped::Sum(clipped) => sum.add_clipped_sum(&clipping, &to_vec(&clipped)?),
-            Clipped::Without(finite) => self.add_some(weights, x, truth, &finite, sum)?,
-        }
+        sum.add_clipped_sum(&clipping, to_vec(&clipped)?);
         Ok(())
     }
 
@@ -178,7 +185,8 @@ impl<'a> Engine<'a> {
         Ok(())
     }
 
-    /// Those whose norms are finite; the others count as zero and leave the arithmetic, where 0·∞ would spoil the sum.
+    /// Those whose norms are finite, by a pass of their own: what is not finite would spoil the second pass backward. No model with
+    /// dropout comes here: see [`Self::choose`].
     fn add_some(
         &self,
         weights: &Weights,
@@ -200,43 +208,20 @@ impl<'a> Engine<'a> {
     }
 }
 
-/// What to scale examples by.
-enum Factors {
-    /// f32, shape (examples), on the device of the norms.
-    All(Tensor),
-    /// Some norms are not finite; the places of those that are.
-    Without(Vec<i64>),
+fn squared_norms(squared: &Tensor) -> Result<Vec<f64>, TchError> {
+    Vec::try_from(squared.f_to_device(Device::Cpu)?)
 }
 
-/// What came of it.
-enum Clipped {
-    /// The clipped sum.
-    Sum(Tensor),
-    /// As [`Factors::Without`].
-    Without(Vec<i64>),
+/// The places of the norms that are finite, if some are not.
+fn only_finite(squared: &[f64]) -> Option<Vec<i64>> {
+    let finite = squared.iter().enumerate().filter(|(_, s)| s.is_finite()).map(|(i, _)| i as i64);
+    let finite: Vec<i64> = finite.collect();
+    (finite.len() < squared.len()).then_some(finite)
 }
 
-impl Factors {
-    /// The weighted sum, where there is a factor for each.
-    fn scaled(
-        self,
-        weighted_sum: impl FnOnce(&Tensor) -> Result<Tensor, TchError>,
-    ) -> Result<Clipped, TchError> {
-        Ok(match self {
-            Self::All(factors) => Clipped::Sum(weighted_sum(&factors)?),
-            Self::Without(finite) => Clipped::Without(finite),
-        })
-    }
-
-    fn of(clipping: &FloatClipping, squared_norms: &Tensor) -> Result<Self, TchError> {
-        let device = squared_norms.device();
-        let squared: Vec<f64> = Vec::try_from(squared_norms.f_to_device(Device::Cpu)?)?;
-        if squared.iter().all(|s| s.is_finite()) {
-            return Ok(Self::All(Tensor::f_from_slice(&clipping.factors(&squared))?.f_to_device(device)?));
-        }
-        let finite = squared.iter().enumerate().filter(|(_, s)| s.is_finite());
-        Ok(Self::Without(finite.map(|(i, _)| i as i64).collect()))
-    }
+/// What to scale examples by: f32, shape (examples).
+fn factors(clipping: &FloatClipping, squared: &[f64], device: Device) -> Result<Tensor, TchError> {
+    Tensor::f_from_slice(&clipping.factors(squared))?.f_to_device(device)
 }
 
 #[cfg(test)]

@@ -142,6 +142,18 @@ pub(crate) fn every_kind() -> Vec<Named> {
                 pass.linear(&h, P(0), None)
             }),
         ),
+        (
+            // None of these biases is that of one matrix wherever it is used.
+            "biases that are not one matrix's alone",
+            made(series(4, 3), 3, &[&[5, 3], &[5], &[5, 5], &[5], &[5], &[3, 5]], |pass, x| {
+                let h = pass.linear(x, P(0), Some(P(1)))?.f_tanh()?;
+                let with = pass.linear(&h, P(2), Some(P(3)))?;
+                let without = pass.linear(&with, P(2), None)?.f_tanh()?;
+                let other = pass.linear(&without, P(2), Some(P(4)))?;
+                let again = pass.linear(x, P(0), Some(P(4)))?;
+                pass.linear(&over_time(&other.f_add(&again)?)?, P(5), None)
+            }),
+        ),
     ]
 }
 

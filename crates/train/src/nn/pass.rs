@@ -27,14 +27,14 @@ pub(crate) struct Use {
     pub(crate) weight: Option<Parameter>,
     /// The one that was added, if it is trained.
     pub(crate) bias: Option<Parameter>,
-    /// What went in; for a normalisation the normalised values.
+    /// What went in.
     pub(crate) input: Tensor,
     /// What came out. Autograd gives the gradient of whatever is computed from it.
     pub(crate) output: Tensor,
 }
 
 /// What is done with parameters.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Operation {
     /// y = x·Wᵀ + b over the last dimension; W has shape (outputs, inputs).
     Linear,
@@ -47,13 +47,46 @@ pub(crate) enum Operation {
     },
     /// Rows of W, shape (vocabulary, width), at the places x.
     Embedding,
-    /// y = x·w + b, channel by channel along dimension `channel` of what was normalised; w and b have shape (channels).
-    Scale {
-        /// The dimension, counted from the first.
-        channel: i64,
-    },
+    /// y = z·w + b, channel by channel, for the normalised values z of x; w and b have shape (channels).
+    Normalisation(Normalisation),
     /// y = x + b, b broadcast over examples (and over what else it lacks in front).
     Shift,
+}
+
+/// How values are normalised: to mean 0 and variance 1, with `epsilon` added to the variance.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Normalisation {
+    /// Over the last dimension, which is that of the channels (Ba et al. 2016).
+    Layer {
+        /// See above.
+        epsilon: f64,
+    },
+    /// Over as many groups of channels, which are the second dimension, of each example (Wu and He 2018).
+    Group {
+        /// How many.
+        groups: i64,
+        /// See above.
+        epsilon: f64,
+    },
+}
+
+impl Normalisation {
+    /// z·w + b for the normalised values z of `x`, or z alone.
+    pub(crate) fn of(self, x: &Tensor, scale: Option<(&Tensor, &Tensor)>) -> Result<Tensor, TchError> {
+        let (w, b) = scale.unzip();
+        match self {
+            Self::Layer { epsilon } => x.f_layer_norm(&x.size()[x.dim() - 1..], w, b, epsilon, true),
+            Self::Group { groups, epsilon } => x.f_group_norm(groups, w, b, epsilon, false),
+        }
+    }
+
+    /// The dimension of the channels in values of so many.
+    pub(crate) fn channel(self, dimensions: usize) -> i64 {
+        match self {
+            Self::Layer { .. } => dimensions as i64 - 1,
+            Self::Group { .. } => 1,
+        }
+    }
 }
 
 impl<'a> Pass<'a> {
@@ -197,15 +230,7 @@ impl Pass<'_> {
         bias: Parameter,
         epsilon: f64,
     ) -> Result<Tensor, TchError> {
-        let (w, b) = (self.weights.get(weight), self.weights.get(bias));
-        let width = w.size()[0];
-        if self.uses.is_none() {
-            return x.f_layer_norm([width], Some(w), Some(b), epsilon, true);
-        }
-        let normal = x.f_layer_norm([width], None::<Tensor>, None::<Tensor>, epsilon, true)?;
-        let y = normal.f_mul(w)?.f_add(b)?;
-        let channel = x.dim() as i64 - 1;
-        self.used(Operation::Scale { channel }, Some(weight), Some(bias), || Ok(normal), y)
+        self.normalised(Normalisation::Layer { epsilon }, x, weight, bias)
     }
 
     /// Group normalisation (Wu and He 2018) of x, shape (examples, channels, …): each example by itself.
@@ -217,15 +242,18 @@ impl Pass<'_> {
         bias: Parameter,
         epsilon: f64,
     ) -> Result<Tensor, TchError> {
-        let (w, b) = (self.weights.get(weight), self.weights.get(bias));
-        if self.uses.is_none() {
-            return x.f_group_norm(groups, Some(w), Some(b), epsilon, false);
-        }
-        let normal = x.f_group_norm(groups, None::<Tensor>, None::<Tensor>, epsilon, false)?;
-        let mut shape = vec![1; x.dim()];
-        shape[1] = -1;
-        let y = normal.f_mul(&w.f_view(&shape[..])?)?.f_add(&b.f_view(&shape[..])?)?;
-        self.used(Operation::Scale { channel: 1 }, Some(weight), Some(bias), || Ok(normal), y)
+        self.normalised(Normalisation::Group { groups, epsilon }, x, weight, bias)
+    }
+
+    fn normalised(
+        &mut self,
+        how: Normalisation,
+        x: &Tensor,
+        weight: Parameter,
+        bias: Parameter,
+    ) -> Result<Tensor, TchError> {
+        let y = how.of(x, Some((self.weights.get(weight), self.weights.get(bias))))?;
+        self.used(Operation::Normalisation(how), Some(weight), Some(bias), || Ok(x.shallow_clone()), y)
     }
 
     /// x + b, the same for every example: positions of a sequence, say.

@@ -118,11 +118,12 @@ impl EncoderLayer {
         let all = pass.linear(x, self.attention.0, Some(self.attention.1))?;
         let all =
             all.f_view([examples, places, 3, self.heads, width / self.heads])?.f_permute([2, 0, 3, 1, 4])?;
-        let (query, key, value) = (all.f_select(0, 0)?, all.f_select(0, 1)?, all.f_select(0, 2)?);
+        // Unbound at once: three selections would each have a gradient as large as all of it.
+        let all = all.f_unbind(0)?;
+        let (query, key, value) = (&all[0], &all[1], &all[2]);
         let dropout = if pass.trains() { self.dropout } else { 0.0 };
-        let seen = Tensor::f_scaled_dot_product_attention(
-            &query, &key, &value, present, dropout, false, None, false,
-        )?;
+        let seen =
+            Tensor::f_scaled_dot_product_attention(query, key, value, present, dropout, false, None, false)?;
         let seen = seen.f_transpose(1, 2)?.f_reshape([examples, places, width])?;
         pass.linear(&seen, self.attention_out.0, Some(self.attention_out.1))
     }

@@ -1,17 +1,46 @@
 //! Book-keeping (Bu et al. 2023, arXiv 2210.00038): from one backward pass the norm of each example's gradient, and then the
 //! sum of all gradients, each scaled, without a second one.
 
-use super::Tape;
 use super::formula::Gradient;
+use super::{Role, Tape};
+use crate::nn::Parameter;
 use crate::nn::weights::Weights;
+use std::collections::BTreeSet;
 use tch::{TchError, Tensor};
 
 /// What a tape leaves to compute weighted sums from.
 #[derive(Debug)]
 pub(crate) struct Books {
-    /// In the layout's order.
-    gradients: Vec<Gradient>,
+    entries: Vec<Entry>,
     squared_norms: Tensor,
+}
+
+/// The gradients of a parameter, and of the bias that was added wherever it was used, if its own are part of them.
+#[derive(Debug)]
+struct Entry {
+    parameter: Parameter,
+    bias: Option<Parameter>,
+    gradient: Gradient,
+}
+
+/// All that is on a tape. A matrix and its bias are one entry where that saves a look at the gradients.
+fn entries(tape: &Tape, weights: &Weights) -> Result<Vec<Entry>, TchError> {
+    let parameters = tape.parameters();
+    let (mut entries, mut joined) = (Vec::new(), BTreeSet::new());
+    for (&parameter, uses) in &parameters {
+        let mut gradient = Gradient::of(tape.examples, uses, weights.get(parameter))?;
+        let bias = uses[0].0.bias.filter(|bias| {
+            let others = &parameters[bias];
+            let alike = uses.iter().zip(others).all(|(&(used, _, role), &(same, _, other))| {
+                std::ptr::eq(used, same) && (role, other) == (Role::Weight, Role::Bias)
+            });
+            alike && uses.len() == others.len() && gradient.joins_bias()
+        });
+        joined.extend(bias);
+        entries.push(Entry { parameter, bias, gradient });
+    }
+    entries.retain(|entry| !joined.contains(&entry.parameter));
+    Ok(entries)
 }
 
 impl Books {
@@ -19,14 +48,11 @@ impl Books {
     pub(crate) fn of(tape: Tape, weights: &Weights) -> Result<Self, TchError> {
         let _no_graph = tch::no_grad_guard();
         let mut norms = None;
-        let mut gradients = Vec::new();
-        for (parameter, uses) in tape.parameters() {
-            let gradient = Gradient::of(tape.examples, &uses, weights.get(parameter))?;
-            let (squared, gradient) = gradient.squared_norms(true)?;
-            add(&mut norms, squared)?;
-            gradients.push(gradient);
+        let mut entries = entries(&tape, weights)?;
+        for entry in &mut entries {
+            add(&mut norms, entry.gradient.squared_norms(true)?)?;
         }
-        Ok(Self { gradients, squared_norms: norms.expect("a part that is trained has parameters") })
+        Ok(Self { entries, squared_norms: norms.expect("a part that is trained has parameters") })
     }
 
     /// The squared L2 norm of each example's gradient, f64, shape (examples).
@@ -34,12 +60,27 @@ impl Books {
         &self.squared_norms
     }
 
+    /// The books of the examples at these places alone. What the others came to is in none of it.
+    pub(crate) fn of_some(self, places: &[i64]) -> Result<Self, TchError> {
+        let _no_graph = tch::no_grad_guard();
+        let places = Tensor::f_from_slice(places)?.f_to_device(self.squared_norms.device())?;
+        let some = |entry: Entry| Ok(Entry { gradient: entry.gradient.of_some(&places)?, ..entry });
+        let entries = self.entries.into_iter().map(some).collect::<Result<_, TchError>>()?;
+        Ok(Self { entries, squared_norms: self.squared_norms.f_index_select(0, &places)? })
+    }
+
     /// Σ cᵢ·gᵢ over the examples for c of shape (examples): flat over what is trained.
     pub(crate) fn weighted_sum(&self, factors: &Tensor) -> Result<Tensor, TchError> {
         let _no_graph = tch::no_grad_guard();
-        let parts: Result<Vec<Tensor>, TchError> =
-            self.gradients.iter().map(|g| g.weighted_sum(factors)).collect();
-        Tensor::f_cat(&parts?, 0)
+        let mut sums = Vec::new();
+        for Entry { parameter, bias, gradient } in &self.entries {
+            let (sum, of_bias) = gradient.weighted_sums(factors)?;
+            sums.push((*parameter, sum));
+            sums.extend(bias.zip(of_bias));
+        }
+        // In the layout's order.
+        sums.sort_by_key(|(parameter, _)| *parameter);
+        Tensor::f_cat(&sums.iter().map(|(_, sum)| sum).collect::<Vec<_>>(), 0)
     }
 }
 
@@ -56,9 +97,8 @@ impl Ghost {
     pub(crate) fn of(tape: Tape, weights: &Weights) -> Result<Self, TchError> {
         let _no_graph = tch::no_grad_guard();
         let mut norms = None;
-        for (parameter, uses) in tape.parameters() {
-            let gradient = Gradient::of(tape.examples, &uses, weights.get(parameter))?;
-            add(&mut norms, gradient.squared_norms(false)?.0)?;
+        for mut entry in entries(&tape, weights)? {
+            add(&mut norms, entry.gradient.squared_norms(false)?)?;
         }
         let squared_norms = norms.expect("a part that is trained has parameters");
         Ok(Self { surrogate: tape.surrogate, squared_norms })
@@ -101,8 +141,7 @@ impl Footprint {
     pub(crate) fn of(tape: &Tape, weights: &Weights) -> Result<Self, TchError> {
         let _no_graph = tch::no_grad_guard();
         let mut found = Self { tape: tape.values_held(), books: 0, passing: 0, times: 1 };
-        for (parameter, uses) in tape.parameters() {
-            let gradient = Gradient::of(tape.examples, &uses, weights.get(parameter))?;
+        for Entry { gradient, .. } in entries(tape, weights)? {
             let (kept, passing) = gradient.values();
             found.books += kept;
             found.passing = found.passing.max(passing);

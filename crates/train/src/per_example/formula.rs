@@ -79,35 +79,58 @@ impl Gradient {
         }
     }
 
-    /// The squared norm of each, f64, shape (examples); what was computed on the way and serves a
-    /// [weighted sum](Self::weighted_sum) is kept if `keep`.
-    pub(super) fn squared_norms(self, keep: bool) -> Result<(Tensor, Self), TchError> {
-        match self {
-            Self::Outer(outer) => {
-                if outer.is_cheaper_whole() {
-                    let whole = outer.materialised()?;
-                    let norms = squares(&whole)?;
-                    return Ok((norms, if keep { Self::Whole(whole) } else { Self::Outer(outer) }));
-                }
-                Ok((outer.squared_norms()?, Self::Outer(outer)))
-            }
+    /// Those of the examples at these places, i64.
+    pub(super) fn of_some(self, places: &Tensor) -> Result<Self, TchError> {
+        let some = |t: &Tensor| t.f_index_select(0, places);
+        Ok(match self {
+            Self::Outer(outer) => Self::Outer(outer.of_some(places)?),
             Self::Rows { places, values, vocabulary } => {
-                let norms = squared_norms_of_rows(&places, &values, vocabulary)?;
-                Ok((norms, Self::Rows { places, values, vocabulary }))
+                Self::Rows { places: some(&places)?, values: some(&values)?, vocabulary }
             }
-            Self::Whole(whole) => Ok((squares(&whole)?, Self::Whole(whole))),
+            Self::Whole(whole) => Self::Whole(some(&whole)?),
+        })
+    }
+
+    /// Takes in the gradients of the bias that was added at each use, if they cost next to nothing beside its own; whether
+    /// it did.
+    pub(super) fn joins_bias(&mut self) -> bool {
+        match self {
+            Self::Outer(outer) if !outer.is_cheaper_whole() => {
+                outer.join_bias();
+                true
+            }
+            _ => false,
         }
     }
 
-    /// Σ cᵢ·gᵢ for c of shape (examples): flat, as the parameter is.
-    pub(super) fn weighted_sum(&self, factors: &Tensor) -> Result<Tensor, TchError> {
+    /// The squared norm of each, f64, shape (examples); what was computed on the way and serves
+    /// [weighted sums](Self::weighted_sums) is kept if `keep`.
+    pub(super) fn squared_norms(&mut self, keep: bool) -> Result<Tensor, TchError> {
         match self {
-            Self::Outer(outer) => outer.weighted_sum(factors),
+            Self::Outer(outer) if outer.is_cheaper_whole() => {
+                let whole = outer.materialised()?;
+                let norms = squares(&whole)?;
+                if keep {
+                    *self = Self::Whole(whole);
+                }
+                Ok(norms)
+            }
+            Self::Outer(outer) => outer.squared_norms(),
+            Self::Rows { places, values, vocabulary } => squared_norms_of_rows(places, values, *vocabulary),
+            Self::Whole(whole) => squares(whole),
+        }
+    }
+
+    /// Σ cᵢ·gᵢ for c of shape (examples): flat, as the parameter is; and the same of a [joined](Self::joins_bias) bias.
+    pub(super) fn weighted_sums(&self, factors: &Tensor) -> Result<(Tensor, Option<Tensor>), TchError> {
+        match self {
+            Self::Outer(outer) => outer.weighted_sums(factors),
             Self::Rows { places, values, vocabulary } => {
                 let scaled = values.f_mul(&factors.f_view([-1, 1, 1])?)?;
-                Tensor::f_embedding_dense_backward(&scaled, places, *vocabulary, -1, false)?.f_reshape(-1)
+                let sum = Tensor::f_embedding_dense_backward(&scaled, places, *vocabulary, -1, false)?;
+                Ok((sum.f_reshape(-1)?, None))
             }
-            Self::Whole(whole) => factors.f_unsqueeze(0)?.f_matmul(whole)?.f_reshape(-1),
+            Self::Whole(whole) => Ok((factors.f_unsqueeze(0)?.f_matmul(whole)?.f_reshape(-1)?, None)),
         }
     }
 
@@ -157,7 +180,7 @@ fn outer(examples: i64, used: &Use, output: &Tensor, weight: &Tensor) -> Result<
                 )),
             }
         }
-        Operation::Embedding | Operation::Scale { .. } | Operation::Shift => {
+        Operation::Embedding | Operation::Normalisation(_) | Operation::Shift => {
             unreachable!("its gradients are no products of matrices")
         }
     }
@@ -196,12 +219,14 @@ fn squared_norms_of_rows(places: &Tensor, values: &Tensor, vocabulary: i64) -> R
     Tensor::f_zeros([examples], (Kind::Double, values.device()))?.f_index_add(0, &owner, &squares(&rows)?)
 }
 
-/// Each example's gradient of what normalised values were multiplied with.
+/// Each example's gradient of what normalised values were multiplied with. The values themselves are made anew: to normalise
+/// costs less than to hold them.
 fn of_scale(examples: i64, used: &Use, output: &Tensor) -> Result<Tensor, TchError> {
-    let Operation::Scale { channel } = used.operation else {
+    let Operation::Normalisation(how) = used.operation else {
         unreachable!("no other operation multiplies value by value")
     };
-    of_example(examples, over_channel(&output.f_mul(&used.input)?, channel)?)
+    let products = how.of(&used.input, None)?.f_mul_(output)?;
+    of_example(examples, over_channel(&products, how.channel(output.dim()))?)
 }
 
 /// Each example's gradient of what was added.
@@ -209,7 +234,7 @@ fn of_bias(examples: i64, used: &Use, output: &Tensor, bias: &Tensor) -> Result<
     let rows = match used.operation {
         Operation::Linear => over_channel(output, output.dim() as i64 - 1)?,
         Operation::Conv2d { .. } => over_channel(output, 1)?,
-        Operation::Scale { channel } => over_channel(output, channel)?,
+        Operation::Normalisation(how) => over_channel(output, how.channel(output.dim()))?,
         Operation::Shift => {
             // What was broadcast in front of the bias's own dimensions is summed, but for the examples.
             let extra = output.dim() - bias.dim();

@@ -12,6 +12,8 @@ pub(super) struct Outer {
     outputs: Tensor,
     /// Values of the two that are copies of what the tape holds.
     copied: i64,
+    /// Whether the gradients are also of a bias, Σₜ gₜ: it is one more input that is always 1.
+    biased: bool,
 }
 
 /// Multiplications that a value costs which is written to memory, squared, and read again.
@@ -26,7 +28,7 @@ const LAMBDA: f64 = 8.0;
 impl Outer {
     /// From the two factors, of which `copied` values are not on the tape.
     pub(super) fn new(inputs: Tensor, outputs: Tensor, copied: i64) -> Self {
-        Self { inputs, outputs, copied }
+        Self { inputs, outputs, copied, biased: false }
     }
 
     /// Uses of one matrix, like points in time one behind the other.
@@ -37,10 +39,21 @@ impl Outer {
         let inputs = Tensor::f_cat(&parts.iter().map(|p| &p.inputs).collect::<Vec<_>>(), 1)?;
         let outputs = Tensor::f_cat(&parts.iter().map(|p| &p.outputs).collect::<Vec<_>>(), 1)?;
         let copied = (inputs.numel() + outputs.numel()) as i64;
-        Ok(Self { inputs, outputs, copied })
+        Ok(Self { inputs, outputs, copied, biased: false })
     }
 
-    /// Shape (examples, outputs · inputs).
+    /// Those of the examples at these places, i64.
+    pub(super) fn of_some(self, places: &Tensor) -> Result<Self, TchError> {
+        let some = |t: &Tensor| t.f_index_select(0, places);
+        Ok(Self { inputs: some(&self.inputs)?, outputs: some(&self.outputs)?, ..self })
+    }
+
+    /// Norms and sums are also of a bias from here on.
+    pub(super) fn join_bias(&mut self) {
+        self.biased = true;
+    }
+
+    /// Shape (examples, outputs · inputs), without a bias.
     pub(super) fn materialised(&self) -> Result<Tensor, TchError> {
         self.outputs.f_transpose(1, 2)?.f_matmul(&self.inputs)?.f_flatten(1, -1)
     }
@@ -73,24 +86,48 @@ impl Outer {
     /// side of the promise. With rounding errors that do not conspire the error of the sum is
     /// λ·u·(√inputs + √outputs)·√(Σₛₜ xₛ²xₜ²) for xₜ = ‖aₜ‖‖gₜ‖, and that root is Σₜ xₜ², the trace. Terms that are not
     /// correlated add up to the trace itself, so this is for gradients that are far below chance.
+    ///
+    /// Products below the least normal f32, m, may be lost, each of the terms of (aₛ·aₜ) with what it is multiplied with: m·(T² +
+    /// inputs·Σₛₜ|gₛ·gₜ| + outputs·Σₛₜ|aₛ·aₜ|) in all, and Σₛₜ|aₛ·aₜ| ≤ (Σₛ‖aₛ‖)² ≤ T·Σₛ‖aₛ‖². As much is added.
     pub(super) fn squared_norms(&self) -> Result<Tensor, TchError> {
         let (times, inputs, outputs) = self.sizes();
+        let bias = if self.biased { 1.0 } else { 0.0 };
         if times == 1 {
-            return squares(&self.inputs)?.f_mul(&squares(&self.outputs)?);
+            return squares(&self.inputs)?.f_add_scalar_(bias)?.f_mul_(&squares(&self.outputs)?);
         }
         let gram = |t: &Tensor| t.f_matmul(&t.f_transpose(1, 2)?);
-        let products = gram(&self.inputs)?.f_mul(&gram(&self.outputs)?)?;
-        let trace = products.f_diagonal(0, 1, 2)?.f_sum_dim_intlist(1, false, Kind::Double)?;
-        let error = LAMBDA * UNIT_ROUNDOFF * ((inputs as f64).sqrt() + (outputs as f64).sqrt() + 2.0);
+        let trace_of = |t: &Tensor| t.f_diagonal(0, 1, 2)?.f_sum_dim_intlist(1, false, Kind::Double);
+        let (of_inputs, of_outputs) = (gram(&self.inputs)?.f_add_scalar_(bias)?, gram(&self.outputs)?);
+        let mut lost = trace_of(&of_outputs)?.f_mul_scalar(inputs as f64 + bias)?;
+        lost = lost.f_add(&trace_of(&of_inputs)?.f_mul_scalar(outputs as f64)?)?;
+        lost = lost.f_add_scalar(times as f64)?.f_mul_scalar(times as f64 * f64::from(f32::MIN_POSITIVE))?;
+        let mut products = of_inputs;
+        let products = products.f_mul_(&of_outputs)?;
+        let trace = trace_of(&products)?;
+        let error = LAMBDA * UNIT_ROUNDOFF * ((inputs as f64 + bias).sqrt() + (outputs as f64).sqrt() + 2.0);
         let sums = products.f_sum_dim_intlist(&[1i64, 2][..], false, Kind::Double)?;
-        sums.f_maximum(&trace.f_mul_scalar(error / (2.0 * NORM_ERROR))?)
+        sums.f_maximum(&trace.f_mul_scalar(error / (2.0 * NORM_ERROR))?)?.f_add_(&lost)
     }
 
-    /// Σ cᵢ·Gᵢ, flat: one product over all examples and times.
-    pub(super) fn weighted_sum(&self, factors: &Tensor) -> Result<Tensor, TchError> {
-        let (_, inputs, outputs) = self.sizes();
-        let scaled = self.outputs.f_mul(&factors.f_view([-1, 1, 1])?)?.f_reshape([-1, outputs])?;
-        scaled.f_transpose(0, 1)?.f_matmul(&self.inputs.f_reshape([-1, inputs])?)?.f_reshape(-1)
+    /// Σ cᵢ·Gᵢ, flat: one product over all examples and times. And Σ cᵢ·gᵢ of a bias.
+    pub(super) fn weighted_sums(&self, factors: &Tensor) -> Result<(Tensor, Option<Tensor>), TchError> {
+        let (times, inputs, outputs) = self.sizes();
+        let each = factors.f_view([-1, 1, 1])?;
+        // The smaller of the two is scaled.
+        let scaled = |t: &Tensor, smaller| if smaller { t.f_mul(&each) } else { Ok(t.shallow_clone()) };
+        let of_inputs = inputs < outputs;
+        let left = scaled(&self.outputs, !of_inputs)?.f_reshape([-1, outputs])?;
+        let right = scaled(&self.inputs, of_inputs)?.f_reshape([-1, inputs])?;
+        let sum = left.f_transpose(0, 1)?.f_matmul(&right)?.f_reshape(-1)?;
+        let of_bias = match (self.biased, of_inputs) {
+            (false, _) => None,
+            (true, false) => Some(left.f_sum_dim_intlist(0, false, None::<Kind>)?),
+            (true, true) => {
+                let factors = factors.f_view([-1, 1])?.f_expand([-1, times], false)?.f_reshape([1, -1])?;
+                Some(factors.f_matmul(&left)?.f_reshape(-1)?)
+            }
+        };
+        Ok((sum, of_bias))
     }
 
     /// Points in time.

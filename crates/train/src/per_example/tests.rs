@@ -7,7 +7,7 @@ use crate::nn::to_vec;
 use proptest::prelude::*;
 use tch::Device;
 use undertone_core::model::{Activation, ModelSpec};
-use undertone_core::shape::Shape;
+use undertone_core::shape::{Shape, Target};
 
 fn whole(network: &Network, flat: &Tensor) -> Weights {
     Weights::whole(network.layout(), flat).unwrap()
@@ -102,6 +102,30 @@ fn the_built_in_models_equal_a_loop_over_examples() {
     }
 }
 
+/// Models as they are trained: recurrent cells, attention, convolutions, embeddings and normalisation, one behind the other.
+#[test]
+fn every_built_in_model_equals_a_loop_over_examples() {
+    let mut classified = 0;
+    for (spec, shape) in crate::nn::tests::every_kind() {
+        let Target::Class { classes } = shape.target else { continue };
+        classified += 1;
+        let network = Network::new(&spec, &shape).unwrap();
+        for (examples, views) in [(5, 1), (2, 3)] {
+            let flat = made::weights(&network, 0.3, 9);
+            let (x, _) = made::rows(&network, examples * views, classes, 9);
+            let (_, y) = made::rows(&network, examples, classes, 9);
+            let wanted = by_loop(&network, &flat, &x, &y, views as i64);
+            let found = errors(&network, &flat, &x, &y, views as i64, &wanted);
+            assert!(
+                found.iter().all(|e| *e < 1e-9),
+                "{spec} on {}, {examples} by {views}: {found:?}",
+                shape.input
+            );
+        }
+    }
+    assert!(classified >= 9, "{classified}");
+}
+
 #[test]
 fn every_kind_of_layer_equals_a_loop_over_examples() {
     for (name, network) in every_kind() {
@@ -121,6 +145,52 @@ fn views_are_averaged_before_norms() {
 
 fn outputs(name: &str) -> usize {
     if name.contains("tied") { 5 } else { 3 }
+}
+
+/// Examples that are taken off the books leave those of the others, in any form, with views, and of any part.
+#[test]
+fn books_of_some_are_the_books_of_those_alone() {
+    for (name, network) in every_kind() {
+        for (views, part) in [(1, false), (3, false), (1, true)] {
+            let flat = made::weights(&network, 0.5, 7).to_kind(Kind::Float);
+            let (x, _) = made::rows(&network, 6 * views, outputs(name), 7);
+            let (_, y) = made::rows(&network, 6, outputs(name), 7);
+            let x = made::single(&x);
+            let weights = match part {
+                false => whole(&network, &flat),
+                true => {
+                    // Every second tensor: weights without their biases, and the other way round.
+                    let tensors = network.layout().ranges().step_by(2);
+                    let (names, values): (Vec<String>, Vec<Tensor>) = tensors
+                        .map(|(t, r)| (t.name.clone(), flat.narrow(0, r.start as i64, r.len() as i64)))
+                        .unzip();
+                    let part = network.layout().part(&names).unwrap();
+                    Weights::of(network.layout(), &part, &Tensor::cat(&values, 0), &flat).unwrap()
+                }
+            };
+            let books = |x: &Tensor, y: &Tensor| {
+                Books::of(Tape::record(&network, &weights, x, y, views as i64, false).unwrap(), &weights)
+                    .unwrap()
+            };
+            let good = [0i64, 2, 5];
+            let rows: Vec<i64> = good
+                .iter()
+                .flat_map(|i| (0..views as i64).map(move |view| i * views as i64 + view))
+                .collect();
+            let chosen = |t: &Tensor, places: &[i64]| t.index_select(0, &Tensor::from_slice(places));
+            let some = books(&x, &y).of_some(&good).unwrap();
+            let alone = books(&chosen(&x, &rows), &chosen(&y, &good));
+            let factors = Tensor::from_slice(&[0.5f32, 1.0, 0.25]);
+            let off = |a: &Tensor, b: &Tensor| {
+                let norm =
+                    |t: &Tensor| t.to_kind(Kind::Double).square().sum(Kind::Double).sqrt().double_value(&[]);
+                norm(&(a - b)) / norm(b).max(1e-30)
+            };
+            let sums = (some.weighted_sum(&factors).unwrap(), alone.weighted_sum(&factors).unwrap());
+            let found = [off(some.squared_norms(), alone.squared_norms()), off(&sums.0, &sums.1)];
+            assert!(found.iter().all(|off| *off < 1e-5), "{name}, {views} views, part {part}: {found:?}");
+        }
+    }
 }
 
 /// The gradient of a part is that part of the gradient, whatever is left out; so are norms and sums.
@@ -167,6 +237,35 @@ fn no_rows_have_no_gradients() {
     assert_eq!(none.size(), [0, network.len() as i64]);
 }
 
+/// Inputs so large and gradients so small that their products are below what f32 has: together they are not.
+#[test]
+fn norms_whose_products_are_too_small_for_f32_are_not_lost() {
+    use super::outer::Outer;
+    for (large, small) in [(1e18, 1e-22), (1e10, 1e-21), (1.0, 1e-25)] {
+        for times in [1, 3] {
+            let of = |value: f64, width| Tensor::full([2, times, width], value, (Kind::Float, Device::Cpu));
+            for (inputs, outputs) in [(of(large, 4), of(small, 2)), (of(small, 4), of(large, 2))] {
+                let wanted = (times * times) as f64 * 4.0 * 2.0 * (large * small).powi(2);
+                let of_bias = (times * times) as f64
+                    * outputs.size()[2] as f64
+                    * outputs.double_value(&[0, 0, 0]).powi(2);
+                for biased in [false, true] {
+                    let mut outer = Outer::new(inputs.shallow_clone(), outputs.shallow_clone(), 0);
+                    if biased {
+                        outer.join_bias();
+                    }
+                    let wanted = wanted + if biased { of_bias } else { 0.0 };
+                    let found = f64::try_from(outer.squared_norms().unwrap().min()).unwrap();
+                    assert!(
+                        found >= wanted * (1.0 - 1e-5),
+                        "{large} {small} {times} {biased}: {found} of {wanted}"
+                    );
+                }
+            }
+        }
+    }
+}
+
 /// Gradients that cancel over time: their computed norm could be anything, so it is taken for more.
 #[test]
 fn norms_that_rounding_could_have_made_are_not_believed() {
@@ -198,7 +297,7 @@ proptest! {
 
     #[test]
     fn they_equal_a_loop_over_examples_for_any_layer(
-        kind in 0usize..10, rows in 1usize..9, views in 1usize..4, scale in 0.05f64..0.7, seed in 0u64..1_000_000,
+        kind in 0usize..11, rows in 1usize..9, views in 1usize..4, scale in 0.05f64..0.7, seed in 0u64..1_000_000,
     ) {
         let (name, network) = every_kind().remove(kind);
         compare(name, &network, rows, outputs(name), views, scale, seed);
