@@ -1,6 +1,6 @@
 //! Gaussian noise for large models: a ziggurat over the CSPRNG, rounded to the grid. Only where a contract chooses it.
 //!
-//! Drawn as floating-point numbers (`normal` has the ziggurat), ten times faster than [`crate::discrete_gaussian`]. The sum that it
+//! Drawn as floating-point numbers (`normal` has the ziggurat), some ten times as fast as [`crate::discrete_gaussian`]. The sum that it
 //! is added to is an integer, so adding and then rounding is the same as adding rounded noise: in real arithmetic the release is
 //! post-processing of the Gaussian mechanism with this σ.
 //!

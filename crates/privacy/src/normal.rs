@@ -4,7 +4,7 @@
 //! A draw takes 64 bits: eight choose the layer, 52 a place in it, both signs. Where the place is inside the next layer too
 //! (98.5 % of all) that is the draw. Else the edge of the layer decides with another uniform number, the tail beyond
 //! [`R`] by Marsaglia's method (1964), and what is thrown away is drawn anew. A block is first computed as if nothing would be
-//! thrown away, without a branch, and then mended where something was: three times as fast as draw by draw.
+//! thrown away, without a branch, and then mended where something was.
 //!
 //! The bits are ChaCha12's under a 256-bit key that [`NoiseRng`] draws for each vector of noise: the best attack known on
 //! ChaCha breaks 7 rounds of 20 (Aumasson, "Too much crypto", 2020), 12 are what `rand`'s standard generator has, and a vector of noise is
