@@ -7,10 +7,10 @@ import statistics
 import subprocess
 import sys
 
-# Name, steps in a run, and for both sides what the model is.
+# Name, steps in a run (enough that what a run costs before its first step does not hide them), and for both sides what the model is.
 MODELS = {
     "mlp": {
-        "steps": 10,
+        "steps": 100,
         "batch": 256,
         "ours": {
             "model": {"kind": "mlp", "hidden": [256], "activation": "relu"},
@@ -19,7 +19,7 @@ MODELS = {
         },
     },
     "cnn": {
-        "steps": 2,
+        "steps": 20,
         "batch": 256,
         "ours": {
             "model": {
@@ -115,7 +115,8 @@ def main():
                 # The exact way takes long and is not what is compared.
                 if what != "exact" or run < 3:
                     ask = what if what in ("plain", "private", "exact") else "step"
-                    seen[what].append(worker.take(ask, model["steps"]))
+                    steps = max(1, model["steps"] // 20) if what == "exact" else model["steps"]
+                    seen[what].append(worker.take(ask, steps))
         ms = {what: statistics.median(t for t, _ in runs) for what, runs in seen.items()}
         mib = {what: max(peak for _, peak in runs) for what, runs in seen.items()}
         for worker in workers.values():
