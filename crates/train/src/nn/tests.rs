@@ -111,8 +111,8 @@ fn moved(network: &Network, flat: &Tensor, x: &Tensor, y: &Tensor, wanted: &Tens
 }
 
 /// To 1e-10 in double precision, which tells the formulas, and in single precision to 1e-5 or, for a draw whose gradient nearly
-/// cancels, to four times what single precision's rounding of weights and inputs comes to there (1.8 times in 2,466 draws).
-fn gradients_equal_the_loop(spec: &ModelSpec, shape: &Shape, examples: i64, seed: u64) {
+/// cancels, to `times` what single precision's rounding of weights and inputs comes to there.
+fn gradients_equal_the_loop(spec: &ModelSpec, shape: &Shape, examples: i64, seed: u64, times: f64) {
     let (network, flat, x, y) = case(spec, shape, examples, seed);
     let of = |flat: &Tensor, x: &Tensor| {
         let weights = Weights::whole(network.layout(), flat).unwrap();
@@ -122,14 +122,16 @@ fn gradients_equal_the_loop(spec: &ModelSpec, shape: &Shape, examples: i64, seed
     let found = worst(&of(&double(&flat), &double(&x)), &wanted);
     assert!(found < 1e-10, "{spec} on {}: {found} in double precision", shape.input);
     let found = worst(&of(&flat, &x), &wanted);
-    let moved = moved(&network, &flat, &x, &y, &wanted, seed);
-    assert!(found < f64::max(1e-5, 4.0 * moved), "{spec} on {}: {found}, rounding {moved}", shape.input);
+    if found >= 1e-5 {
+        let moved = moved(&network, &flat, &x, &y, &wanted, seed);
+        assert!(found < times * moved, "{spec} on {}: {found}, rounding {moved}", shape.input);
+    }
 }
 
 #[test]
 fn gradients_of_examples_equal_a_loop_for_every_kind() {
     for (spec, shape) in every_kind() {
-        gradients_equal_the_loop(&spec, &shape, 7, 1);
+        gradients_equal_the_loop(&spec, &shape, 7, 1, 0.0);
     }
 }
 
@@ -140,7 +142,8 @@ proptest! {
         kind in 0usize..15, examples in 1i64..6, seed in any::<u64>(),
     ) {
         let (spec, shape) = every_kind().swap_remove(kind);
-        gradients_equal_the_loop(&spec, &shape, examples, seed);
+        // 1.8 times in 2,466 draws.
+        gradients_equal_the_loop(&spec, &shape, examples, seed, 4.0);
     }
 }
 
