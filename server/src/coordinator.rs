@@ -32,6 +32,9 @@ const DOWNLOADS_OF_A_CLIENT: usize = 4;
 /// How long a call waits for another one that is about the same update: a disk may be slow, and a line that broke looks alive for a while.
 const UPDATE_TURN: Duration = Duration::from_secs(30);
 
+/// What is held while an update is taken in, or asked about.
+pub(crate) type UpdateTurn = Turn<(AttemptKey, ClientId)>;
+
 /// What drivers and services share.
 pub struct Shared {
     pub(crate) config: ServerConfig,
@@ -145,7 +148,7 @@ impl Shared {
         &self,
         key: &AttemptKey,
         client: &ClientId,
-    ) -> Result<Turn<(AttemptKey, ClientId)>, ApiError> {
+    ) -> Result<UpdateTurn, ApiError> {
         let whose = (key.clone(), client.clone());
         let begun = Instant::now();
         while begun.elapsed() < UPDATE_TURN {

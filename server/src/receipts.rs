@@ -7,7 +7,7 @@
 //!   weight are compared;
 //! - anything from after the moment at which a deployment's folder was copied, if it is set back to that copy.
 
-use crate::coordinator::Shared;
+use crate::coordinator::{Shared, UpdateTurn};
 use crate::spool::Claim;
 use undertone::v1::{UploadHeader, UploadReceipt};
 use undertone::{ApiError, Fault};
@@ -33,13 +33,22 @@ impl Shared {
         })
     }
 
-    /// Whether what is claimed was accepted before. A "yes" stands for ever, a "no" while the update's turn is held.
+    /// Whether what is claimed was accepted before. A "yes" stands for ever.
     ///
     /// # Errors
     /// As of [`Self::taken_in`].
     pub(crate) async fn counts_already(&self, claim: &Claim) -> Result<bool, ApiError> {
         let record = self.taken_in(&claim.key, &claim.client).await?;
         Ok(record.is_some_and(|record| is_claimed(&record, claim)))
+    }
+
+    /// The turn of an update that does not count: while it is held, that stands. `None` if it counts, which stands for ever.
+    ///
+    /// # Errors
+    /// As of [`Self::update_turn`] and [`Self::taken_in`].
+    pub(crate) async fn turn_unless_counted(&self, claim: &Claim) -> Result<Option<UpdateTurn>, ApiError> {
+        let turn = self.update_turn(&claim.key, &claim.client).await?;
+        Ok((!self.counts_already(claim).await?).then_some(turn))
     }
 
     /// The receipt for an update whose attempt is `over`, if it was accepted while it was not.

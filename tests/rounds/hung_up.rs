@@ -44,11 +44,7 @@ impl Slow {
     async fn new(text: &str) -> Self {
         let storage = FaultyStorage::new();
         let mut d = Deployment::start_on(&storage).await;
-        let (go, wait) = std::sync::mpsc::channel::<()>();
-        let other = FnTrainer::new(move |_, weights| {
-            let _ = wait.recv_timeout(Duration::from_secs(20));
-            Ok(vec![1.0; weights.len()])
-        });
+        let (other, go) = FnTrainer::told();
         d.trainer("other", other).await;
         let mut raw = d.raw("raw", ClientRole::Trainer).await;
         raw.hello(1, 1).await.unwrap();

@@ -75,11 +75,7 @@ struct AlmostDone {
 async fn almost_done(storage: &FaultyStorage) -> AlmostDone {
     let mut deployment = Deployment::start_on(storage).await;
     deployment.trainer("quick", FnTrainer::constant(1.0)).await;
-    let (go, wait) = std::sync::mpsc::channel::<()>();
-    let last = FnTrainer::new(move |_, weights| {
-        let _ = wait.recv_timeout(Duration::from_secs(20));
-        Ok(vec![1.0; weights.len()])
-    });
+    let (last, go) = FnTrainer::told();
     deployment.trainer("last", last).await;
     deployment.wait_connected(2).await;
     let mut operator = deployment.operator().await;

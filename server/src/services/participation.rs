@@ -75,15 +75,13 @@ impl Participation for ParticipationService {
         let shared = &self.0.shared;
         // Before all else, also while the attempt is open: a receipt that was lost costs no second transfer. What is just being taken
         // in, though, neither counts nor does it not.
-        let mut counts = shared.counts_already(&claim).await?;
-        let mut _turn = None;
-        if !counts {
-            _turn = Some(shared.update_turn(&claim.key, &claim.client).await?);
-            counts = shared.counts_already(&claim).await?;
-        }
-        if counts {
+        let turn = match shared.counts_already(&claim).await? {
+            true => None,
+            false => shared.turn_unless_counted(&claim).await?,
+        };
+        let Some(_turn) = turn else {
             return Ok(Response::new(v1::UploadProgress { offset: claim.bytes, counted_already: true }));
-        }
+        };
         let state = self.0.running_job(&claim.key.job).await?.snapshot().state;
         expected(&state, &claim)?;
         let offset = spool::progress(&claim, &shared.blobs).await.map_err(|e| {

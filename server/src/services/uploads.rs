@@ -75,11 +75,8 @@ async fn upload(
         return Ok(counted(header));
     }
     let _turn = shared.upload_turn(&claim.client)?;
-    let _of_update = shared.update_turn(&claim.key, &claim.client).await?;
     // It may have been taken in meanwhile; from here on nobody else does.
-    if shared.counts_already(&claim).await? {
-        return Ok(counted(header));
-    }
+    let Some(_of_update) = shared.turn_unless_counted(&claim).await? else { return Ok(counted(header)) };
     let handle = match coordinator.running_job(&claim.key.job).await {
         Ok(handle) => handle,
         Err(over) => return shared.receipt_of_before(&claim, &header, over).await,
