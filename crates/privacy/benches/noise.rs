@@ -7,10 +7,12 @@ use chacha20::rand_core::{Rng as _, SeedableRng as _};
 use std::hint::black_box;
 use std::time::Instant;
 use undertone_core::fixed::Grid;
+use undertone_core::trainer::{RecordMechanism, RecordPrivacy};
 use undertone_privacy::blt::{BltMechanism, BltNoise, optimise};
 use undertone_privacy::contract::{Noise, PrivacyContract};
 use undertone_privacy::discrete_gaussian::DiscreteGaussian;
 use undertone_privacy::discrete_laplace::DiscreteLaplace;
+use undertone_privacy::dp_sgd::GradientMechanism;
 use undertone_privacy::fast_gaussian::FastGaussian;
 use undertone_privacy::noise::NoiseRng;
 use undertone_privacy::participation::Participation;
@@ -64,6 +66,22 @@ fn main() {
     let fast = FastGaussian::for_clipped_sum(terms, 1.0, Grid::new(16).expect("in range")).expect("in range");
     let found = rate(n, || fast.add_to(black_box(&mut units), &mut rng));
     println!("fast gaussian, sigma {:>6.0}        {found:8.1} M samples/s", fast.sigma());
+
+    let record = RecordPrivacy {
+        clip_norm: 1.0,
+        noise_multiplier: 1.0,
+        sampling_rate: 0.1,
+        expected_batch: 256.0,
+        mechanism: RecordMechanism::FastGaussian,
+    };
+    let mechanism = GradientMechanism::new(&record).expect("valid");
+    let clipping = mechanism.float_clipping().expect("sums are floating-point");
+    let found = rate(n, || {
+        let mut sum = mechanism.empty_sum(n);
+        sum.add_clipped_sum(&clipping, vec![0.5; n]);
+        black_box(sum.noised(&mut rng).into_mean());
+    });
+    println!("a step's noise, rounded and scaled {found:8.1} M samples/s");
 
     let participation = Participation::new(4, 256).expect("valid");
     for buffers in [1, 2, 4] {

@@ -16,6 +16,7 @@ use crate::discrete_gaussian::{DiscreteGaussian, NoiseError};
 use crate::noise::NoiseRng;
 use crate::normal::Normals;
 use crate::resolve::ClientCentral;
+use crate::rounding::nearest;
 use std::fmt;
 use undertone_core::fixed::Grid;
 
@@ -103,15 +104,6 @@ impl fmt::Debug for FastNoise {
     }
 }
 
-/// The nearest integer, as both kinds of number; for magnitudes below 2^51.
-#[inline]
-pub(crate) fn nearest(x: f64) -> (f64, i64) {
-    // Where one unit is the last bit of the sum.
-    const LAST_BIT_IS_ONE: f64 = 1.5 * (1u64 << 52) as f64;
-    let sum = x + LAST_BIT_IS_ONE;
-    (sum - LAST_BIT_IS_ONE, sum.to_bits() as i64 - LAST_BIT_IS_ONE.to_bits() as i64)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -172,19 +164,5 @@ mod tests {
             Err(NoiseError::Bound(_))
         ));
         assert!(FastGaussian::new(f64::NAN).is_err());
-    }
-
-    #[test]
-    fn rounding_goes_to_the_nearest() {
-        for (x, k) in [
-            (0.4, 0),
-            (-0.6, -1),
-            (1e12 + 0.6, 1_000_000_000_001),
-            (-7.0, -7),
-            (0.0, 0),
-            (-2f64.powi(51), -(1 << 51)),
-        ] {
-            assert_eq!(nearest(x), (k as f64, k));
-        }
     }
 }

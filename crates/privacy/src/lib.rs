@@ -38,6 +38,7 @@ pub mod pld;
 pub mod rdp;
 pub mod release;
 pub mod resolve;
+mod rounding;
 pub mod sensitivity;
 
 pub use undertone_core::participation;

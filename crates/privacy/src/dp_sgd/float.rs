@@ -17,8 +17,9 @@
 //! default. The accountant's curve is unchanged: z counts in sensitivities.
 
 use crate::discrete_gaussian::NoiseError;
-use crate::fast_gaussian::{FastGaussian, nearest};
+use crate::fast_gaussian::FastGaussian;
 use crate::noise::NoiseRng;
+use crate::rounding::{nearest, round};
 use undertone_core::limits::MAX_PARAMETERS;
 
 /// What a floating-point sum may move beyond the clip norm, as a part of it.
@@ -109,10 +110,6 @@ impl FloatNoise {
             }
         }
     }
-}
-
-fn round(x: f64) -> f64 {
-    if x.abs() < (1u64 << 51) as f64 { nearest(x).0 } else { x.round_ties_even() }
 }
 
 /// Sums of clipped gradients that were computed in floating point.
