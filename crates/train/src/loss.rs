@@ -93,13 +93,13 @@ impl Objective {
             }
             (Loss::Mse {}, _) => difference(logits, truth)?.f_mul_scalar(2.0)?,
             (Loss::Huber { delta }, _) => difference(logits, truth)?.f_clamp(-delta, *delta)?,
-            (Loss::CrossEntropy { .. } | Loss::Bce {}, target) => {
+            (Loss::CrossEntropy { .. } | Loss::Bce {}, _) => {
                 // p - 1 of the true class is minus the sum of all other probabilities.
-                let truth = truth.f_one_hot(target.outputs() as i64)?.f_to_kind(logits.kind())?;
-                let p = logits.f_softmax(1, None::<Kind>)?;
-                let others = p.f_sub(&p.f_mul(&truth)?)?;
-                let missing = others.f_sum_dim_intlist(1, true, None::<Kind>)?;
-                others.f_sub(&truth.f_mul(&missing)?)?
+                let truth = truth.f_unsqueeze(1)?;
+                let mut gradients = logits.f_softmax(1, None::<Kind>)?;
+                let _ = gradients.f_scatter_value_(1, &truth, 0.0)?;
+                let missing = gradients.f_sum_dim_intlist(1, true, None::<Kind>)?.f_neg_()?;
+                gradients.f_scatter_(1, &truth, &missing)?
             }
         };
         match self.weights(logits, truth)? {

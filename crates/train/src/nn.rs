@@ -353,9 +353,18 @@ fn absolute_error(predicted: &Tensor, truth: &Tensor) -> Result<f64, TchError> {
 
 /// The values of a tensor, row-major, in main memory.
 pub(crate) fn to_vec(tensor: &Tensor) -> Result<Vec<f32>, TchError> {
-    let flat = tensor.f_detach()?.f_to_device(Device::Cpu)?.f_contiguous()?.f_view(-1)?;
-    let mut values = vec![0f32; flat.numel()];
-    flat.f_copy_data(&mut values, flat.numel())?;
+    joined_values(std::slice::from_ref(tensor))
+}
+
+/// The values of tensors behind each other, each row-major, in main memory.
+pub(crate) fn joined_values(tensors: &[Tensor]) -> Result<Vec<f32>, TchError> {
+    let mut values = vec![0f32; tensors.iter().map(Tensor::numel).sum()];
+    let mut rest = &mut values[..];
+    for tensor in tensors {
+        let flat = tensor.f_detach()?.f_to_device(Device::Cpu)?.f_contiguous()?.f_view(-1)?;
+        let own = rest.split_off_mut(..flat.numel()).expect("there is room for each");
+        flat.f_copy_data(own, flat.numel())?;
+    }
     Ok(values)
 }
 

@@ -12,7 +12,7 @@
 
 use crate::failure::Failure;
 use crate::nn::weights::Weights;
-use crate::nn::{Network, to_vec};
+use crate::nn::{Network, joined_values};
 use crate::per_example::books::{Books, Footprint, Ghost};
 use crate::per_example::mixing::mixes_examples;
 use crate::per_example::{Tape, gradients, one_by_one};
@@ -24,6 +24,9 @@ use undertone_privacy::dp_sgd::{FloatClipping, GradientMechanism, GradientSum};
 const VALUES_ON_CPU: i64 = 64 << 20;
 /// The same (1 GiB) where small pieces would leave a GPU idle.
 const VALUES_ON_GPU: i64 = 256 << 20;
+/// As many (32 MiB) are enough on a CPU where they are of [`FEW`] examples: more than the allocator keeps from one piece to the
+/// next has to be cleared by the system first, each time.
+const VALUES_IN_REACH: i64 = 8 << 20;
 /// Fewer examples than these at a time are no matrices any more.
 const FEW: i64 = 8;
 /// b·√(B·T) for b examples in one f32 sum over T points in time, out of a batch of B, at most: it keeps λ·u·b·√(B·T), the
@@ -39,6 +42,7 @@ pub(crate) struct Engine<'a> {
     /// Rows of the model's input to one example.
     views: i64,
     footprint: Footprint,
+    on_cpu: bool,
     /// Values at once.
     budget: i64,
     /// Values of one gradient.
@@ -66,11 +70,12 @@ impl<'a> Engine<'a> {
         x: &Tensor,
         views: i64,
     ) -> Result<Self, Failure> {
-        let budget = if x.device() == Device::Cpu { VALUES_ON_CPU } else { VALUES_ON_GPU };
+        let on_cpu = x.device() == Device::Cpu;
+        let budget = if on_cpu { VALUES_ON_CPU } else { VALUES_ON_GPU };
         let trained = weights.trained().map(|p| weights.get(p).numel() as i64).sum();
         if network.is_script() {
             let (way, footprint) = (Way::OneByOne, Footprint::default());
-            return Ok(Self { network, way, views, footprint, budget, trained });
+            return Ok(Self { network, way, views, footprint, on_cpu, budget, trained });
         }
         if mixes_examples(network, weights, x)? {
             return Err(TrainerError::Unsupported(
@@ -102,7 +107,7 @@ impl<'a> Engine<'a> {
                 }
             }
         };
-        Ok(Self { network, way, views, footprint, budget, trained })
+        Ok(Self { network, way, views, footprint, on_cpu, budget, trained })
     }
 
     /// Its word in logs.
@@ -126,7 +131,9 @@ impl<'a> Engine<'a> {
             Way::PerExample => (tape + 2 * self.trained, i64::MAX),
             Way::OneByOne => (2 * self.trained, i64::MAX),
         };
-        (self.budget / held.max(1)).min(most).max(1) as usize
+        let held = held.max(1);
+        let most = if self.on_cpu { most.min((VALUES_IN_REACH / held).max(FEW)) } else { most };
+        (self.budget / held).min(most).max(1) as usize
     }
 
     /// Weights as this engine needs them.
@@ -162,7 +169,7 @@ impl<'a> Engine<'a> {
                     books = books.of_some(&finite)?;
                     squared = squared_norms(books.squared_norms())?;
                 }
-                (clipping, books.weighted_sum(&factors(&clipping, &squared, x.device())?)?)
+                (clipping, books.weighted_sums(&factors(&clipping, &squared, x.device())?)?)
             }
             Way::Ghost(clipping) => {
                 let ghost = Ghost::of(Tape::record(network, weights, x, truth, views, true)?, weights)?;
@@ -170,17 +177,21 @@ impl<'a> Engine<'a> {
                 if let Some(finite) = only_finite(&squared) {
                     return self.add_some(weights, x, truth, &finite, sum);
                 }
-                (clipping, ghost.weighted_sum(&factors(&clipping, &squared, x.device())?, weights)?)
+                (clipping, vec![ghost.weighted_sum(&factors(&clipping, &squared, x.device())?, weights)?])
             }
         };
-        sum.add_clipped_sum(&clipping, to_vec(&clipped)?);
+        sum.add_clipped_sum(&clipping, joined_values(&clipped)?);
         Ok(())
     }
 
     fn add_each(&self, gradients: &Tensor, sum: &mut GradientSum<'_>) -> Result<(), Failure> {
-        let gradients = to_vec(gradients)?;
-        for gradient in gradients.chunks_exact(self.trained as usize) {
-            sum.add(gradient);
+        let gradients = gradients.f_to_device(Device::Cpu)?.f_contiguous()?;
+        // One after the other: a copy of them all would be as much memory again, and its allocation could not fail without ending
+        // the process.
+        let mut row = vec![0f32; self.trained as usize];
+        for i in 0..gradients.size()[0] {
+            gradients.f_get(i)?.f_copy_data(&mut row, self.trained as usize)?;
+            sum.add(&row);
         }
         Ok(())
     }

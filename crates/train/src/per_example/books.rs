@@ -69,8 +69,8 @@ impl Books {
         Ok(Self { entries, squared_norms: self.squared_norms.f_index_select(0, &places)? })
     }
 
-    /// Σ cᵢ·gᵢ over the examples for c of shape (examples): flat over what is trained.
-    pub(crate) fn weighted_sum(&self, factors: &Tensor) -> Result<Tensor, TchError> {
+    /// Σ cᵢ·gᵢ over the examples for c of shape (examples): flat parts that make up all that is trained, in the layout's order.
+    pub(crate) fn weighted_sums(&self, factors: &Tensor) -> Result<Vec<Tensor>, TchError> {
         let _no_graph = tch::no_grad_guard();
         let mut sums = Vec::new();
         for Entry { parameter, bias, gradient } in &self.entries {
@@ -78,9 +78,8 @@ impl Books {
             sums.push((*parameter, sum));
             sums.extend(bias.zip(of_bias));
         }
-        // In the layout's order.
         sums.sort_by_key(|(parameter, _)| *parameter);
-        Tensor::f_cat(&sums.iter().map(|(_, sum)| sum).collect::<Vec<_>>(), 0)
+        Ok(sums.into_iter().map(|(_, sum)| sum).collect())
     }
 }
 
@@ -109,7 +108,7 @@ impl Ghost {
         &self.squared_norms
     }
 
-    /// As of [`Books::weighted_sum`], by autograd.
+    /// As of [`Books::weighted_sums`] in one part, by autograd.
     pub(crate) fn weighted_sum(self, factors: &Tensor, weights: &Weights) -> Result<Tensor, TchError> {
         weights.gradient(&self.surrogate.f_dot(factors)?)
     }

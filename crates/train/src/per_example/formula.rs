@@ -150,8 +150,9 @@ impl Gradient {
 pub(super) fn squares(values: &Tensor) -> Result<Tensor, TchError> {
     let values = values.f_flatten(1, -1)?;
     let lost = values.size()[1] as f64 * f64::from(f32::MIN_POSITIVE);
-    let sum = values.f_square()?.f_sum_dim_intlist(1, false, None::<Kind>)?;
-    sum.f_to_kind(Kind::Double)?.f_add_scalar(lost)
+    // One look at the values, where squares and then their sum would be two.
+    let norm = values.f_norm_scalaropt_dim(2, [1i64], false)?.f_to_kind(Kind::Double)?;
+    norm.f_square()?.f_add_scalar(lost)
 }
 
 fn joined(mut parts: Vec<Tensor>) -> Result<Tensor, TchError> {

@@ -13,6 +13,10 @@ fn whole(network: &Network, flat: &Tensor) -> Weights {
     Weights::whole(network.layout(), flat).unwrap()
 }
 
+fn joined(parts: &[Tensor]) -> Tensor {
+    Tensor::cat(parts, 0)
+}
+
 /// What everything has to equal, in double precision.
 fn by_loop(network: &Network, flat: &Tensor, x: &Tensor, y: &Tensor, views: i64) -> Tensor {
     one_by_one(network, &whole(network, flat).followed().unwrap(), x, y, views).unwrap()
@@ -50,7 +54,7 @@ fn errors(network: &Network, flat: &Tensor, x: &Tensor, y: &Tensor, views: i64, 
     let followed = whole(network, flat).followed().unwrap();
     let ghost = Ghost::of(tape(&followed, true), &followed).unwrap();
     let mut errors = vec![worst(&found, wanted)];
-    errors.extend([off_norms(books.squared_norms()), off(&books.weighted_sum(&factors).unwrap())]);
+    errors.extend([off_norms(books.squared_norms()), off(&joined(&books.weighted_sums(&factors).unwrap()))]);
     errors.push(off_norms(ghost.squared_norms()));
     errors.push(off(&ghost.weighted_sum(&factors, &followed).unwrap()));
     errors
@@ -186,8 +190,9 @@ fn books_of_some_are_the_books_of_those_alone() {
                     |t: &Tensor| t.to_kind(Kind::Double).square().sum(Kind::Double).sqrt().double_value(&[]);
                 norm(&(a - b)) / norm(b).max(1e-30)
             };
-            let sums = (some.weighted_sum(&factors).unwrap(), alone.weighted_sum(&factors).unwrap());
-            let found = [off(some.squared_norms(), alone.squared_norms()), off(&sums.0, &sums.1)];
+            let [of_some, of_them] =
+                [&some, &alone].map(|books| joined(&books.weighted_sums(&factors).unwrap()));
+            let found = [off(some.squared_norms(), alone.squared_norms()), off(&of_some, &of_them)];
             assert!(found.iter().all(|off| *off < 1e-5), "{name}, {views} views, part {part}: {found:?}");
         }
     }
@@ -220,7 +225,7 @@ fn they_are_of_the_part_that_is_trained() {
             let books = Books::of(tape, &weights).unwrap();
             assert!(close(&books.squared_norms().sqrt(), &norm(&wanted)), "{name} {patterns:?}");
             let ones = Tensor::ones([5], (Kind::Float, Device::Cpu));
-            let sum = books.weighted_sum(&ones).unwrap();
+            let sum = joined(&books.weighted_sums(&ones).unwrap());
             let wanted = wanted.sum_dim_intlist(0, false, Kind::Float);
             assert!((sum - wanted).abs().max().double_value(&[]) < 5e-6 * scale, "{name} {patterns:?}");
         }

@@ -1,5 +1,6 @@
 use super::*;
 use crate::nn::made::{self, P, every_kind, made};
+use crate::nn::to_vec;
 use proptest::prelude::*;
 use tch::Kind;
 use undertone_core::shape::Input;
