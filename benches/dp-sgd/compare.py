@@ -51,7 +51,9 @@ class Worker:
     """A process that takes steps on request."""
 
     def __init__(self, command):
-        environment = dict(os.environ, OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
+        # What undertone-client starts its trainer with; both sides have it.
+        memory = {"MALLOC_TRIM_THRESHOLD_": "67108864", "MALLOC_MMAP_THRESHOLD_": "33554432"}
+        environment = dict(os.environ, OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", **memory)
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )

@@ -102,6 +102,7 @@ impl ProcessTrainer {
             .arg(self.settings.threads.to_string())
             .arg("--device")
             .arg(&self.settings.device)
+            .envs(KEPT_MEMORY.iter().filter(|(name, _)| std::env::var_os(name).is_none()).copied())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .process_group(0)
@@ -131,6 +132,12 @@ impl ProcessTrainer {
         Ok(trainer)
     }
 }
+
+/// glibc's own variables, where nobody set them: what a step frees stays with the process for the next step, up to 64 MiB. The
+/// system would clear every page of it anew, which is a third of what private steps over single gradients take. The process ends after the
+/// round.
+const KEPT_MEMORY: [(&str, &str); 2] =
+    [("MALLOC_TRIM_THRESHOLD_", "67108864"), ("MALLOC_MMAP_THRESHOLD_", "33554432")];
 
 impl Trainer for ProcessTrainer {
     fn inspect(&mut self, data: &DataContract) -> Result<DataReport, TrainerError> {
@@ -267,6 +274,22 @@ mod tests {
         assert!(trainer.group.id().is_none());
         assert_eq!(trainer.inspect(&contract).unwrap().rows, 7);
         assert_eq!(starts(dir.path()), 2);
+    }
+
+    #[test]
+    fn what_it_frees_stays_with_it_unless_the_owner_says_otherwise() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut trainer = ProcessTrainer::new(fake(dir.path(), "env > seen; exec cat >/dev/null"), "d.csv");
+        trainer.inspect(&serde_json::from_str(CONTRACT).unwrap()).unwrap();
+        trainer.rest();
+        let seen = std::fs::read_to_string(dir.path().join("seen")).unwrap();
+        for (name, ours) in KEPT_MEMORY {
+            let value = std::env::var(name).unwrap_or_else(|_| ours.into());
+            assert!(
+                seen.lines().any(|line| line == format!("{name}={value}")),
+                "{name}={value} not in {seen}"
+            );
+        }
     }
 
     #[test]
