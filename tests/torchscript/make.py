@@ -1,7 +1,7 @@
 """Writes the TorchScript files that the tests use: `python3 tests/torchscript/make.py`, with PyTorch 2.11.
 
 They are committed, so that tests need no Python. mlp.pt, picture.pt, number.pt and tokens.pt are good; each other one is what a
-client must refuse, or, of mixing.pt, must make harmless.
+client must refuse, or, of mixing.pt and talking.pt, must make harmless.
 """
 
 import os
@@ -75,6 +75,18 @@ class Mixing(nn.Module):
 
     def forward(self, x):
         return self.body(x - x.mean(0) * float(x.size(0) > 1))
+
+
+class Talking(nn.Module):
+    """Prints wherever its process prints."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(2, 1)
+
+    def forward(self, x):
+        print("said by the module")
+        return self.fc(x)
 
 
 class BatchNorm(nn.Module):
@@ -232,6 +244,7 @@ def main():
     export(nn.Linear(2, 1), squares, (rows, rows[:, 0]), "number.pt")
     export(Tokens(), classes, (torch.randint(0, 7, (4, 5)), labels), "tokens.pt")
     export(Mixing(), logit, (rows, labels), "mixing.pt")
+    export(Talking(), logit, (rows, labels), "talking.pt")
     bad = {
         "batch_norm": BatchNorm(),
         "counting": Counting(),

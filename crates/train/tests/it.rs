@@ -5,9 +5,13 @@ use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
+use undertone_core::digest::Digest;
+use undertone_core::initial::FileRef;
+use undertone_core::layout::TensorSpec;
 use undertone_core::model::{Activation, ModelSpec};
 use undertone_core::plan::{LocalWork, TrainPlan};
 use undertone_core::schema::DataContract;
+use undertone_core::torchscript::{Exported, TorchScript};
 use undertone_core::trainer::{CheckpointPlace, RecordPrivacy, TrainTask, Trainer as _, TrainerError};
 use undertone_core::trainer_protocol::{
     BaselineTask, PROTOCOL_VERSION, PipeTrainer, Request, Response, read_frame, write_frame,
@@ -356,39 +360,107 @@ fn start(task: &TrainTask) -> Vec<f32> {
     task.model.initial_values(&task.data.shape())
 }
 
-/// A limit on the address space stands in for a small machine: the batch is computed in parts, to the same update.
+/// A job's module writes where it likes: the pipe to the client is not that place.
+#[test]
+fn what_a_module_prints_is_no_answer() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/torchscript/talking.pt");
+    let bytes = fs::read(&path).unwrap();
+    let exported = Exported {
+        file: FileRef { digest: Digest::of(&bytes), bytes: bytes.len() as u64 },
+        tensors: [("fc.weight", vec![1, 2]), ("fc.bias", vec![1])]
+            .map(|(name, shape)| TensorSpec { name: name.into(), shape })
+            .to_vec(),
+    };
+    let model = ModelSpec::Torchscript(TorchScript::Exported(exported));
+    let talking = TrainTask { model, module: Some(path), ..task(3) };
+    let file = data();
+    let mut process = Process::on(file.path());
+    let mut trainer = process.connect().unwrap();
+    let update = trainer.train(&talking, &[0.0; 3]).unwrap();
+    assert!(update.delta.iter().all(|d| d.is_finite() && *d != 0.0), "{update:?}");
+    assert_eq!(trainer.evaluate(&talking.evaluation(), &update.delta).unwrap().rows, 80);
+    trainer.quit().unwrap();
+    let (status, log) = process.ended();
+    assert!(status.success() && log.contains("said by the module"), "{status} {log}");
+}
+
+/// A limit on the address space stands in for a small machine.
+#[cfg(target_os = "linux")]
+fn within(kib: u64, data: &Path) -> Process {
+    let mut command = Command::new("sh");
+    command.args(["-c", r#"ulimit -v "$1"; shift; exec "$@""#, "sh", &kib.to_string(), PROGRAM]);
+    command.args(["--device", "cpu", "--data"]).arg(data).env_remove("LD_LIBRARY_PATH");
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    Process(command.spawn().unwrap())
+}
+
+/// Of a process that has computed something small.
+#[cfg(target_os = "linux")]
+fn peak_kib(process: &Process) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", process.0.id())).unwrap();
+    let peak = status.lines().find_map(|l| l.strip_prefix("VmPeak:")).unwrap();
+    peak.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+#[track_caller]
+fn assert_same(whole: &[f32], parts: &[f32]) {
+    let longest = whole.iter().fold(0f32, |most, d| most.max(d.abs()));
+    let away = whole.iter().zip(parts).fold(0f32, |most, (a, b)| most.max((a - b).abs()));
+    assert!(longest > 1e-4 && away < 1e-3 * longest, "{away} of {longest}");
+}
+
+/// The batch is computed in parts, to the same update.
 #[cfg(target_os = "linux")]
 #[test]
 fn a_batch_too_big_for_memory_is_computed_in_parts() {
     let (file, task) = wide(20_000, 4000);
     let mut free = Process::spawn(&["--data", file.path().to_str().unwrap(), "--device", "cpu"]);
     let mut trainer = free.connect().unwrap();
-    // What the process takes by itself is known once it has computed something small.
     let small = TrainTask {
         plan: TrainPlan { batch_size: Some(4), ..TrainPlan::sgd(0.05, LocalWork::Steps(1)) },
         ..task.clone()
     };
     trainer.train(&small, &start(&small)).unwrap();
-    let status = fs::read_to_string(format!("/proc/{}/status", free.0.id())).unwrap();
-    let peak = status.lines().find_map(|l| l.strip_prefix("VmPeak:")).unwrap();
-    let peak: u64 = peak.trim().trim_end_matches(" kB").parse().unwrap();
+    let peak = peak_kib(&free);
     let whole = trainer.train(&task, &start(&task)).unwrap();
 
-    let limit = (peak + (400 << 10)).to_string();
-    let mut command = Command::new("sh");
-    command.args(["-c", r#"ulimit -v "$1"; shift; exec "$@""#, "sh", &limit, PROGRAM]);
-    command.args(["--device", "cpu", "--data"]).arg(file.path());
-    command.env_remove("LD_LIBRARY_PATH");
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut bound = Process(command.spawn().unwrap());
+    let mut bound = within(peak + (400 << 10), file.path());
     let mut trainer = bound.connect().unwrap();
     let parts = trainer.train(&task, &start(&task)).unwrap();
-    let longest = whole.delta.iter().fold(0f32, |most, d| most.max(d.abs()));
-    let away = whole.delta.iter().zip(&parts.delta).fold(0f32, |most, (a, b)| most.max((a - b).abs()));
-    assert!(longest > 1e-4 && away < 1e-3 * longest, "{away} of {longest}");
+    assert_same(&whole.delta, &parts.delta);
     trainer.quit().unwrap();
     let (status, log) = bound.ended();
     assert!(status.success() && log.contains("out of memory with 4000 examples at once"), "{status} {log}");
+}
+
+/// So is the sum of a private step, before any noise. What a process has free when it begins is not known to some MiB: the room
+/// is made smaller until it does not hold the 34 examples at once whose gradients, of 80 001 parameters each, are 10 MiB.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_private_batch_too_big_for_memory_is_summed_in_parts() {
+    let (file, mut task) = wide(20_000, 400);
+    task.record_privacy = Some(RecordPrivacy {
+        clip_norm: 1.0,
+        noise_multiplier: 2e-4,
+        sampling_rate: 0.5,
+        expected_batch: 200.0,
+        mechanism: Default::default(),
+    });
+    task.sampling_seed = Some(3);
+    let mut free = Process::spawn(&["--data", file.path().to_str().unwrap(), "--device", "cpu"]);
+    let mut trainer = free.connect().unwrap();
+    let whole = trainer.train(&task, &start(&task)).unwrap();
+    let peak = peak_kib(&free);
+    let halved = (1..32).find_map(|step: u64| {
+        let mut bound = within(peak - step * (8 << 10), file.path());
+        let mut trainer = bound.connect().unwrap();
+        let parts = trainer.train(&task, &start(&task)).unwrap();
+        trainer.quit().unwrap();
+        let (status, log) = bound.ended();
+        assert!(status.success(), "{status} {log}");
+        log.contains("out of memory with 34 examples at once").then_some(parts)
+    });
+    assert_same(&whole.delta, &halved.expect("no room was too small").delta);
 }
 
 /// The trainer is killed with no chance to say anything, and another process goes on: to the same bits.
