@@ -13,13 +13,14 @@ use report::{Outcome, Run};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Instant;
 use undertone_core::data_files::DataFiles;
-use undertone_core::trainer::{TrainTask, Trainer};
+use undertone_core::trainer::{Progress, RecordMechanism, TrainTask, Trainer};
 use undertone_core::trainer_protocol::BaselineTask;
 use undertone_privacy::pld::{Adjacency, Composition, Mechanism, calibrate};
 use undertone_privacy::rdp::{MAX_NOISE_MULTIPLIER, MIN_NOISE_MULTIPLIER};
-use undertone_train::{DeviceChoice, TorchTrainer};
+use undertone_train::{DeviceChoice, Stop, TorchTrainer};
 
 const PICTURES: u32 = 60_000;
 const CLASSES: [&str; 10] = [
@@ -74,6 +75,7 @@ struct Case {
     published: f64,
     batch: u32,
     epochs: u32,
+    mechanism: RecordMechanism,
     clip_norm: f64,
     picture: Value,
     model: Value,
@@ -98,7 +100,8 @@ fn main() -> Result<()> {
     for case in study.case.iter().filter(|c| c.name.contains(&args.case)) {
         eprintln!("{}:", case.name);
         // One trainer a file set: what is read stays in memory from run to run.
-        let mut trainers = [train.clone(), test.clone()].map(|files| TorchTrainer::new(files).on(device));
+        let trainer = |files: &DataFiles| TorchTrainer::new(files.clone()).on(device);
+        let mut trainers = [trainer(&train).stopped_by(Stop::default().telling(progress())), trainer(&test)];
         outcomes.push(case.run(&study, &train, &test, args.seeds, &mut trainers)?);
     }
     ensure!(!outcomes.is_empty(), "no case's name holds \"{}\"", args.case);
@@ -112,6 +115,15 @@ fn main() -> Result<()> {
         eprintln!("wrote {}", path.display());
     }
     Ok(())
+}
+
+/// A dot for each tenth of a training.
+fn progress() -> Arc<dyn Fn(Progress) + Send + Sync> {
+    Arc::new(|Progress { step, steps }| {
+        if (step + 1) * 10 / steps > step * 10 / steps {
+            eprint!(".");
+        }
+    })
 }
 
 impl Case {
@@ -153,7 +165,7 @@ impl Case {
                 "round": { "round": 1, "rounds": 1 },
                 "record_privacy": {
                     "clip_norm": self.clip_norm, "noise_multiplier": noise_multiplier, "sampling_rate": rate,
-                    "expected_batch": self.batch,
+                    "expected_batch": self.batch, "mechanism": self.mechanism,
                 },
             }))?;
             let start = Instant::now();
@@ -163,7 +175,7 @@ impl Case {
             let metrics = judge.evaluate(&task.evaluation(), &weights)?;
             let accuracy = 100.0 * metrics.accuracy.context("classes have an accuracy")?;
             let run = Run { accuracy, seconds: start.elapsed().as_secs_f64() };
-            eprintln!("  seed {seed}: {accuracy:.2} %, {:.0} s", run.seconds);
+            eprintln!(" seed {seed}: {accuracy:.2} %, {:.0} s", run.seconds);
             runs.push(run);
         }
         trainer.rest();
@@ -180,6 +192,7 @@ impl Case {
             published: self.published,
             batch: self.batch,
             epochs: self.epochs,
+            mechanism: self.mechanism.as_str(),
             noise_multiplier,
             epsilon,
             ceiling: 100.0 * ceiling,

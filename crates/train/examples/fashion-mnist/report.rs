@@ -10,6 +10,8 @@ pub(crate) struct Outcome {
     pub(crate) published: f64,
     pub(crate) batch: u32,
     pub(crate) epochs: u32,
+    /// A contract's word.
+    pub(crate) mechanism: &'static str,
     pub(crate) noise_multiplier: f64,
     pub(crate) epsilon: f64,
     pub(crate) ceiling: f64,
@@ -37,19 +39,20 @@ pub(crate) fn page(outcomes: &[Outcome], epsilon: f64, delta: f64) -> String {
     let mut text = format!(
         "# Fashion-MNIST with each picture protected\n\nWritten by `cargo xtask study fashion-mnist`.\n\n\
          DP-SGD on the 60 000 training pictures to (ε, δ) = ({epsilon}, {delta:e}) for each picture, add-remove neighbours, Poisson \
-         batches, ε as an upper bound from privacy loss distributions, exact discrete noise on an integer grid. Accuracy of the last \
+         batches, ε as an upper bound from privacy loss distributions; what the mechanisms are: ../PRIVACY.md. Accuracy of the last \
          model on the 10 000 test pictures, mean ± standard deviation over the runs. The choice of hyperparameters is that of the \
          source and is not charged.\n\n\
-         | case | batch | epochs | noise multiplier | ε | accuracy | runs | published | without privacy | s a run |\n\
-         |---|---|---|---|---|---|---|---|---|---|\n"
+         | case | mechanism | batch | epochs | noise multiplier | ε | accuracy | runs | published | without privacy | s a run |\n\
+         |---|---|---|---|---|---|---|---|---|---|---|\n"
     );
     for o in outcomes {
         let (mean, deviation) = o.mean_and_deviation();
         let seconds = o.runs.iter().map(|r| r.seconds).sum::<f64>() / o.runs.len() as f64;
         let _ = writeln!(
             text,
-            "| {} | {} | {} | {:.4} | {:.3} | **{mean:.2} ± {deviation:.2} %** | {} | {:.1} % ({}) | {:.2} % | {seconds:.0} |",
+            "| {} | `{}` | {} | {} | {:.4} | {:.3} | **{mean:.2} ± {deviation:.2} %** | {} | {:.1} % ({}) | {:.2} % | {seconds:.0} |",
             o.name,
+            o.mechanism,
             o.batch,
             o.epochs,
             o.noise_multiplier,
