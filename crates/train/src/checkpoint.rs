@@ -54,8 +54,8 @@ impl SamplerState {
 pub(crate) struct State {
     /// Steps that are done.
     pub(crate) step: u64,
-    /// For the batches to come.
-    pub(crate) sampler: SamplerState,
+    /// For the batches to come; none under a record-level contract, where they are drawn under a new key.
+    pub(crate) sampler: Option<SamplerState>,
     /// Over the part that is trained.
     pub(crate) weights: Vec<f32>,
     /// The optimiser's steps and vectors.
@@ -84,7 +84,7 @@ struct Header {
     /// Digest of the values: a disk may damage what was written whole.
     values: Digest,
     step: u64,
-    sampler: SamplerState,
+    sampler: Option<SamplerState>,
     /// Lengths of weights, optimiser's vectors, best weights.
     lengths: [u64; 3],
     optimizer_steps: u64,
@@ -93,7 +93,7 @@ struct Header {
 }
 
 /// The form of checkpoints.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// Keeps the state of one training; without a place it keeps nothing.
 #[derive(Debug)]
@@ -199,7 +199,7 @@ fn write(path: &Path, belongs_to: Digest, state: &State) -> io::Result<()> {
     Ok(())
 }
 
-/// For the owner alone: weights, and the key of the batches.
+/// For the owner alone: weights, and what their batches follow from.
 fn private(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
     options.write(true).create(true).truncate(true);

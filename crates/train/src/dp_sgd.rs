@@ -7,7 +7,7 @@
 mod engine;
 
 use crate::augment::Views;
-use crate::checkpoint::{SamplerState, State};
+use crate::checkpoint::State;
 use crate::failure::Failure;
 use crate::memory::MicroBatch;
 use crate::nn::{Network, to_vec};
@@ -33,10 +33,9 @@ pub(crate) fn train(
     let mechanism = GradientMechanism::new(privacy).map_err(|e| TrainerError::Unsupported(e.to_string()))?;
     let mut noise = NoiseRng::from_os().map_err(|e| TrainerError::Broken(e.to_string()))?;
     let resumed = run.keeper.load();
-    let mut sampling = match &resumed {
-        Some(state) => state.sampler.rng(),
-        None => sampling_rng(run.seed, run.weights)?,
-    };
+    // After a kill other batches are drawn, whatever seed there is: those of the steps that were lost met noise already.
+    let seed = run.seed.filter(|_| resumed.is_none());
+    let mut sampling = sampling_rng(seed, run.weights)?;
     // Clipping, noise and steps are over the part that is trained; the rest is public and stays as it is.
     let part = network.part(run.plan)?;
     let mut model = run.model(network, rows.device(), resumed.as_ref())?;
@@ -75,7 +74,7 @@ pub(crate) fn train(
         run.keeper.keep(|| {
             Ok(State {
                 step: step + 1,
-                sampler: SamplerState::of(&sampling, 0),
+                sampler: None,
                 weights: to_vec(&model.flat)?,
                 optimizer: (model.optimizer.steps(), model.optimizer.state()?),
                 best: None,

@@ -20,8 +20,8 @@ pub(crate) fn train(network: &Network, rows: &Rows, mut run: Run<'_>) -> Result<
     let plan = run.plan;
     plan.validate().map_err(TrainerError::Unsupported)?;
     let resumed = run.keeper.load();
-    let rng = match &resumed {
-        Some(state) => state.sampler.rng(),
+    let rng = match resumed.as_ref().and_then(|state| state.sampler.as_ref()) {
+        Some(sampler) => sampler.rng(),
         None => sampling_rng(run.seed, run.weights)?,
     };
     let mut views = Views::new(plan.augmentation, network.input(), &rng)?;
@@ -69,7 +69,7 @@ pub(crate) fn train(network: &Network, rows: &Rows, mut run: Run<'_>) -> Result<
             let (best, without_progress) = watch.as_ref().map_or((None, 0), Watch::state);
             Ok(State {
                 step: step + 1,
-                sampler: batches.state(),
+                sampler: Some(batches.state()),
                 weights: to_vec(&model.flat)?,
                 optimizer: (model.optimizer.steps(), model.optimizer.state()?),
                 best,
@@ -144,8 +144,8 @@ impl Batches {
         if !shuffled {
             return Self::All { kept, rng };
         }
-        let batches = match resumed {
-            Some(state) => ShuffledBatches::resume(count, size, &state.sampler),
+        let batches = match resumed.and_then(|state| state.sampler.as_ref()) {
+            Some(sampler) => ShuffledBatches::resume(count, size, sampler),
             None => ShuffledBatches::new(count, size, rng),
         };
         Self::Shuffled { kept, batches, batch: Vec::new() }
