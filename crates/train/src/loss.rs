@@ -247,10 +247,15 @@ mod tests {
     /// Where the model is sure, f32 logits of the loss's gradient must not become exact zeros for the wrong class.
     #[test]
     fn gradients_of_sure_logits_do_not_vanish() {
-        let bce = Objective::with(Target::Class { classes: 3 }, &Loss::Bce {}).unwrap();
-        let logits = Tensor::from_slice(&[40f32, -40.0, -40.0]).view([1, 3]);
-        let g = bce.logit_gradients(&logits, &Tensor::from_slice(&[0i64])).unwrap();
-        let values: Vec<f64> = (0..3).map(|i| g.double_value(&[0, i])).collect();
-        assert!(values[0] < 0.0 && values[1] > 0.0 && values[2] > 0.0, "{values:?}");
+        let weights = Loss::CrossEntropy { class_weights: Some(vec![2.0, 1.0, 1.0]) };
+        for loss in [Loss::Bce {}, Loss::CrossEntropy { class_weights: None }, weights] {
+            let objective = Objective::with(Target::Class { classes: 3 }, &loss).unwrap();
+            let logits = Tensor::from_slice(&[40f32, -40.0, -40.0]).view([1, 3]);
+            let g = objective.logit_gradients(&logits, &Tensor::from_slice(&[0i64])).unwrap();
+            let values: Vec<f64> = (0..3).map(|i| g.double_value(&[0, i])).collect();
+            assert!(values[0] < 0.0 && values[1] > 0.0 && values[2] > 0.0, "{loss:?}: {values:?}");
+            let sum: f64 = values.iter().sum();
+            assert!(loss == Loss::Bce {} || sum.abs() < 1e-6 * values[1], "{loss:?}: {values:?}");
+        }
     }
 }

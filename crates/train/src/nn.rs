@@ -358,6 +358,13 @@ pub(crate) fn to_vec(tensor: &Tensor) -> Result<Vec<f32>, TchError> {
 
 /// The values of tensors behind each other, each row-major, in main memory.
 pub(crate) fn joined_values(tensors: &[Tensor]) -> Result<Vec<f32>, TchError> {
+    if let [first, _, ..] = tensors
+        && first.device() != Device::Cpu
+    {
+        // One journey from the device instead of many.
+        let flat: Vec<_> = tensors.iter().map(|t| t.f_reshape(-1)).collect::<Result<_, _>>()?;
+        return to_vec(&Tensor::f_cat(&flat, 0)?);
+    }
     let mut values = vec![0f32; tensors.iter().map(Tensor::numel).sum()];
     let mut rest = &mut values[..];
     for tensor in tensors {

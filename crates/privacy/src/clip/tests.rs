@@ -85,7 +85,52 @@ fn nothing_is_printed() {
     assert_eq!(format!("{:?}", clip(raw, 1.0).unwrap()), "ClippedUpdate(3 values within 1)");
 }
 
+/// Vectors at random fit at once; what little is left free for that is less than a thousandth.
+#[test]
+fn the_aim_is_just_below_the_bound() {
+    assert!((0.9999 * 65536.0..65536.0).contains(&aim(65536.0, 40_000)));
+    assert_eq!((aim(256.0, 1_000_000), aim(300.0, 5)), (256.0, 300.0));
+    let mut x = 1u32;
+    let mut values = || -> Vec<f32> {
+        let next = |_| {
+            x = x.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            x as i32 as f32
+        };
+        (0..4000).map(next).collect()
+    };
+    for _ in 0..100 {
+        let values = values();
+        let aimed = aim(65536.0, values.len()) / l2_norm(&values);
+        assert_eq!(Fit::of(&values, 65536, grid(16)).unwrap().factor, 65536.0 * (aimed / 65536.0));
+    }
+}
+
 proptest! {
+    /// Squares are summed in f64 as long as that is exact, and as integers beyond.
+    #[test]
+    fn both_ways_of_squaring_agree(
+        values in prop::collection::vec(-1f32..1f32, 1..40), bound in 256f64..(MAX_FIXED as f64),
+        edge in prop::sample::select(vec![None, Some(1u64 << 26), Some((1 << 26) - 40), Some(MAX_FIXED as u64)]),
+        toward_zero in any::<bool>(),
+    ) {
+        prop_assume!(l2_norm(&values) > 1e-3);
+        let bound = edge.unwrap_or(bound as u64);
+        let fit = Fit { factor: bound as f64 / l2_norm(&values), toward_zero };
+        let one_by_one = values.iter().map(|&v| u128::from(fit.units(v).unsigned_abs()).pow(2)).sum::<u128>();
+        prop_assert_eq!(fit.squared_norm(&values, bound), one_by_one);
+    }
+
+    /// On the finest grids too.
+    #[test]
+    fn the_largest_bounds_hold(values in prop::collection::vec(-3f32..3f32, 1..40), bits in 25u8..=28) {
+        let grid = grid(bits);
+        let bound = grid.max_value().min(7.9);
+        let mut sum = vec![0; values.len()];
+        prop_assert!(clip_example_to_grid(&values, bound, grid, &mut sum).unwrap());
+        let moved: u128 = sum.iter().map(|s| u128::from(s.unsigned_abs()).pow(2)).sum();
+        prop_assert!(moved <= u128::from(integer_bound(grid, bound)).pow(2));
+    }
+
     #[test]
     fn the_integer_norm_is_within_the_bound(values in any_vector(), (bound, grid) in any_bound()) {
         let finite = values.iter().all(|v| v.is_finite());

@@ -11,7 +11,9 @@
 //! 3. the sum is rounded to a grid of 2^30 units in C before noise is added, so that adding rounded noise is the same as adding
 //!    and then rounding: at most half a unit of each value, √d units between neighbours.
 //!
-//! Together below C·(1 + [`SENSITIVITY_MARGIN`]) plus the √d units, which is what the noise is scaled to. The first two bounds
+//! Neighbouring sums are both rounded, and a row more shifts what is in all later pieces: the two errors of item 2 are independent, so
+//! that their difference is within √2·2^-7. Together below C·(1 + [`SENSITIVITY_MARGIN`]) (√2·2^-7 + 2^-8 < 2^-6) plus the √d units,
+//! which is what the noise is scaled to. The first two bounds
 //! are those of rounding errors that do not conspire (Higham and Mary 2019, λ = 8), not worst cases, and the noise is a
 //! floating-point Gaussian (see [`crate::fast_gaussian`]): that is the caveat of this mechanism, and why it is never the
 //! default. The accountant's curve is unchanged: z counts in sensitivities.

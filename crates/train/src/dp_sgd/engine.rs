@@ -5,7 +5,7 @@
 //! | `book-keeping` | one backward pass; norms by formula; one weighted product a parameter | the contract allows floating-point sums |
 //! | `ghost` | norms as above, then a second backward pass of the scaled losses | the same, where book-keeping would hold so much that fewer than [`FEW`] examples fit, and without it twice as many do; not with dropout |
 //! | `per-example` | every gradient materialised, from one backward pass | the contract sums on an integer grid |
-//! | `one-by-one` | autograd for one example after the other | a module reaches parameters on its own, or is a TorchScript file: there is no formula |
+//! | `one-by-one` | autograd for one example after the other | a module reaches parameters on its own, or is a TorchScript file (which no record-level contract allows yet): there is no formula |
 //!
 //! All give the same sum. None is chosen for a built-in module that mixes examples: that one is refused. Nobody knows what a
 //! TorchScript file does with a batch, so it never sees one: alone no example can mix with others.

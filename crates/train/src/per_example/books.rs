@@ -4,6 +4,7 @@
 use super::formula::Gradient;
 use super::{Role, Tape};
 use crate::nn::Parameter;
+use crate::nn::pass::{Operation, Use};
 use crate::nn::weights::Weights;
 use std::collections::BTreeSet;
 use tch::{TchError, Tensor};
@@ -131,7 +132,7 @@ pub(crate) struct Footprint {
     pub(crate) books: i64,
     /// The most that the norms of one parameter take in passing.
     pub(crate) passing: i64,
-    /// Points in time that one product sums over, at most.
+    /// Points in time (places of a picture, tokens) that a sum goes over, at most, to a single value of a parameter.
     pub(crate) times: i64,
 }
 
@@ -144,9 +145,19 @@ impl Footprint {
             let (kept, passing) = gradient.values();
             found.books += kept;
             found.passing = found.passing.max(passing);
-            if let Gradient::Outer(outer) = &gradient {
-                found.times = found.times.max(outer.times());
-            }
+        }
+        for (parameter, uses) in tape.parameters() {
+            let size = weights.get(parameter).size();
+            // Of each use, and of all that are laid behind each other.
+            let times = |(used, output, role): &(&Use, &Tensor, Role)| {
+                let width = match (role, used.operation) {
+                    (Role::Weight, Operation::Linear | Operation::Conv2d { .. }) => size[0],
+                    (Role::Weight, Operation::Embedding) => size[1],
+                    _ => size.iter().product(),
+                };
+                output.numel() as i64 / width.max(1)
+            };
+            found.times = found.times.max(uses.iter().map(times).sum());
         }
         Ok(found)
     }

@@ -1,7 +1,7 @@
 //! What an operation leaves of its parameters' gradients, example by example.
 
 use super::Role;
-use super::outer::Outer;
+use super::outer::{Outer, never_rounding};
 use crate::nn::pass::{Operation, Use};
 use tch::{Kind, TchError, Tensor};
 
@@ -112,8 +112,10 @@ impl Gradient {
                 let norms = squares(&whole)?;
                 if keep {
                     *self = Self::Whole(whole);
+                    return Ok(norms);
                 }
-                Ok(norms)
+                // What is summed in the end is computed once more, and rounded in another way.
+                outer.never_rounding(norms)
             }
             Self::Outer(outer) => outer.squared_norms(),
             Self::Rows { places, values, vocabulary } => squared_norms_of_rows(places, values, *vocabulary),
@@ -145,14 +147,27 @@ impl Gradient {
     }
 }
 
+/// Values that one f32 sum of squares takes at most. libtorch's norms are such sums in a few parts side by side, in which a square is
+/// lost, and always downwards, once it is too small beside the sum so far: 4096 lose less than 2^-15.
+const CHUNK: i64 = 4096;
+
 /// Σ of squares along all but the first dimension, in f64, and never less: a square below the least normal f32 may be lost, so
 /// that as much is added for each.
 pub(super) fn squares(values: &Tensor) -> Result<Tensor, TchError> {
     let values = values.f_flatten(1, -1)?;
-    let lost = values.size()[1] as f64 * f64::from(f32::MIN_POSITIVE);
+    let (examples, count) = (values.size()[0], values.size()[1]);
     // One look at the values, where squares and then their sum would be two.
-    let norm = values.f_norm_scalaropt_dim(2, [1i64], false)?.f_to_kind(Kind::Double)?;
-    norm.f_square()?.f_add_scalar(lost)
+    let of = |values: &Tensor, over: i64| {
+        let norm = values.f_norm_scalaropt_dim(2, [over], false)?.f_to_kind(Kind::Double)?;
+        norm.f_square()
+    };
+    let whole = count / CHUNK * CHUNK;
+    let mut sum = of(&values.f_narrow(1, whole, count - whole)?, 1)?;
+    if whole > 0 {
+        let chunks = values.f_narrow(1, 0, whole)?.f_view([examples, -1, CHUNK])?;
+        sum = sum.f_add_(&of(&chunks, 2)?.f_sum_dim_intlist(1, false, None::<Kind>)?)?;
+    }
+    sum.f_add_scalar_(count as f64 * f64::from(f32::MIN_POSITIVE))
 }
 
 fn joined(mut parts: Vec<Tensor>) -> Result<Tensor, TchError> {
@@ -217,7 +232,8 @@ fn squared_norms_of_rows(places: &Tensor, values: &Tensor, vocabulary: i64) -> R
     let rows = Tensor::f_zeros([found.size()[0], width], (values.kind(), values.device()))?;
     let rows = rows.f_index_add(0, &place, &values.f_reshape([-1, width])?)?;
     let owner = found.f_div_scalar_mode(vocabulary, "floor")?;
-    Tensor::f_zeros([examples], (Kind::Double, values.device()))?.f_index_add(0, &owner, &squares(&rows)?)
+    let none = Tensor::f_zeros([examples], (Kind::Double, values.device()))?;
+    never_rounding(none.f_index_add(0, &owner, &squares(&rows)?)?, &squares(values)?, times)
 }
 
 /// Each example's gradient of what normalised values were multiplied with. The values themselves are made anew: to normalise

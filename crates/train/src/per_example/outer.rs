@@ -25,6 +25,14 @@ const UNIT_ROUNDOFF: f64 = 1.0 / (1u32 << 24) as f64;
 /// Rounding errors that do not conspire stay below λ·√k·u except with probability 2·exp(-λ²/2) (Higham and Mary 2019).
 const LAMBDA: f64 = 8.0;
 
+/// Squared norms of sums of vectors, of whose own squared norms `parts` is the sum: larger ones where the vectors cancel so far that what is
+/// left could be the rounding of another sum of them. An error is at most λ·u·√T times what a sum comes to on its way, Σ‖vₜ‖ ≤ √(T·parts).
+/// Vectors that are not correlated add up to `parts` itself.
+pub(super) fn never_rounding(squared: Tensor, parts: &Tensor, times: i64) -> Result<Tensor, TchError> {
+    let error = LAMBDA * UNIT_ROUNDOFF * times as f64 / NORM_ERROR;
+    squared.f_maximum(&parts.f_mul_scalar(error.powi(2).min(1.0))?)
+}
+
 impl Outer {
     /// From the two factors, of which `copied` values are not on the tape.
     pub(super) fn new(inputs: Tensor, outputs: Tensor, copied: i64) -> Self {
@@ -109,6 +117,13 @@ impl Outer {
         sums.f_maximum(&trace.f_mul_scalar(error / (2.0 * NORM_ERROR))?)?.f_add_(&lost)
     }
 
+    /// These squared norms of materialised gradients, as [`never_rounding`] has them.
+    pub(super) fn never_rounding(&self, squared: Tensor) -> Result<Tensor, TchError> {
+        let of_times = |t: &Tensor| t.f_square()?.f_sum_dim_intlist(2, false, Kind::Double);
+        let products = of_times(&self.inputs)?.f_mul_(&of_times(&self.outputs)?)?;
+        never_rounding(squared, &products.f_sum_dim_intlist(1, false, None::<Kind>)?, self.times())
+    }
+
     /// Σ cᵢ·Gᵢ, flat: one product over all examples and times. And Σ cᵢ·gᵢ of a bias.
     pub(super) fn weighted_sums(&self, factors: &Tensor) -> Result<(Tensor, Option<Tensor>), TchError> {
         let (times, inputs, outputs) = self.sizes();
@@ -131,7 +146,7 @@ impl Outer {
     }
 
     /// Points in time.
-    pub(super) fn times(&self) -> i64 {
+    fn times(&self) -> i64 {
         self.sizes().0
     }
 }

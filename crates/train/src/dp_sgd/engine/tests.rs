@@ -240,6 +240,24 @@ fn no_piece_is_so_large_that_rounding_outgrows_its_margin() {
     }
 }
 
+/// Whichever parameter it is that a sum over time goes to.
+#[test]
+fn pieces_are_small_where_many_points_in_time_add_up() {
+    let text = || Input::Tokens { length: 512, vocabulary: 9 };
+    let over_time = |t: Tensor| t.f_mean_dim(1i64, false, None::<Kind>);
+    let embedding = made(text(), 3, &[&[9, 3]], move |pass, x| over_time(pass.embedding(x, P(0))?));
+    let scale = made(Input::Series { steps: 512, features: 3 }, 3, &[&[3], &[3]], move |pass, x| {
+        over_time(pass.layer_norm(x, P(0), P(1), 1e-5)?)
+    });
+    let fast = mechanism(RecordMechanism::FastGaussian);
+    for (network, views) in [(&embedding, 1), (&scale, 1), (&embedding, 2)] {
+        let engine = choose(network, &fast, views).unwrap();
+        assert_eq!(engine.footprint.times, 512 * views);
+        let error = 8.0 * engine.at_once(256) as f64 * (256.0 * 512.0 * views as f64).sqrt();
+        assert!(error / f64::from(1u32 << 24) <= SENSITIVITY_MARGIN / 2.0);
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(30))]
     /// What one example moves, in the batch as it is computed: rounding of all the others included.
