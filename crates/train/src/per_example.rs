@@ -98,29 +98,41 @@ fn surrogate(network: &Network, logits: &Tensor, truth: &Tensor, views: i64) -> 
     logits.f_mul(&seed)?.f_reshape([examples, -1])?.f_sum_dim_intlist(1, false, None::<Kind>)
 }
 
-/// One gradient an example: shape (examples, parameters that are trained), in the order of the flat vector.
+/// One gradient an example, in parts that make up the flat vector: for each parameter that is trained shape (examples, values), in the
+/// layout's order.
 pub(crate) fn gradients(
     network: &Network,
     weights: &Weights,
     x: &Tensor,
     truth: &Tensor,
     views: i64,
-) -> Result<Tensor, TchError> {
+) -> Result<Vec<Tensor>, TchError> {
     let examples = truth.size()[0];
     if examples == 0 {
-        let values = weights.trained().map(|p| weights.get(p).numel() as i64).sum::<i64>();
-        return Tensor::f_zeros([0, values], (x.kind(), x.device()));
+        let values = weights.trained().map(|p| weights.get(p).numel() as i64);
+        return values.map(|n| Tensor::f_zeros([0, n], (x.kind(), x.device()))).collect();
     }
     let tape = Tape::record(network, weights, x, truth, views, false)?;
     let _no_graph = tch::no_grad_guard();
-    let rows = tape
-        .parameters()
-        .into_iter()
-        .map(|(parameter, uses)| Gradient::of(examples, &uses, weights.get(parameter))?.materialised());
-    Tensor::f_cat(&rows.collect::<Result<Vec<_>, _>>()?, 1)
+    let parameters = tape.parameters().into_iter();
+    parameters
+        .map(|(parameter, uses)| Gradient::of(examples, &uses, weights.get(parameter))?.materialised())
+        .collect()
 }
 
-/// The same for modules that keep no tape: one example after the other, by autograd. The weights are
+/// The same in one part, shape (examples, parameters that are trained).
+#[cfg(test)]
+pub(crate) fn joined_gradients(
+    network: &Network,
+    weights: &Weights,
+    x: &Tensor,
+    truth: &Tensor,
+    views: i64,
+) -> Result<Tensor, TchError> {
+    Tensor::f_cat(&gradients(network, weights, x, truth, views)?, 1)
+}
+
+/// The same in one part, for modules that keep no tape: one example after the other, by autograd. The weights are
 /// [followed](Weights::followed).
 pub(crate) fn one_by_one(
     network: &Network,

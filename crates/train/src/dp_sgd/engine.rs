@@ -127,8 +127,8 @@ impl<'a> Engine<'a> {
         let (held, most) = match self.way {
             Way::BookKeeping(_) => (tape + books + passing, rounding as i64),
             Way::Ghost(_) => (tape + passing, rounding as i64),
-            // The gradients of each parameter, and all of them behind each other.
-            Way::PerExample => (tape + 2 * self.trained, i64::MAX),
+            Way::PerExample => (tape + self.trained, i64::MAX),
+            // Each, and all of them as one tensor.
             Way::OneByOne => (2 * self.trained, i64::MAX),
         };
         let held = held.max(1);
@@ -157,7 +157,7 @@ impl<'a> Engine<'a> {
             Way::PerExample => {
                 return self.add_each(&gradients(network, weights, x, truth, views)?, sum);
             }
-            Way::OneByOne => return self.add_each(&one_by_one(network, weights, x, truth, views)?, sum),
+            Way::OneByOne => return self.add_each(&[one_by_one(network, weights, x, truth, views)?], sum),
             Way::BookKeeping(clipping) => {
                 let mut books = Books::of(Tape::record(network, weights, x, truth, views, false)?, weights)?;
                 let mut squared = squared_norms(books.squared_norms())?;
@@ -184,14 +184,21 @@ impl<'a> Engine<'a> {
         Ok(())
     }
 
-    fn add_each(&self, gradients: &Tensor, sum: &mut GradientSum<'_>) -> Result<(), Failure> {
-        let gradients = gradients.f_to_device(Device::Cpu)?.f_contiguous()?;
+    /// Gradients in parts, each of shape (examples, values).
+    fn add_each(&self, parts: &[Tensor], sum: &mut GradientSum<'_>) -> Result<(), Failure> {
+        let here = |part: &Tensor| part.f_to_device(Device::Cpu)?.f_contiguous();
+        let parts = parts.iter().map(here).collect::<Result<Vec<_>, _>>()?;
         // One after the other: a copy of them all would be as much memory again, and its allocation could not fail without ending
         // the process.
-        let mut row = vec![0f32; self.trained as usize];
-        for i in 0..gradients.size()[0] {
-            gradients.f_get(i)?.f_copy_data(&mut row, self.trained as usize)?;
-            sum.add(&row);
+        let mut gradient = vec![0f32; self.trained as usize];
+        for i in 0..parts.first().map_or(0, |part| part.size()[0]) {
+            let mut rest = &mut gradient[..];
+            for part in &parts {
+                let row = part.f_get(i)?;
+                let own = rest.split_off_mut(..row.numel()).expect("the parts are of all that is trained");
+                row.f_copy_data(own, row.numel())?;
+            }
+            sum.add(&gradient);
         }
         Ok(())
     }

@@ -116,7 +116,7 @@ fn gradients_equal_the_loop(spec: &ModelSpec, shape: &Shape, examples: i64, seed
     let (network, flat, x, y) = case(spec, shape, examples, seed);
     let of = |flat: &Tensor, x: &Tensor| {
         let weights = Weights::whole(network.layout(), flat).unwrap();
-        per_example::gradients(&network, &weights, x, &y, 1).unwrap()
+        per_example::joined_gradients(&network, &weights, x, &y, 1).unwrap()
     };
     let wanted = by_loop(&network, &double(&flat), &double(&x), &y);
     let found = worst(&of(&double(&flat), &double(&x)), &wanted);
@@ -154,7 +154,7 @@ fn frozen_tensors_change_no_other_gradient() {
         let (network, flat, x, y) = case(&spec, &shape, 3, 2);
         let (flat, x) = (double(&flat), double(&x));
         let weights = Weights::whole(network.layout(), &flat).unwrap();
-        let all = per_example::gradients(&network, &weights, &x, &y, 1).unwrap();
+        let all = per_example::joined_gradients(&network, &weights, &x, &y, 1).unwrap();
         let ranges: Vec<_> = network.layout().ranges().collect();
         for (chosen, (tensor, range)) in ranges.iter().enumerate() {
             // Alone, and with the one three places on.
@@ -171,7 +171,7 @@ fn frozen_tensors_change_no_other_gradient() {
                     .map(|r| flat.narrow(0, r.start as i64, r.len() as i64))
                     .collect();
                 let weights = Weights::of(network.layout(), &part, &Tensor::cat(&values, 0), &flat).unwrap();
-                let found = per_example::gradients(&network, &weights, &x, &y, 1).unwrap();
+                let found = per_example::joined_gradients(&network, &weights, &x, &y, 1).unwrap();
                 let off = (&found - Tensor::cat(&wanted, 1)).abs().max().double_value(&[]);
                 assert!(off < 1e-12, "{spec} on {}, {names:?}: {off}", shape.input);
             }
@@ -292,7 +292,7 @@ fn a_parameter_that_is_used_twice_has_both_gradients() {
     let (_, _, x, y) = case(&ModelSpec::Logistic {}, &shape, 5, 8);
     let flat = Tensor::from_slice(&(0..12).map(|i| f64::from(i * 7 % 5) / 4.0 - 0.4).collect::<Vec<_>>());
     let weights = Weights::whole(network.layout(), &flat).unwrap();
-    let found = per_example::gradients(&network, &weights, &double(&x), &y, 1).unwrap();
+    let found = per_example::joined_gradients(&network, &weights, &double(&x), &y, 1).unwrap();
     assert!(worst(&found, &by_loop(&network, &flat, &double(&x), &y)) < 1e-12);
 }
 

@@ -46,7 +46,7 @@ fn errors(network: &Network, flat: &Tensor, x: &Tensor, y: &Tensor, views: i64, 
     let factors = factors.to_kind(flat.kind());
 
     let weights = whole(network, flat);
-    let found = gradients(network, &weights, x, y, views).unwrap();
+    let found = joined_gradients(network, &weights, x, y, views).unwrap();
     assert!(!found.requires_grad() && found.kind() == flat.kind());
     let tape = |weights: &Weights, keep| Tape::record(network, weights, x, y, views, keep).unwrap();
     assert!(tape(&weights, false).is_complete(&weights));
@@ -226,7 +226,7 @@ fn they_are_of_the_part_that_is_trained() {
         let flat = made::weights(&network, 0.5, 6).to_kind(Kind::Float);
         let (x, y) = made::rows(&network, 5, outputs(name), 6);
         let x = made::single(&x);
-        let all = to_vec(&gradients(&network, &whole(&network, &flat), &x, &y, 1).unwrap()).unwrap();
+        let all = to_vec(&joined_gradients(&network, &whole(&network, &flat), &x, &y, 1).unwrap()).unwrap();
         let names: Vec<String> = layout.tensors().iter().map(|t| t.name.clone()).collect();
         for chosen in 1..1usize << names.len() {
             let of = |i: &usize| chosen & (1 << i) != 0;
@@ -234,7 +234,7 @@ fn they_are_of_the_part_that_is_trained() {
             let part = layout.part(&patterns).unwrap();
             let trained = Tensor::from_slice(&part.gather(&to_vec(&flat).unwrap()));
             let weights = Weights::of(layout, &part, &trained, &flat).unwrap();
-            let found = gradients(&network, &weights, &x, &y, 1).unwrap();
+            let found = joined_gradients(&network, &weights, &x, &y, 1).unwrap();
             assert_eq!(found.size(), [5, part.len() as i64]);
             let wanted: Vec<f32> = all.chunks(network.len()).flat_map(|row| part.gather(row)).collect();
             let wanted = Tensor::from_slice(&wanted).view([5, -1]);
@@ -258,7 +258,7 @@ fn no_rows_have_no_gradients() {
     let flat = Tensor::zeros([network.len() as i64], (Kind::Float, Device::Cpu));
     let x = Tensor::zeros([0, 7], (Kind::Float, Device::Cpu));
     let y = Tensor::zeros([0], (Kind::Int64, Device::Cpu));
-    let none = gradients(&network, &whole(&network, &flat), &x, &y, 1).unwrap();
+    let none = joined_gradients(&network, &whole(&network, &flat), &x, &y, 1).unwrap();
     assert_eq!(none.size(), [0, network.len() as i64]);
 }
 

@@ -3,7 +3,7 @@
 use super::*;
 use crate::nn::Network;
 use crate::nn::script::tests::{file, network, spec};
-use crate::per_example::{gradients, one_by_one};
+use crate::per_example::{joined_gradients, one_by_one};
 use std::path::Path;
 use std::sync::Mutex;
 use tch::{Kind, Tensor};
@@ -116,7 +116,7 @@ fn the_gradient_of_each_example_is_that_of_the_built_in_model() {
     let values = Tensor::from_slice(&built_in().initial_values(&shape));
     let (x, y) = rows(9);
     let whole = |network: &Network| network.weights(&network.layout().whole(), &values, &values).unwrap();
-    let wanted = gradients(&mlp, &whole(&mlp), &x, &y, 1).unwrap();
+    let wanted = joined_gradients(&mlp, &whole(&mlp), &x, &y, 1).unwrap();
     for name in ["mlp.pt", "mixing.pt"] {
         let script = network(&file(name), &shape).unwrap();
         let weights = whole(&script).followed().unwrap();
