@@ -18,47 +18,12 @@ use undertone_core::trainer_protocol::{
 };
 use undertone_train::TorchTrainer;
 
+mod gpu;
+#[cfg(target_os = "linux")]
+mod memory;
+
 const PROGRAM: &str = env!("CARGO_BIN_EXE_undertone-trainer");
 const LONG: Duration = Duration::from_secs(60);
-
-/// What is computed on the GPU is what is computed on the CPU, up to rounding. Through the process: it is the one that
-/// loads libtorch's CUDA library.
-#[test]
-#[ignore = "gpu"]
-fn gpu_training_agrees_with_the_cpu() {
-    let file = data();
-    let path = file.path().to_str().unwrap();
-    let mut deltas = vec![];
-    for device in ["cpu", "cuda:0"] {
-        let mut process = Process::spawn(&["--data", path, "--device", device]);
-        let mut trainer = process.connect().unwrap();
-        assert_eq!(trainer.info().device, device);
-        let weights = task(5).model.initial_values(&contract().shape());
-        deltas.push(trainer.train(&task(5), &weights).unwrap().delta);
-        trainer.quit().unwrap();
-        assert!(process.ended().0.success());
-    }
-    for (cpu, gpu) in deltas[0].iter().zip(&deltas[1]) {
-        assert!((cpu - gpu).abs() <= 1e-4 * cpu.abs().max(1e-3), "{cpu} {gpu}");
-    }
-}
-
-/// Several clients share a GPU: each has a process of its own on it, at the same time.
-#[test]
-#[ignore = "gpu"]
-fn gpu_is_shared_by_several_trainers() {
-    let file = data();
-    let path = file.path().to_str().unwrap();
-    let mut processes: Vec<Process> =
-        (0..3).map(|_| Process::spawn(&["--data", path, "--device", "cuda:0"])).collect();
-    let mut trainers: Vec<_> = processes.iter_mut().map(|process| process.connect().unwrap()).collect();
-    let weights = task(5).model.initial_values(&contract().shape());
-    for _ in 0..2 {
-        for trainer in &mut trainers {
-            trainer.train(&task(5), &weights).unwrap();
-        }
-    }
-}
 
 #[test]
 fn where_it_would_compute_is_said_with_the_reason() {
@@ -80,8 +45,10 @@ struct Process(Child);
 
 impl Process {
     fn spawn(args: &[&str]) -> Self {
-        let mut command = Command::new(PROGRAM);
-        command.args(args).env_remove("LD_LIBRARY_PATH");
+        Self::start(Command::new(PROGRAM).args(args).env_remove("LD_LIBRARY_PATH"))
+    }
+
+    fn start(command: &mut Command) -> Self {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         Self(command.spawn().unwrap())
     }
@@ -382,85 +349,6 @@ fn what_a_module_prints_is_no_answer() {
     trainer.quit().unwrap();
     let (status, log) = process.ended();
     assert!(status.success() && log.contains("said by the module"), "{status} {log}");
-}
-
-/// A limit on the address space stands in for a small machine.
-#[cfg(target_os = "linux")]
-fn within(kib: u64, data: &Path) -> Process {
-    let mut command = Command::new("sh");
-    command.args(["-c", r#"ulimit -v "$1"; shift; exec "$@""#, "sh", &kib.to_string(), PROGRAM]);
-    command.args(["--device", "cpu", "--data"]).arg(data).env_remove("LD_LIBRARY_PATH");
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    Process(command.spawn().unwrap())
-}
-
-/// Of a process that has computed something small.
-#[cfg(target_os = "linux")]
-fn peak_kib(process: &Process) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{}/status", process.0.id())).unwrap();
-    let peak = status.lines().find_map(|l| l.strip_prefix("VmPeak:")).unwrap();
-    peak.trim().trim_end_matches(" kB").parse().unwrap()
-}
-
-#[track_caller]
-fn assert_same(whole: &[f32], parts: &[f32]) {
-    let longest = whole.iter().fold(0f32, |most, d| most.max(d.abs()));
-    let away = whole.iter().zip(parts).fold(0f32, |most, (a, b)| most.max((a - b).abs()));
-    assert!(longest > 1e-4 && away < 1e-3 * longest, "{away} of {longest}");
-}
-
-/// The batch is computed in parts, to the same update.
-#[cfg(target_os = "linux")]
-#[test]
-fn a_batch_too_big_for_memory_is_computed_in_parts() {
-    let (file, task) = wide(20_000, 4000);
-    let mut free = Process::spawn(&["--data", file.path().to_str().unwrap(), "--device", "cpu"]);
-    let mut trainer = free.connect().unwrap();
-    let small = TrainTask {
-        plan: TrainPlan { batch_size: Some(4), ..TrainPlan::sgd(0.05, LocalWork::Steps(1)) },
-        ..task.clone()
-    };
-    trainer.train(&small, &start(&small)).unwrap();
-    let peak = peak_kib(&free);
-    let whole = trainer.train(&task, &start(&task)).unwrap();
-
-    let mut bound = within(peak + (400 << 10), file.path());
-    let mut trainer = bound.connect().unwrap();
-    let parts = trainer.train(&task, &start(&task)).unwrap();
-    assert_same(&whole.delta, &parts.delta);
-    trainer.quit().unwrap();
-    let (status, log) = bound.ended();
-    assert!(status.success() && log.contains("out of memory with 4000 examples at once"), "{status} {log}");
-}
-
-/// So is the sum of a private step, before any noise. What a process has free when it begins is not known to some MiB: the room
-/// is made smaller until it does not hold the 34 examples at once whose gradients, of 80 001 parameters each, are 10 MiB.
-#[cfg(target_os = "linux")]
-#[test]
-fn a_private_batch_too_big_for_memory_is_summed_in_parts() {
-    let (file, mut task) = wide(20_000, 400);
-    task.record_privacy = Some(RecordPrivacy {
-        clip_norm: 1.0,
-        noise_multiplier: 2e-4,
-        sampling_rate: 0.5,
-        expected_batch: 200.0,
-        mechanism: Default::default(),
-    });
-    task.sampling_seed = Some(3);
-    let mut free = Process::spawn(&["--data", file.path().to_str().unwrap(), "--device", "cpu"]);
-    let mut trainer = free.connect().unwrap();
-    let whole = trainer.train(&task, &start(&task)).unwrap();
-    let peak = peak_kib(&free);
-    let halved = (1..32).find_map(|step: u64| {
-        let mut bound = within(peak - step * (8 << 10), file.path());
-        let mut trainer = bound.connect().unwrap();
-        let parts = trainer.train(&task, &start(&task)).unwrap();
-        trainer.quit().unwrap();
-        let (status, log) = bound.ended();
-        assert!(status.success(), "{status} {log}");
-        log.contains("out of memory with 34 examples at once").then_some(parts)
-    });
-    assert_same(&whole.delta, &halved.expect("no room was too small").delta);
 }
 
 /// The trainer is killed with no chance to say anything, and another process goes on: to the same bits.
