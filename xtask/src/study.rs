@@ -39,7 +39,11 @@ fn fashion_mnist(rest: &[OsString]) -> Result<ExitCode> {
         command.arg("--data").arg(data()?);
     }
     if !asks_help && !names("--out") {
-        command.arg("--out").arg(workspace.root().join("docs/studies"));
+        // The page in the repository is of all cases with all their runs.
+        let part = names("--case") || names("--seeds");
+        let folder =
+            if part { workspace.target().join("study") } else { workspace.root().join("docs/studies") };
+        command.arg("--out").arg(folder);
     }
     command.args(rest);
     say("building the study for speed (minutes the first time)");
@@ -63,12 +67,13 @@ fn data() -> Result<PathBuf> {
         bail!("the data set is not installed. {by_hand}");
     }
     say(&format!("installing {PACKAGE} (30 MB)"));
-    let mut install = std::process::Command::new(apt);
-    install
-        .args(["install", "--yes", "--no-install-recommends", PACKAGE])
-        .env("DEBIAN_FRONTEND", "noninteractive");
-    if let Err(error) = must_succeed(&mut install) {
-        bail!("{error:#}; does `apt-get update` help? {by_hand}");
+    // A fresh machine has no list of packages yet.
+    for arguments in [&["update"][..], &["install", "--yes", "--no-install-recommends", PACKAGE]] {
+        let mut command = std::process::Command::new(apt);
+        command.args(arguments).env("DEBIAN_FRONTEND", "noninteractive");
+        if let Err(error) = must_succeed(&mut command) {
+            bail!("{error:#}. {by_hand}");
+        }
     }
     if !is_there() {
         bail!("{PACKAGE} is installed, but {INSTALLED}/{WITNESS} is not there. {by_hand}");

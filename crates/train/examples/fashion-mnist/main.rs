@@ -87,7 +87,7 @@ fn main() -> Result<()> {
     let args = Args::parse();
     tch::set_num_threads(args.threads.into());
     let device = args.device.pick()?;
-    let study: Study = toml::from_str(include_str!("cases.toml")).context("cases.toml")?;
+    let study = study()?;
     let files = |set: &str| {
         let file = |kind: &str| args.data.join(format!("{set}-{kind}-ubyte.gz"));
         DataFiles::pictures(file("images-idx3"), file("labels-idx1"))
@@ -117,6 +117,10 @@ fn main() -> Result<()> {
     Ok(())
 }
 
+fn study() -> Result<Study> {
+    toml::from_str(include_str!("cases.toml")).context("cases.toml")
+}
+
 /// A dot for each tenth of a training.
 fn progress() -> Arc<dyn Fn(Progress) + Send + Sync> {
     Arc::new(|Progress { step, steps }| {
@@ -127,6 +131,36 @@ fn progress() -> Arc<dyn Fn(Progress) + Send + Sync> {
 }
 
 impl Case {
+    /// The part of the pictures that a batch has on average, and the steps that make up the epochs.
+    fn rate_and_steps(&self) -> (f64, u32) {
+        let rate = f64::from(self.batch) / f64::from(PICTURES);
+        (rate, (f64::from(self.epochs) / rate).round() as u32)
+    }
+
+    fn data(&self) -> Value {
+        let class = |(i, name): (usize, &&str)| json!({ "name": name, "values": [i.to_string()] });
+        let classes: Vec<Value> = CLASSES.iter().enumerate().map(class).collect();
+        json!({ "picture": self.picture, "label": { "classes": classes } })
+    }
+
+    fn task(&self, seed: u64, steps: u32, noise_multiplier: f64) -> Result<TrainTask> {
+        let (mut model, mut plan) = (self.model.clone(), self.training.clone());
+        if model["kind"] != "logistic" {
+            model["seed"] = seed.into();
+        }
+        plan["local_steps"] = steps.into();
+        let task = json!({
+            "model": model, "data": self.data(), "plan": plan, "sampling_seed": seed, "first_loss": false,
+            "round": { "round": 1, "rounds": 1 },
+            "record_privacy": {
+                "clip_norm": self.clip_norm, "noise_multiplier": noise_multiplier,
+                "sampling_rate": self.rate_and_steps().0, "expected_batch": self.batch,
+                "mechanism": self.mechanism,
+            },
+        });
+        serde_json::from_value(task).with_context(|| format!("the task of \"{}\"", self.name))
+    }
+
     fn run(
         &self,
         study: &Study,
@@ -135,8 +169,7 @@ impl Case {
         seeds: u64,
         [trainer, judge]: &mut [TorchTrainer; 2],
     ) -> Result<Outcome> {
-        let rate = f64::from(self.batch) / f64::from(PICTURES);
-        let steps = (f64::from(self.epochs) / rate).round() as u32;
+        let (rate, steps) = self.rate_and_steps();
         let composition = |z| {
             let step = Mechanism::poisson_gaussian(z, rate)?;
             Composition::new(Adjacency::AddRemove).add(step, steps.into())
@@ -146,28 +179,9 @@ impl Case {
         let epsilon = composition(noise_multiplier)?.epsilon_upper(study.delta)?;
         eprintln!("  noise multiplier {noise_multiplier:.4}, {steps} steps, ε = {epsilon:.3}");
 
-        let classes: Vec<Value> = CLASSES
-            .iter()
-            .enumerate()
-            .map(|(i, name)| json!({ "name": name, "values": [i.to_string()] }))
-            .collect();
-        let data = json!({ "picture": self.picture, "label": { "classes": classes } });
-        let mut plan = self.training.clone();
-        plan["local_steps"] = steps.into();
         let mut runs = Vec::new();
         for seed in 1..=seeds {
-            let mut model = self.model.clone();
-            if model["kind"] != "logistic" {
-                model["seed"] = seed.into();
-            }
-            let task: TrainTask = serde_json::from_value(json!({
-                "model": model, "data": data, "plan": plan, "sampling_seed": seed, "first_loss": false,
-                "round": { "round": 1, "rounds": 1 },
-                "record_privacy": {
-                    "clip_norm": self.clip_norm, "noise_multiplier": noise_multiplier, "sampling_rate": rate,
-                    "expected_batch": self.batch, "mechanism": self.mechanism,
-                },
-            }))?;
+            let task = self.task(seed, steps, noise_multiplier)?;
             let start = Instant::now();
             let mut weights = task.model.initial_values(&task.data.shape());
             let update = trainer.train(&task, &weights)?;
@@ -180,7 +194,7 @@ impl Case {
         }
         trainer.rest();
         let ceiling: BaselineTask = serde_json::from_value(json!({
-            "model": self.model, "data": data, "plan": self.ceiling, "rounds": 1, "seed": 1, "train": [train],
+            "model": self.model, "data": self.data(), "plan": self.ceiling, "rounds": 1, "seed": 1, "train": [train],
             "test": test,
         }))?;
         let ceiling = trainer.baseline(&ceiling)?.metrics.accuracy.context("classes have an accuracy")?;
@@ -198,5 +212,26 @@ impl Case {
             ceiling: 100.0 * ceiling,
             runs,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A typing mistake is not to show after an hour.
+    #[test]
+    fn every_case_can_be_trained() {
+        let study = study().unwrap();
+        assert_eq!(study.case.len(), 2);
+        for case in &study.case {
+            let task = case.task(1, case.rate_and_steps().1, 1.0).unwrap();
+            task.plan.validate().unwrap();
+            task.plan.check_record_privacy().unwrap();
+            let ceiling: undertone_core::plan::TrainPlan =
+                serde_json::from_value(case.ceiling.clone()).unwrap();
+            ceiling.validate().unwrap();
+            assert!(!task.model.initial_values(&task.data.shape()).is_empty(), "{}", case.name);
+        }
     }
 }
