@@ -57,7 +57,7 @@ pub use disclosure::Disclosure;
 pub use enrol::{EnrolError, Enrolled, Enrolment, config_mismatch, enrol};
 pub use folder::ClientFolder;
 pub use identity::{Identity, IdentityError};
-pub use pause::{Condition, PauseSettings};
+pub use pause::{Condition, Look, PauseSettings};
 pub use process::{ProcessTrainer, find as find_trainer_program};
 pub use progress::{OnProgress, progress_in_log};
 pub use sandbox::{Network, SANDBOXED, enter as enter_sandbox, start as start_sandboxed};

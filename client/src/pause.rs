@@ -14,6 +14,7 @@ use crate::process_group::Group;
 use battery::OnBattery;
 use load::Load;
 use program::Program;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use terminals::Terminals;
@@ -21,9 +22,17 @@ use undertone_core::trainer::TrainerError;
 
 /// A reason for training to wait. Looked at again and again while a trainer works.
 pub trait Condition: Send {
-    /// Why training is to wait now, in words for the data owner; `None`: it may go on. `running` says whether the
-    /// trainer itself is at work, and so part of what is seen.
-    fn holds(&mut self, running: bool) -> Option<String>;
+    /// Why training is to wait now, in words for the data owner; `None`: it may go on.
+    fn holds(&mut self, look: &Look<'_>) -> Option<String>;
+}
+
+/// What a condition is told when it is asked.
+#[derive(Debug, Clone, Copy)]
+pub struct Look<'a> {
+    /// Whether the trainer itself is at work, and so part of what is seen.
+    pub running: bool,
+    /// Set as soon as nobody waits for the answer any more: a condition that takes its time may end then.
+    pub over: &'a AtomicBool,
 }
 
 /// What the data owner sets.
@@ -109,15 +118,15 @@ impl Pauses {
     /// # Errors
     /// [`TrainerError::Paused`] with the reason.
     pub(crate) fn may_begin(&self) -> Result<(), TrainerError> {
-        match self.lock().why(false) {
+        match self.lock().why(&Look { running: false, over: &AtomicBool::new(false) }) {
             None => Ok(()),
             Some(why) => Err(TrainerError::Paused(format!("not now: {why} ([trainer] pause)"))),
         }
     }
 
-    /// While processes work: holds them or lets them go on, as the conditions say. Returns the error with which a call
-    /// that has waited too long is to end.
-    pub(crate) fn hold(&self, group: &Group) -> Option<TrainerError> {
+    /// While processes work: holds them or lets them go on, as the conditions say, unless the work is `over` by the time
+    /// that they have said so. Returns the error with which a call that has waited too long is to end.
+    pub(crate) fn hold(&self, group: &Group, over: &AtomicBool) -> Option<TrainerError> {
         let mut inner = self.lock();
         if inner.conditions.is_empty() {
             return None;
@@ -126,7 +135,11 @@ impl Pauses {
         if due {
             inner.looked = Some(Instant::now());
             let running = inner.paused.is_none();
-            match (inner.why(running), running) {
+            let why = inner.why(&Look { running, over });
+            if over.load(Ordering::SeqCst) {
+                return None;
+            }
+            match (why, running) {
                 (Some(why), true) => {
                     group.stop();
                     tracing::info!(why, "training waits");
@@ -154,9 +167,11 @@ impl Pauses {
         self.lock().paused.is_some()
     }
 
-    /// The work is over: the next begins afresh.
-    pub(crate) fn resume(&self) {
-        self.lock().paused = None;
+    /// The work is over: the next begins afresh, with processes that go on.
+    pub(crate) fn resume(&self, group: &Group) {
+        if self.lock().paused.take().is_some() {
+            group.go_on();
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -166,8 +181,8 @@ impl Pauses {
 }
 
 impl Inner {
-    fn why(&mut self, running: bool) -> Option<String> {
-        self.conditions.iter_mut().find_map(|condition| condition.holds(running))
+    fn why(&mut self, look: &Look<'_>) -> Option<String> {
+        self.conditions.iter_mut().find_map(|condition| condition.holds(look))
     }
 }
 
@@ -176,12 +191,13 @@ mod tests {
     use super::*;
     use std::os::unix::process::CommandExt as _;
     use std::process::Command;
-    use std::sync::atomic::{AtomicBool, Ordering};
+
+    static NOT_OVER: AtomicBool = AtomicBool::new(false);
 
     struct Flag(Arc<AtomicBool>);
 
     impl Condition for Flag {
-        fn holds(&mut self, _: bool) -> Option<String> {
+        fn holds(&mut self, _: &Look<'_>) -> Option<String> {
             self.0.load(Ordering::SeqCst).then(|| "a test says so".into())
         }
     }
@@ -194,33 +210,26 @@ mod tests {
     }
 
     #[cfg(target_os = "linux")]
-    fn state(pid: u32) -> char {
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-        stat.rsplit_once(')').unwrap().1.trim().chars().next().unwrap()
-    }
-
-    #[cfg(target_os = "linux")]
     #[test]
     fn processes_are_held_and_go_on() {
         let (pauses, flag) = pauses(Duration::from_secs(3600));
         let group = Group::default();
         group.hold(Command::new("sleep").arg("600").process_group(0).spawn().unwrap());
-        let pid = group.id().unwrap();
-        assert_eq!(pauses.hold(&group), None);
+        assert_eq!(pauses.hold(&group, &NOT_OVER), None);
         assert!(!pauses.is_paused());
         flag.store(true, Ordering::SeqCst);
         assert!(
             matches!(pauses.may_begin(), Err(TrainerError::Paused(why)) if why.contains("a test says so"))
         );
-        assert_eq!(pauses.hold(&group), None);
+        assert_eq!(pauses.hold(&group, &NOT_OVER), None);
         // Stopping takes the system a moment.
-        while state(pid) != 'T' {
+        while !group.is_stopped() {
             std::thread::yield_now();
         }
         assert!(pauses.is_paused());
         flag.store(false, Ordering::SeqCst);
-        assert_eq!(pauses.hold(&group), None);
-        while state(pid) == 'T' {
+        assert_eq!(pauses.hold(&group, &NOT_OVER), None);
+        while group.is_stopped() {
             std::thread::yield_now();
         }
         assert!(!pauses.is_paused());
@@ -229,19 +238,42 @@ mod tests {
         group.wait().unwrap();
     }
 
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn what_is_held_when_the_work_ends_goes_on() {
+        let (pauses, flag) = pauses(Duration::from_secs(3600));
+        let group = Group::default();
+        group.hold(Command::new("sleep").arg("600").process_group(0).spawn().unwrap());
+        flag.store(true, Ordering::SeqCst);
+        assert_eq!(pauses.hold(&group, &AtomicBool::new(true)), None);
+        assert!(!pauses.is_paused(), "over before it was held");
+        assert_eq!(pauses.hold(&group, &NOT_OVER), None);
+        while !group.is_stopped() {
+            std::thread::yield_now();
+        }
+        pauses.resume(&group);
+        while group.is_stopped() {
+            std::thread::yield_now();
+        }
+        assert!(!pauses.is_paused());
+        group.kill();
+        group.wait().unwrap();
+    }
+
     #[test]
     fn a_call_that_waits_too_long_is_given_up() {
         let (pauses, flag) = pauses(Duration::ZERO);
         flag.store(true, Ordering::SeqCst);
-        let Some(TrainerError::Paused(why)) = pauses.hold(&Group::default()) else { panic!() };
+        let group = Group::default();
+        let Some(TrainerError::Paused(why)) = pauses.hold(&group, &NOT_OVER) else { panic!() };
         assert!(why.contains("given up") && why.contains("a test says so"), "{why}");
-        pauses.resume();
+        pauses.resume(&group);
         assert!(!pauses.is_paused());
     }
 
     #[test]
     fn without_conditions_nothing_waits() {
         let pauses = Pauses::new(&PauseSettings::default(), 1);
-        assert_eq!((pauses.may_begin(), pauses.hold(&Group::default())), (Ok(()), None));
+        assert_eq!((pauses.may_begin(), pauses.hold(&Group::default(), &NOT_OVER)), (Ok(()), None));
     }
 }

@@ -41,6 +41,13 @@ impl Group {
         self.signal(Signal::CONT);
     }
 
+    /// Whether its leader is held, as `/proc` tells.
+    #[cfg(all(test, target_os = "linux"))]
+    pub(crate) fn is_stopped(&self) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.id().unwrap())).unwrap();
+        stat.rsplit_once(')').unwrap().1.trim_start().starts_with('T')
+    }
+
     fn signal(&self, signal: Signal) {
         if let Some(child) = self.lock().as_ref() {
             // It may be gone already, which is what was wanted.

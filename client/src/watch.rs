@@ -4,7 +4,8 @@ use crate::pause::Pauses;
 use crate::process_group::Group;
 use crate::usage;
 use std::path::PathBuf;
-use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use undertone_core::trainer::{ProgramFault, TrainerError};
@@ -29,29 +30,30 @@ pub(crate) struct Bounds {
 
 /// Watches one call from [`Watch::begin`] to [`Watch::end`].
 pub(crate) struct Watch {
-    over: Sender<()>,
+    over: Arc<AtomicBool>,
     thread: JoinHandle<Option<TrainerError>>,
 }
 
 impl Watch {
     /// Starts to watch the processes of `group`.
     pub(crate) fn begin(group: Group, bounds: Bounds, pauses: Pauses) -> Self {
-        let (over, is_over) = channel();
+        let over = Arc::new(AtomicBool::new(false));
+        let is_over = Arc::clone(&over);
         let thread = std::thread::Builder::new()
             .name("watch".into())
             .spawn(move || {
                 let mut state = State { group, bounds, pauses, ran: Duration::ZERO };
                 loop {
                     let begun = Instant::now();
-                    match is_over.recv_timeout(TICK) {
-                        Err(RecvTimeoutError::Timeout) => {}
-                        Ok(()) | Err(RecvTimeoutError::Disconnected) => {
-                            state.pauses.resume();
-                            return None;
-                        }
+                    std::thread::park_timeout(TICK);
+                    if is_over.load(Ordering::SeqCst) {
+                        // The end may have come between a look and the hold that followed from it.
+                        state.pauses.resume(&state.group);
+                        return None;
                     }
-                    if let Some(verdict) = state.look(begun.elapsed()) {
+                    if let Some(verdict) = state.look(begun.elapsed(), &is_over) {
                         state.group.kill();
+                        state.pauses.resume(&state.group);
                         return Some(verdict);
                     }
                 }
@@ -60,9 +62,10 @@ impl Watch {
         Self { over, thread }
     }
 
-    /// The call is over. Says why, if the watch ended it.
+    /// The call is over, and its processes are not held. Says why, if the watch ended it.
     pub(crate) fn end(self) -> Option<TrainerError> {
-        drop(self.over);
+        self.over.store(true, Ordering::SeqCst);
+        self.thread.thread().unpark();
         self.thread.join().unwrap_or_else(|_| Some(TrainerError::Broken("the watch panicked".into())))
     }
 }
@@ -75,8 +78,8 @@ struct State {
 }
 
 impl State {
-    fn look(&mut self, since: Duration) -> Option<TrainerError> {
-        if let Some(gives_up) = self.pauses.hold(&self.group) {
+    fn look(&mut self, since: Duration, is_over: &AtomicBool) -> Option<TrainerError> {
+        if let Some(gives_up) = self.pauses.hold(&self.group, is_over) {
             return Some(gives_up);
         }
         if !self.pauses.is_paused() {
@@ -123,7 +126,7 @@ impl State {
 #[cfg(all(test, target_os = "linux"))]
 mod tests {
     use super::*;
-    use crate::pause::PauseSettings;
+    use crate::pause::{Condition, Look, PauseSettings};
     use std::os::unix::process::CommandExt as _;
     use std::process::Command;
 
@@ -152,6 +155,57 @@ mod tests {
         let long = Bounds { time: Some(Duration::ZERO), ..Bounds::default() };
         let e = watched("sleep 86399", long).unwrap();
         assert!(matches!(&e, TrainerError::Program { fault: ProgramFault::Time, .. }), "{e}");
+    }
+
+    /// A condition that takes until the call is over, and then holds.
+    struct Slow(Arc<AtomicBool>);
+
+    impl Condition for Slow {
+        fn holds(&mut self, look: &Look<'_>) -> Option<String> {
+            self.0.store(true, Ordering::SeqCst);
+            while !look.over.load(Ordering::SeqCst) {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            Some("a test says so".into())
+        }
+    }
+
+    #[test]
+    fn a_call_that_ends_while_a_condition_is_asked_leaves_nothing_held() {
+        let asked = Arc::new(AtomicBool::new(false));
+        let pauses = Pauses::of(vec![Box::new(Slow(Arc::clone(&asked)))], &PauseSettings::default());
+        let group = Group::default();
+        group.hold(Command::new("sleep").arg("600").process_group(0).spawn().unwrap());
+        let watch = Watch::begin(group.clone(), Bounds::default(), pauses.clone());
+        while !asked.load(Ordering::SeqCst) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert_eq!(watch.end(), None);
+        // Stopping would take the system a moment.
+        std::thread::sleep(Duration::from_millis(100));
+        assert!(!group.is_stopped() && !pauses.is_paused());
+        group.kill();
+        group.wait().unwrap();
+    }
+
+    #[test]
+    fn the_end_of_a_call_does_not_wait_for_the_owners_command() {
+        let dir = tempfile::tempdir().unwrap();
+        let asked = dir.path().join("asked");
+        let script = format!("touch '{}'; exec sleep 600", asked.display());
+        let command = Some(vec!["sh".into(), "-c".into(), script]);
+        let pauses = Pauses::new(&PauseSettings { command, ..PauseSettings::default() }, 1);
+        let group = Group::default();
+        group.hold(Command::new("sleep").arg("600").process_group(0).spawn().unwrap());
+        let watch = Watch::begin(group.clone(), Bounds::default(), pauses);
+        while !asked.exists() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let begun = Instant::now();
+        assert_eq!(watch.end(), None);
+        assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+        group.kill();
+        group.wait().unwrap();
     }
 
     #[test]

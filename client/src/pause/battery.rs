@@ -1,6 +1,6 @@
 //! Whether the machine runs on its battery, as Linux tells in `/sys/class/power_supply`.
 
-use super::Condition;
+use super::{Condition, Look};
 use std::path::{Path, PathBuf};
 
 /// Holds while a battery of the machine discharges and no mains adapter is plugged in. Batteries of mice and headsets do
@@ -16,7 +16,7 @@ impl Default for OnBattery {
 }
 
 impl Condition for OnBattery {
-    fn holds(&mut self, _: bool) -> Option<String> {
+    fn holds(&mut self, _: &Look<'_>) -> Option<String> {
         let supplies = std::fs::read_dir(&self.supplies).ok()?;
         let mut discharging = None;
         for supply in supplies.flatten().map(|entry| entry.path()) {
@@ -42,6 +42,7 @@ fn read(supply: &Path, file: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::atomic::AtomicBool;
 
     #[test]
     fn the_mains_and_the_batteries_of_the_machine_count() {
@@ -50,23 +51,24 @@ mod tests {
             std::fs::create_dir_all(dir.path().join(supply)).unwrap();
             std::fs::write(dir.path().join(supply).join(file), format!("{text}\n")).unwrap();
         };
+        let look = Look { running: false, over: &AtomicBool::new(false) };
         let mut condition = OnBattery { supplies: dir.path().into() };
-        assert_eq!(condition.holds(false), None, "no battery");
+        assert_eq!(condition.holds(&look), None, "no battery");
         set("mouse", "type", "Battery");
         set("mouse", "status", "Discharging");
         set("mouse", "scope", "Device");
-        assert_eq!(condition.holds(false), None, "a mouse");
+        assert_eq!(condition.holds(&look), None, "a mouse");
         set("BAT0", "type", "Battery");
         set("BAT0", "status", "Discharging");
-        let why = condition.holds(false).unwrap();
+        let why = condition.holds(&look).unwrap();
         assert!(why.contains("BAT0"), "{why}");
         set("AC", "type", "Mains");
         set("AC", "online", "1");
-        assert_eq!(condition.holds(false), None, "plugged in");
+        assert_eq!(condition.holds(&look), None, "plugged in");
         set("AC", "online", "0");
-        assert!(condition.holds(false).is_some());
+        assert!(condition.holds(&look).is_some());
         set("BAT0", "status", "Full");
-        assert_eq!(condition.holds(false), None);
-        assert_eq!(OnBattery { supplies: dir.path().join("none") }.holds(false), None);
+        assert_eq!(condition.holds(&look), None);
+        assert_eq!(OnBattery { supplies: dir.path().join("none") }.holds(&look), None);
     }
 }

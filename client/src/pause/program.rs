@@ -1,9 +1,10 @@
 //! A condition that the data owner writes themselves.
 
-use super::Condition;
+use super::{Condition, Look};
 use crate::process_group::Group;
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long it may take.
@@ -20,7 +21,8 @@ impl Program {
         Self { command }
     }
 
-    fn run(&self, patience: Duration) -> Result<Option<i32>, String> {
+    /// Its status; `None` if a signal ended it. It is ended itself after `patience`, and once the look is `over`.
+    fn run(&self, patience: Duration, over: &AtomicBool) -> Result<Option<i32>, String> {
         let (program, arguments) = self.command.split_first().ok_or("no program is named")?;
         let child = Command::new(program)
             .args(arguments)
@@ -35,6 +37,10 @@ impl Program {
         loop {
             match group.try_wait().map_err(|e| e.to_string())? {
                 Some(status) => return Ok(status.code()),
+                None if over.load(Ordering::SeqCst) => {
+                    group.reap(Duration::ZERO);
+                    return Err("it was ended, as nobody waits for it any more".into());
+                }
                 None if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(10)),
                 None => {
                     group.reap(Duration::ZERO);
@@ -46,9 +52,9 @@ impl Program {
 }
 
 impl Condition for Program {
-    fn holds(&mut self, _: bool) -> Option<String> {
+    fn holds(&mut self, look: &Look<'_>) -> Option<String> {
         let name = self.command.join(" ");
-        match self.run(PATIENCE) {
+        match self.run(PATIENCE, look.over) {
             Ok(Some(0)) => Some(format!("`{name}` says so")),
             Ok(Some(1)) => None,
             Ok(Some(status)) => {
@@ -64,23 +70,28 @@ impl Condition for Program {
 mod tests {
     use super::*;
 
+    static NOT_OVER: AtomicBool = AtomicBool::new(false);
+
     fn shell(script: &str) -> Program {
         Program::new(vec!["sh".into(), "-c".into(), script.into()])
     }
 
     #[test]
     fn the_status_decides_and_trouble_is_no_leave() {
-        assert_eq!(shell("exit 1").holds(false), None);
-        assert!(shell("exit 0").holds(false).unwrap().contains("says so"));
-        assert!(shell("exit 7").holds(false).unwrap().contains("status 7"));
-        assert!(shell("kill -9 $$").holds(false).unwrap().contains("killed"));
-        let missing = Program::new(vec!["/no/such/program".into()]).holds(false).unwrap();
+        let look = Look { running: false, over: &NOT_OVER };
+        assert_eq!(shell("exit 1").holds(&look), None);
+        assert!(shell("exit 0").holds(&look).unwrap().contains("says so"));
+        assert!(shell("exit 7").holds(&look).unwrap().contains("status 7"));
+        assert!(shell("kill -9 $$").holds(&look).unwrap().contains("killed"));
+        let missing = Program::new(vec!["/no/such/program".into()]).holds(&look).unwrap();
         assert!(missing.contains("cannot start"), "{missing}");
     }
 
     #[test]
     fn one_that_hangs_is_ended() {
-        let e = shell("sleep 600").run(Duration::from_millis(50)).unwrap_err();
+        let e = shell("sleep 600").run(Duration::from_millis(50), &NOT_OVER).unwrap_err();
         assert!(e.contains("did not end"), "{e}");
+        let e = shell("sleep 600").run(Duration::from_secs(600), &AtomicBool::new(true)).unwrap_err();
+        assert!(e.contains("nobody waits"), "{e}");
     }
 }

@@ -1,6 +1,6 @@
 //! Whether somebody uses the machine through a terminal.
 
-use super::Condition;
+use super::{Condition, Look};
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
@@ -18,7 +18,7 @@ impl Terminals {
 }
 
 impl Condition for Terminals {
-    fn holds(&mut self, _: bool) -> Option<String> {
+    fn holds(&mut self, _: &Look<'_>) -> Option<String> {
         let now = SystemTime::now();
         for entry in self.dirs.iter().filter_map(|dir| std::fs::read_dir(dir).ok()).flatten().flatten() {
             let name = entry.file_name();
@@ -42,10 +42,12 @@ impl Condition for Terminals {
 mod tests {
     use super::*;
     use std::fs::{File, FileTimes};
+    use std::sync::atomic::AtomicBool;
 
     #[test]
     fn only_terminals_that_were_just_read_count() {
         let dir = tempfile::tempdir().unwrap();
+        let look = Look { running: false, over: &AtomicBool::new(false) };
         let mut condition = Terminals { dirs: vec![dir.path().into()], within: Duration::from_secs(300) };
         let touch = |name: &str, ago: u64| {
             let file = File::create(dir.path().join(name)).unwrap();
@@ -55,10 +57,10 @@ mod tests {
         touch("ptmx", 0);
         touch("ttyS0", 0);
         touch("3", 3600);
-        assert_eq!(condition.holds(false), None);
+        assert_eq!(condition.holds(&look), None);
         touch("tty1", 20);
-        assert!(condition.holds(false).unwrap().contains("tty1"));
+        assert!(condition.holds(&look).unwrap().contains("tty1"));
         touch("tty1", 301);
-        assert_eq!(condition.holds(false), None);
+        assert_eq!(condition.holds(&look), None);
     }
 }
