@@ -29,8 +29,9 @@ pub trait Condition: Send {
 /// What a condition is told when it is asked.
 #[derive(Debug, Clone, Copy)]
 pub struct Look<'a> {
-    /// Whether the trainer itself is at work, and so part of what is seen.
-    pub running: bool,
+    /// How long ago the trainer last computed, and so how much of it is still part of what is seen: zero while it does,
+    /// `None` if it has not yet.
+    pub since_computing: Option<Duration>,
     /// Set as soon as nobody waits for the answer any more: a condition that takes its time may end then.
     pub over: &'a AtomicBool,
 }
@@ -94,6 +95,8 @@ struct Inner {
     check_every: Duration,
     give_up_after: Duration,
     looked: Option<Instant>,
+    /// When the trainer was last seen to compute.
+    computed: Option<Instant>,
     /// Since when training waits, and why.
     paused: Option<(Instant, String)>,
 }
@@ -109,6 +112,7 @@ impl Pauses {
             check_every: settings.check_every,
             give_up_after: settings.give_up_after,
             looked: None,
+            computed: None,
             paused: None,
         })))
     }
@@ -118,7 +122,7 @@ impl Pauses {
     /// # Errors
     /// [`TrainerError::Paused`] with the reason.
     pub(crate) fn may_begin(&self) -> Result<(), TrainerError> {
-        match self.lock().why(&Look { running: false, over: &AtomicBool::new(false) }) {
+        match self.lock().why(&AtomicBool::new(false)) {
             None => Ok(()),
             Some(why) => Err(TrainerError::Paused(format!("not now: {why} ([trainer] pause)"))),
         }
@@ -131,11 +135,14 @@ impl Pauses {
         if inner.conditions.is_empty() {
             return None;
         }
+        if inner.paused.is_none() {
+            inner.computed = Some(Instant::now());
+        }
         let due = inner.looked.is_none_or(|at| at.elapsed() >= inner.check_every);
         if due {
             inner.looked = Some(Instant::now());
             let running = inner.paused.is_none();
-            let why = inner.why(&Look { running, over });
+            let why = inner.why(over);
             if over.load(Ordering::SeqCst) {
                 return None;
             }
@@ -169,8 +176,10 @@ impl Pauses {
 
     /// The work is over: the next begins afresh, with processes that go on.
     pub(crate) fn resume(&self, group: &Group) {
-        if self.lock().paused.take().is_some() {
-            group.go_on();
+        let mut inner = self.lock();
+        match inner.paused.take() {
+            Some(_) => group.go_on(),
+            None => inner.computed = Some(Instant::now()),
         }
     }
 
@@ -181,8 +190,9 @@ impl Pauses {
 }
 
 impl Inner {
-    fn why(&mut self, look: &Look<'_>) -> Option<String> {
-        self.conditions.iter_mut().find_map(|condition| condition.holds(look))
+    fn why(&mut self, over: &AtomicBool) -> Option<String> {
+        let look = Look { since_computing: self.computed.map(|at| at.elapsed()), over };
+        self.conditions.iter_mut().find_map(|condition| condition.holds(&look))
     }
 }
 

@@ -51,7 +51,7 @@ mod tests {
             std::fs::create_dir_all(dir.path().join(supply)).unwrap();
             std::fs::write(dir.path().join(supply).join(file), format!("{text}\n")).unwrap();
         };
-        let look = Look { running: false, over: &AtomicBool::new(false) };
+        let look = Look { since_computing: None, over: &AtomicBool::new(false) };
         let mut condition = OnBattery { supplies: dir.path().into() };
         assert_eq!(condition.holds(&look), None, "no battery");
         set("mouse", "type", "Battery");

@@ -78,7 +78,7 @@ mod tests {
 
     #[test]
     fn the_status_decides_and_trouble_is_no_leave() {
-        let look = Look { running: false, over: &NOT_OVER };
+        let look = Look { since_computing: None, over: &NOT_OVER };
         assert_eq!(shell("exit 1").holds(&look), None);
         assert!(shell("exit 0").holds(&look).unwrap().contains("says so"));
         assert!(shell("exit 7").holds(&look).unwrap().contains("status 7"));

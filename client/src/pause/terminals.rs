@@ -47,7 +47,7 @@ mod tests {
     #[test]
     fn only_terminals_that_were_just_read_count() {
         let dir = tempfile::tempdir().unwrap();
-        let look = Look { running: false, over: &AtomicBool::new(false) };
+        let look = Look { since_computing: None, over: &AtomicBool::new(false) };
         let mut condition = Terminals { dirs: vec![dir.path().into()], within: Duration::from_secs(300) };
         let touch = |name: &str, ago: u64| {
             let file = File::create(dir.path().join(name)).unwrap();
