@@ -1,10 +1,7 @@
 #!/bin/sh
-# What a client costs its machine: memory when idle (target: below 40 MB), and the time from starting the trainer's process
-# to the end of the first batch (target: below 1.5 s).
+# What a client costs its machine: see README.md.
 #
 #   benches/client-manners/run.sh [FOLDER]      the folder of the built programs; default: target/release
-#
-# Build them first: cargo build --release --bins. Needs Linux (/proc), a POSIX shell, awk and pgrep.
 set -eu
 root=$(cd "$(dirname "$0")/../.." && pwd)
 bin=${1:-${CARGO_TARGET_DIR:-$root/target}/release}
@@ -15,12 +12,26 @@ done
 work=$(mktemp -d)
 server='' client=''
 trap 'kill $client $server 2>/dev/null || true; wait 2>/dev/null || true; rm -rf "$work"' EXIT INT TERM
+fail() {
+    echo "$1" >&2
+    tail -n 20 "$work"/*.log >&2
+    exit 1
+}
+# SECONDS WHAT COMMAND...: until the command succeeds.
+wait_for() {
+    deadline=$(($(date +%s) + $1)) what=$2
+    shift 2
+    until "$@"; do
+        [ "$(date +%s)" -lt "$deadline" ] || fail "$what: not in time"
+        sleep 0.1
+    done
+}
 
 "$bin/undertone-server" init --name manners --listen 127.0.0.1:0 --host localhost --dir "$work/d" > "$work/init.log"
 "$bin/undertone-server" run --dir "$work/d" > "$work/server.log" 2>&1 &
 server=$!
-until grep -q "listening on" "$work/server.log"; do sleep 0.1; done
-undertone() { "$bin/undertone" --operator "$work/d/operator" "$@"; }
+wait_for 30 "the coordinator listens" grep -q "listening on" "$work/server.log"
+undertone() { timeout 120 "$bin/undertone" --operator "$work/d/operator" "$@"; }
 
 # A table of 20 columns: 2000 rows.
 awk 'BEGIN {
@@ -49,7 +60,8 @@ JOB
 
 RUST_LOG=undertone_client=debug "$bin/undertone-client" run --dir "$work/a" > "$work/client.log" 2>&1 &
 client=$!
-until undertone client list | grep -q connected; do sleep 0.1; done
+connected() { undertone client list --json | grep -Eq '"connected": ?true'; }
+wait_for 60 "the client is connected" connected
 sleep 2
 rss() { awk '/^VmRSS/ { printf "%.1f", $2 / 1000 }' "/proc/$1/status"; }
 before=$(rss "$client")
@@ -61,11 +73,13 @@ first_batch() {
         / trained/ && start { printf "%.2f\n", s - start; start = 0 }' "$work/client.log" | tail -n 1
 }
 times=''
+# Child processes of the client, by the fifteen bytes that the system keeps of a name.
+no_trainer() { ! pgrep -P "$client" undertone-train > /dev/null; }
 for run in 1 2 3; do
-    undertone job submit "$work/job.toml" --watch > "$work/job.log" 2>&1
+    undertone job submit "$work/job.toml" --watch > "$work/job.log" 2>&1 || fail "job $run did not end well"
     times="$times $(first_batch)"
-    # The trainer leaves after 30 s without work.
-    until ! pgrep -P "$client" undertone-train > /dev/null; do sleep 1; done
+    # It leaves after 30 s without work.
+    wait_for 90 "the trainer leaves" no_trainer
 done
 after=$(rss "$client")
 
