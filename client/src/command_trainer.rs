@@ -27,8 +27,6 @@ use output::Output;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use undertone_core::data_files::DataFiles;
 use undertone_core::schema::DataContract;
 use undertone_core::trainer::{
@@ -61,7 +59,7 @@ pub struct CommandTrainer {
     folder: ClientFolder,
     data: DataFiles,
     group: Group,
-    interrupted: Arc<AtomicBool>,
+    interrupt: Interrupt,
     pauses: Pauses,
     /// Why the system gives no namespaces, once that is known.
     no_namespaces: Option<String>,
@@ -76,14 +74,16 @@ impl CommandTrainer {
         folder: ClientFolder,
         data: impl Into<DataFiles>,
     ) -> Self {
+        let group = Group::default();
+        let ends = group.clone();
         Self {
             pauses: Pauses::new(&settings.pause, settings.threads),
             settings,
             command,
             folder,
             data: data.into(),
-            group: Group::default(),
-            interrupted: Arc::default(),
+            group,
+            interrupt: Interrupt::new(move || ends.kill()),
             no_namespaces: None,
             on_progress: None,
         }
@@ -96,13 +96,9 @@ impl CommandTrainer {
         self
     }
 
-    /// Ends the program; the call that waits for it then fails.
+    /// Ends the program; the call that waits for it then fails, and so do others until the next request begins.
     pub fn interrupt(&self) -> Interrupt {
-        let (group, interrupted) = (self.group.clone(), Arc::clone(&self.interrupted));
-        Arc::new(move || {
-            interrupted.store(true, Ordering::SeqCst);
-            group.kill();
-        })
+        self.interrupt.clone()
     }
 
     fn does(&self, mode: Mode) -> bool {
@@ -111,9 +107,12 @@ impl CommandTrainer {
 
     /// Runs the program on one task; gives the folder in which it left its answer.
     fn run(&mut self, ask: &Ask<'_>, weights: &[f32]) -> Result<Work, TrainerError> {
+        if self.interrupt.is_given_up() {
+            return Err(unwanted());
+        }
         self.pauses.may_begin()?;
-        self.interrupted.store(false, Ordering::SeqCst);
-        let site = Site { data: &self.data, threads: self.settings.threads, device: &self.settings.device };
+        let device = self.settings.device.to_string();
+        let site = Site { data: &self.data, threads: self.settings.threads, device: &device };
         let work = Work::create(&self.folder.work(), &site, ask, weights)?;
         let outcome = loop {
             match self.run_in(&work, weights.len() as u64 * 4)? {
@@ -182,7 +181,8 @@ impl CommandTrainer {
         tracing::debug!(pid = child.id(), program = %plan.program.display(), "the training program has started");
         let pipes = (child.stdout.take(), child.stderr.take());
         self.group.hold(child);
-        if self.interrupted.load(Ordering::SeqCst) {
+        // It may have been given up before there was anything to end.
+        if self.interrupt.is_given_up() {
             self.group.kill();
         }
         let output = Output::follow(pipes, self.on_progress.clone());
@@ -195,10 +195,8 @@ impl CommandTrainer {
             return Err(verdict);
         }
         ended.map_err(|e| broken("cannot wait for it", &e))?;
-        if self.interrupted.load(Ordering::SeqCst) {
-            return Err(TrainerError::Broken(
-                "the training program was ended, as nobody waits for it any more".into(),
-            ));
+        if self.interrupt.is_given_up() {
+            return Err(unwanted());
         }
         work.outcome().map_err(|e| {
             fault(ProgramFault::Killed, format!("it was killed with the process that waited for it ({e})"))
@@ -251,7 +249,7 @@ impl CommandTrainer {
             all.push((name.into(), threads.clone()));
         }
         let path = |path: &Path| path.to_string_lossy().into_owned();
-        all.push(("UNDERTONE_DEVICE".into(), self.settings.device.clone()));
+        all.push(("UNDERTONE_DEVICE".into(), self.settings.device.to_string()));
         all.push(("UNDERTONE_TASK".into(), path(&work.task())));
         all.push(("TMPDIR".into(), path(&work.temporary())));
         // Lines come when they are written, not when the program ends.
@@ -262,6 +260,10 @@ impl CommandTrainer {
 
 fn fault(fault: ProgramFault, detail: String) -> TrainerError {
     TrainerError::Program { fault, detail: format!("the training program: {detail}") }
+}
+
+fn unwanted() -> TrainerError {
+    TrainerError::Broken("the training program was ended, as nobody waits for it any more".into())
 }
 
 impl Trainer for CommandTrainer {

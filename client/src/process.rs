@@ -5,7 +5,7 @@
 use crate::config::TrainerSettings;
 use crate::pause::Pauses;
 use crate::process_group::Group;
-use crate::sandbox::give_way;
+use crate::sandbox::{give_way, limit};
 use crate::trainer_thread::Interrupt;
 use crate::watch::{Bounds, Watch};
 use std::ffi::OsStr;
@@ -32,6 +32,7 @@ pub struct ProcessTrainer {
     data: DataFiles,
     running: Option<PipeTrainer<ChildStdout, ChildStdin>>,
     group: Group,
+    interrupt: Interrupt,
     pauses: Pauses,
     on_progress: Option<OnProgress>,
 }
@@ -39,12 +40,15 @@ pub struct ProcessTrainer {
 impl ProcessTrainer {
     /// A trainer for these files (a path: one CSV file). Nothing is started yet.
     pub fn new(settings: TrainerSettings, data: impl Into<DataFiles>) -> Self {
+        let group = Group::default();
+        let ends = group.clone();
         Self {
             pauses: Pauses::new(&settings.pause, settings.threads),
             settings,
             data: data.into(),
             running: None,
-            group: Group::default(),
+            group,
+            interrupt: Interrupt::new(move || ends.kill()),
             on_progress: None,
         }
     }
@@ -56,10 +60,10 @@ impl ProcessTrainer {
         self
     }
 
-    /// Kills the process; the call that waits for it then fails, and the next one starts anew.
+    /// Kills the process; the call that waits for it then fails, and so do others until the next request begins, which
+    /// starts it anew.
     pub fn interrupt(&self) -> Interrupt {
-        let group = self.group.clone();
-        Arc::new(move || group.kill())
+        self.interrupt.clone()
     }
 
     /// Trains and measures the job's model without privacy on local files.
@@ -74,6 +78,13 @@ impl ProcessTrainer {
         &mut self,
         question: impl FnOnce(&mut PipeTrainer<ChildStdout, ChildStdin>) -> Result<T, TrainerError>,
     ) -> Result<T, TrainerError> {
+        // It may have been killed while nothing was asked of it.
+        if self.running.is_some() && !matches!(self.group.try_wait(), Ok(None)) {
+            self.running = None;
+        }
+        if self.interrupt.is_given_up() {
+            return Err(TrainerError::Broken("it is not asked, as nobody waits for it any more".into()));
+        }
         if self.running.is_none() {
             self.running = Some(self.start()?);
         }
@@ -101,7 +112,7 @@ impl ProcessTrainer {
             .arg("--threads")
             .arg(self.settings.threads.to_string())
             .arg("--device")
-            .arg(&self.settings.device)
+            .arg(self.settings.device.to_string())
             .envs(KEPT_MEMORY.iter().filter(|(name, _)| std::env::var_os(name).is_none()).copied())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -117,6 +128,9 @@ impl ProcessTrainer {
         let pipes = child.stdout.take().zip(child.stdin.take());
         // From here on it can be killed by others.
         self.group.hold(child);
+        if self.interrupt.is_given_up() {
+            self.group.kill();
+        }
         let (from, to) = pipes.expect("both pipes were asked for");
         let mut trainer = PipeTrainer::connect(from, to).inspect_err(|_| self.group.reap(Duration::ZERO))?;
         let info = trainer.info();
@@ -182,18 +196,15 @@ impl Drop for ProcessTrainer {
 
 /// Sets what the owner has set on the trainer's process, before it has computed anything.
 fn restrain(child: &std::process::Child, settings: &TrainerSettings) -> Result<(), TrainerError> {
-    use rustix::process::Pid;
-    let pid = Pid::from_child(child);
+    use rustix::process::{Pid, Resource};
+    let pid = Some(Pid::from_child(child));
     let broken = |what: &str, e: rustix::io::Errno| {
         TrainerError::Broken(format!("cannot set the trainer's {what}: {e}"))
     };
-    give_way(Some(pid), settings.niceness).map_err(|e| broken("niceness", e))?;
+    give_way(pid, settings.niceness).map_err(|e| broken("niceness", e))?;
     // Allocations past it fail, which the trainer can answer; the watch ends it where they are spread over processes.
-    #[cfg(target_os = "linux")]
     if let Some(bytes) = settings.max_memory_bytes {
-        use rustix::process::{Resource, Rlimit, prlimit};
-        let limit = Rlimit { current: Some(bytes), maximum: Some(bytes) };
-        prlimit(Some(pid), Resource::Data, limit).map_err(|e| broken("memory limit", e))?;
+        limit(pid, Resource::Data, bytes).map_err(|e| broken("memory limit", e))?;
     }
     Ok(())
 }
@@ -298,13 +309,36 @@ mod tests {
         let mut trainer = ProcessTrainer::new(fake(dir.path(), "exec sleep 600"), "d.csv");
         let contract: DataContract = serde_json::from_str(CONTRACT).unwrap();
         trainer.inspect(&contract).unwrap();
-        let kill = trainer.interrupt();
+        let interrupt = trainer.interrupt();
         let killer = std::thread::spawn(move || {
             std::thread::sleep(Duration::from_millis(100));
-            kill();
+            interrupt.give_up();
         });
         assert!(matches!(trainer.inspect(&contract), Err(TrainerError::Broken(_))));
         killer.join().unwrap();
+        trainer.interrupt().begin();
+        assert_eq!(trainer.inspect(&contract).unwrap().rows, 7);
+        assert_eq!(starts(dir.path()), 2);
+    }
+
+    #[test]
+    fn what_is_given_up_before_the_process_is_asked_starts_none_and_the_next_request_does() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut trainer = ProcessTrainer::new(fake(dir.path(), "exec cat >/dev/null"), "d.csv");
+        let contract: DataContract = serde_json::from_str(CONTRACT).unwrap();
+        let interrupt = trainer.interrupt();
+        interrupt.give_up();
+        let e = trainer.inspect(&contract).unwrap_err();
+        assert!(matches!(&e, TrainerError::Broken(why) if why.contains("nobody waits")), "{e}");
+        assert_eq!(starts(dir.path()), 0);
+        interrupt.begin();
+        assert_eq!(trainer.inspect(&contract).unwrap().rows, 7);
+        // While a model was read the process was killed, and nothing was asked of it.
+        interrupt.give_up();
+        while matches!(trainer.group.try_wait(), Ok(None)) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        interrupt.begin();
         assert_eq!(trainer.inspect(&contract).unwrap().rows, 7);
         assert_eq!(starts(dir.path()), 2);
     }

@@ -12,7 +12,7 @@
 #[cfg(target_os = "linux")]
 mod namespaces;
 
-use rustix::process::Pid;
+use rustix::process::{Pid, Resource};
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
@@ -147,16 +147,15 @@ pub fn start(plan_path: &Path) -> io::Result<()> {
 
 /// Sets the limits, on this process and those to come.
 fn prepare(plan: &Plan) -> Result<Command, String> {
-    use rustix::process::Resource;
     let text = |what: &str, e: &dyn std::fmt::Display| format!("{what}: {e}");
     die_with_parent().map_err(|e| text("cannot ask to end with the client", &e))?;
     if let Some(bytes) = plan.memory_bytes {
         // Private memory, not address space: CUDA and JAX reserve far more addresses than they use.
-        limit(Resource::Data, bytes).map_err(|e| text("cannot limit the memory", &e))?;
+        limit(None, Resource::Data, bytes).map_err(|e| text("cannot limit the memory", &e))?;
     }
-    limit(Resource::Fsize, plan.file_bytes).map_err(|e| text("cannot limit the size of files", &e))?;
+    limit(None, Resource::Fsize, plan.file_bytes).map_err(|e| text("cannot limit the size of files", &e))?;
     // A core file would hold the data.
-    limit(Resource::Core, 0).map_err(|e| text("cannot forbid core files", &e))?;
+    limit(None, Resource::Core, 0).map_err(|e| text("cannot forbid core files", &e))?;
     give_way(None, plan.niceness).map_err(|e| text("cannot set the niceness", &e))?;
     let mut command = Command::new(&plan.program);
     command
@@ -176,11 +175,19 @@ pub(crate) fn give_way(process: Option<Pid>, niceness: i32) -> rustix::io::Resul
     Ok(())
 }
 
-/// Sets a limit that this process and those that it starts cannot raise; one that is lower already stays.
-fn limit(resource: rustix::process::Resource, bytes: u64) -> rustix::io::Result<()> {
+/// Sets a limit that a process (`None`: this one) and those that it starts cannot raise; one that is lower already stays.
+/// Another process is a child that has this one's limits still; only Linux can set its.
+pub(crate) fn limit(process: Option<Pid>, resource: Resource, most: u64) -> rustix::io::Result<()> {
     use rustix::process::{Rlimit, getrlimit, setrlimit};
-    let bytes = getrlimit(resource).maximum.map_or(bytes, |now| now.min(bytes));
-    setrlimit(resource, Rlimit { current: Some(bytes), maximum: Some(bytes) })
+    let most = getrlimit(resource).maximum.map_or(most, |now| now.min(most));
+    let limit = Rlimit { current: Some(most), maximum: Some(most) };
+    match process {
+        None => setrlimit(resource, limit),
+        #[cfg(target_os = "linux")]
+        Some(child) => rustix::process::prlimit(Some(child), resource, limit).map(drop),
+        #[cfg(not(target_os = "linux"))]
+        Some(_) => Ok(()),
+    }
 }
 
 #[cfg(target_os = "linux")]
@@ -202,4 +209,26 @@ fn leave_namespaces(network: Network) -> Result<(), String> {
 #[cfg(not(target_os = "linux"))]
 fn leave_namespaces(_: Network) -> Result<(), String> {
     Err("only Linux has namespaces".into())
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+    use rustix::process::getrlimit;
+
+    #[test]
+    fn a_limit_that_is_lower_already_stays() {
+        let now = getrlimit(Resource::Nofile).maximum.expect("Linux bounds the open files of each process");
+        let mut child = Command::new("sleep").arg("600").spawn().unwrap();
+        let limited = |most| {
+            limit(Some(Pid::from_child(&child)), Resource::Nofile, most).unwrap();
+            let text = std::fs::read_to_string(format!("/proc/{}/limits", child.id())).unwrap();
+            let line = text.lines().find(|line| line.starts_with("Max open files")).unwrap();
+            line.split_whitespace().filter_map(|word| word.parse().ok()).collect::<Vec<u64>>()
+        };
+        assert_eq!(limited(now + 1), [now, now]);
+        assert_eq!(limited(now - 1), [now - 1, now - 1]);
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
 }

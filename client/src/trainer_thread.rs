@@ -4,14 +4,48 @@
 //! rest after some time without work, so that an idle client stays small.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{oneshot, watch};
 use undertone_core::trainer::{Trainer, TrainerError};
 
-/// Stops the work that a trainer is at, from another thread: its call then returns an error.
-pub type Interrupt = Arc<dyn Fn() + Send + Sync>;
+/// Stops the work that a trainer is at, from another thread: its call then returns an error. Clones share it.
+///
+/// A request is more than the trainer's own call: a model is read before it, for example. What is given up meanwhile hits
+/// no process yet, hence it is remembered until the next request [begins](Interrupt::begin), and a trainer looks before it
+/// starts something and once that can be ended.
+#[derive(Clone)]
+pub struct Interrupt(Arc<Inner>);
+
+struct Inner {
+    given_up: AtomicBool,
+    end: Box<dyn Fn() + Send + Sync>,
+}
+
+impl Interrupt {
+    /// `end` ends what the trainer has started, if anything.
+    pub fn new(end: impl Fn() + Send + Sync + 'static) -> Self {
+        Self(Arc::new(Inner { given_up: AtomicBool::new(false), end: Box::new(end) }))
+    }
+
+    /// A request begins: what was given up before is over.
+    pub fn begin(&self) {
+        self.0.given_up.store(false, Ordering::SeqCst);
+    }
+
+    /// Nobody waits for the request any more.
+    pub fn give_up(&self) {
+        self.0.given_up.store(true, Ordering::SeqCst);
+        (self.0.end)();
+    }
+
+    /// Whether nobody waits for the request any more.
+    pub fn is_given_up(&self) -> bool {
+        self.0.given_up.load(Ordering::SeqCst)
+    }
+}
 
 /// A handle to the thread. When the last one is gone, the trainer is dropped.
 #[derive(Clone)]
@@ -42,12 +76,12 @@ impl TrainerThread {
     pub(crate) fn start(trainer: Box<dyn Trainer>, interrupt: Option<Interrupt>, idle: Duration) -> Self {
         let (requests, inbox) = channel();
         let at_work = Arc::new(Mutex::new(AtWork::default()));
-        let shared = Arc::clone(&at_work);
+        let (shared, given_up) = (Arc::clone(&at_work), interrupt.clone());
         let (end, ended) = watch::channel(());
         std::thread::Builder::new()
             .name("trainer".into())
             .spawn(move || {
-                serve(trainer, &inbox, &shared, idle);
+                serve(trainer, &inbox, &shared, given_up.as_ref(), idle);
                 drop(end);
             })
             .expect("the system can start a thread");
@@ -106,7 +140,7 @@ impl Drop for GiveUp<'_> {
             Some(serving) if serving > self.ticket => {}
             Some(serving) if serving == self.ticket => {
                 if let Some(interrupt) = &self.thread.interrupt {
-                    interrupt();
+                    interrupt.give_up();
                 }
             }
             _ => at_work.given_up.push(self.ticket),
@@ -114,7 +148,13 @@ impl Drop for GiveUp<'_> {
     }
 }
 
-fn serve(mut trainer: Box<dyn Trainer>, inbox: &Receiver<Request>, at_work: &Mutex<AtWork>, idle: Duration) {
+fn serve(
+    mut trainer: Box<dyn Trainer>,
+    inbox: &Receiver<Request>,
+    at_work: &Mutex<AtWork>,
+    interrupt: Option<&Interrupt>,
+    idle: Duration,
+) {
     let mut awake = false;
     loop {
         let request = if awake {
@@ -133,7 +173,7 @@ fn serve(mut trainer: Box<dyn Trainer>, inbox: &Receiver<Request>, at_work: &Mut
                 Err(_) => return,
             }
         };
-        if begin(at_work, request.ticket) {
+        if begin(at_work, interrupt, request.ticket) {
             awake = true;
             (request.job)(trainer.as_mut());
             lock(at_work).serving = None;
@@ -142,12 +182,15 @@ fn serve(mut trainer: Box<dyn Trainer>, inbox: &Receiver<Request>, at_work: &Mut
 }
 
 /// Whether somebody still waits for this request; from then on it can be interrupted.
-fn begin(at_work: &Mutex<AtWork>, ticket: u64) -> bool {
+fn begin(at_work: &Mutex<AtWork>, interrupt: Option<&Interrupt>, ticket: u64) -> bool {
     let mut at_work = lock(at_work);
     let wanted = !at_work.given_up.contains(&ticket);
     // Requests are served in order: an earlier ticket never comes back.
     at_work.given_up.retain(|&t| t > ticket);
     if wanted {
+        if let Some(interrupt) = interrupt {
+            interrupt.begin();
+        }
         at_work.serving = Some(ticket);
     }
     wanted
@@ -162,7 +205,7 @@ fn lock(at_work: &Mutex<AtWork>) -> std::sync::MutexGuard<'_, AtWork> {
 mod tests {
     use super::*;
     use std::sync::Condvar;
-    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::sync::atomic::AtomicU32;
     use undertone_core::schema::DataContract;
     use undertone_core::trainer::{BoundedSums, DataReport, EvaluationTask, LocalUpdate, Metrics, TrainTask};
 
@@ -214,7 +257,7 @@ mod tests {
     async fn dropped_work_is_interrupted_and_waiting_work_is_never_begun() {
         let stop = Arc::new((Mutex::new(false), Condvar::new()));
         let stopper = stop.clone();
-        let interrupt: Interrupt = Arc::new(move || {
+        let interrupt = Interrupt::new(move || {
             *stopper.0.lock().unwrap() = true;
             stopper.1.notify_all();
         });
@@ -243,5 +286,35 @@ mod tests {
         assert!(long.await.unwrap_err().is_cancelled());
         // The thread is free again, and nothing else was interrupted.
         assert_eq!(thread.call(|_| Ok(7)).await, Ok(7));
+    }
+
+    #[tokio::test]
+    async fn what_is_given_up_before_the_trainer_is_asked_is_known_when_it_is() {
+        let interrupt = Interrupt::new(|| {});
+        let (seen, token) = (interrupt.clone(), interrupt.clone());
+        let thread =
+            TrainerThread::start(Box::new(Counts(Arc::default())), Some(interrupt), Duration::from_secs(60));
+        let (begun, has_begun) = oneshot::channel();
+        let (go_on, goes_on) = std::sync::mpsc::channel::<()>();
+        let (tell, told) = oneshot::channel();
+        let caller = thread.clone();
+        let work = tokio::spawn(async move {
+            caller
+                .call(move |_| {
+                    begun.send(()).unwrap();
+                    // A model is read, say; the trainer has started nothing.
+                    goes_on.recv().unwrap();
+                    tell.send(seen.is_given_up()).unwrap();
+                    Ok(())
+                })
+                .await
+        });
+        has_begun.await.unwrap();
+        work.abort();
+        assert!(work.await.unwrap_err().is_cancelled());
+        go_on.send(()).unwrap();
+        assert!(told.await.unwrap());
+        // The next request is another.
+        assert_eq!(thread.call(move |_| Ok(token.is_given_up())).await, Ok(false));
     }
 }

@@ -133,12 +133,12 @@ pub(crate) async fn train(tools: Tools, acceptance: Box<Acceptance>) -> Input {
         }
         Err(e) => {
             tracing::warn!(error = %e, "training gave no update");
+            // What made it fail is not gone on from: it would fail again, or noise would be drawn until it does not.
+            tools.checkpoints.remove(&key.job);
             // The file is wrong whatever the data is: its author must read so, also where noise would hide a failure.
             if matches!(e, TrainFailure::Trainer(TrainerError::Module(_))) {
                 return Input::Failed(key, Failure::Final(e.told(job.contract().unit())));
             }
-            // What made it fail is not gone on from: it would fail again, or noise would be drawn until it does not.
-            tools.checkpoints.remove(&key.job);
             match absent(&job, &mut rng) {
                 Some(noise) => Input::Trained(key, noise),
                 None => Input::Failed(key, Failure::Final(e.told(job.contract().unit()))),

@@ -94,6 +94,29 @@ async fn a_client_that_was_killed_too_goes_on() {
     assert!(!place.path.exists());
 }
 
+/// Also where the job's own file is at fault.
+#[tokio::test(flavor = "multi_thread")]
+async fn training_that_failed_leaves_no_checkpoint() {
+    for error in [TrainerError::Module("it changes a buffer".into()), TrainerError::Memory("no room".into())]
+    {
+        let (kept, was_kept) = std::sync::mpsc::channel();
+        let mut d = Deployment::start().await;
+        let trainer = FnTrainer::new(move |task, _| {
+            let place = task.checkpoint.as_ref().unwrap();
+            std::fs::write(&place.path, "state").unwrap();
+            kept.send(place.path.clone()).unwrap();
+            Err(error.clone())
+        });
+        d.trainer("a", trainer).await;
+        d.wait_connected(1).await;
+        let mut operator = d.operator().await;
+        let job = one_round().replace("[deadlines]\n", "[deadlines]\nmax_attempts = 1\n");
+        let id = operator.submit(&job).await.unwrap();
+        operator.watch_to_end(&id).await;
+        assert!(!was_kept.recv().unwrap().exists());
+    }
+}
+
 /// Where nothing is promised the operator is told the step; what to change is told in any case.
 #[tokio::test(flavor = "multi_thread")]
 async fn divergence_and_want_of_memory_are_told() {

@@ -248,12 +248,26 @@ fn an_interrupt_ends_it_and_the_next_call_starts_anew() {
         while !mark.exists() {
             std::thread::sleep(Duration::from_millis(5));
         }
-        interrupt();
+        interrupt.give_up();
     });
     let e = trainer.train(&task(), &WEIGHTS).unwrap_err();
     assert!(matches!(&e, TrainerError::Broken(text) if text.contains("nobody waits")), "{e}");
     waiter.join().unwrap();
+    trainer.interrupt().begin();
     assert!(trainer.train(&task(), &WEIGHTS).is_ok());
+}
+
+#[test]
+fn what_is_given_up_before_the_program_starts_does_not_run() {
+    let owner = Owner::of(&format!("touch \"$(dirname \"$0\")/ran\"\n{GOOD}"));
+    let mut trainer = owner.trainer();
+    trainer.interrupt().give_up();
+    let e = trainer.train(&task(), &WEIGHTS).unwrap_err();
+    assert!(matches!(&e, TrainerError::Broken(text) if text.contains("nobody waits")), "{e}");
+    assert!(!owner.dir.path().join("ran").exists());
+    trainer.interrupt().begin();
+    assert!(trainer.train(&task(), &WEIGHTS).is_ok());
+    assert!(owner.dir.path().join("ran").exists());
 }
 
 #[test]

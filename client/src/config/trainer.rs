@@ -5,6 +5,7 @@ use crate::sandbox::Network;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::time::Duration;
+use undertone_core::device::DeviceChoice;
 use undertone_core::duration::Span;
 
 /// How training runs.
@@ -12,8 +13,8 @@ use undertone_core::duration::Span;
 pub struct TrainerSettings {
     /// CPU threads.
     pub threads: u32,
-    /// `auto`, `cpu` or `cuda:N`.
-    pub device: String,
+    /// Where to compute.
+    pub device: DeviceChoice,
     /// The trainer program; `None`: `undertone-trainer` beside this program, else on the search path.
     pub program: Option<PathBuf>,
     /// How long the trainer's process stays without work.
@@ -73,7 +74,7 @@ impl Default for TrainerSettings {
     fn default() -> Self {
         Self {
             threads: 1,
-            device: "auto".into(),
+            device: DeviceChoice::default(),
             program: None,
             idle: Duration::from_secs(30),
             checkpoint_every: Duration::from_secs(60),
@@ -142,12 +143,10 @@ impl TrainerTable {
         if threads == 0 || threads > MAX_THREADS {
             return Err(format!("[trainer] threads must be 1 to {MAX_THREADS}, not {threads}"));
         }
-        let device = self.device.unwrap_or(defaults.device);
-        if !is_device(&device) {
-            return Err(format!(
-                "[trainer] device must be \"auto\", \"cpu\" or \"cuda:N\" (for example cuda:0), not \"{device}\""
-            ));
-        }
+        let device = match &self.device {
+            Some(text) => text.parse::<DeviceChoice>().map_err(|e| format!("[trainer] device: {e}"))?,
+            None => defaults.device,
+        };
         let checkpoint_every = self.checkpoint_every.unwrap_or(Span(defaults.checkpoint_every));
         if checkpoint_every < Span::seconds(1) {
             return Err("[trainer] checkpoint_every must be at least \"1s\"".into());
@@ -278,10 +277,6 @@ fn memory(mib: u64) -> Result<u64, String> {
     }
 }
 
-fn is_device(device: &str) -> bool {
-    matches!(device, "auto" | "cpu") || device.strip_prefix("cuda:").is_some_and(|n| n.parse::<u16>().is_ok())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -317,6 +312,9 @@ mod tests {
         for (text, says) in [
             ("threads = 0", "threads"),
             ("device = \"gpu\"", "cuda:0"),
+            // What the trainer would not take.
+            ("device = \"cuda:300\"", "cuda:300"),
+            ("device = \"cuda:+1\"", "cuda:+1"),
             ("niceness = -5", "niceness"),
             ("niceness = 20", "niceness"),
             ("max_memory_mib = 3", "max_memory_mib"),

@@ -4,15 +4,16 @@
 //! Read in this order: [`id`] and [`digest`] name things, [`layout`] says what a model looks like as one flat
 //! vector, [`part`] which of its tensors are trained, [`schema`] what a client's data must look like, [`data_files`] where it lies,
 //! [`shape`] what a model sees of it, [`model`] (or [`torchscript`]), [`plan`] and [`augmentation`] what is trained and how, [`initial`] what training begins with,
-//! [`trainer`] the seam behind which training happens and [`trainer_protocol`] that seam as two pipes, [`fixed`],
-//! [`aggregate`] and [`optimizer`] the arithmetic of a round, [`cohort`] who is asked and [`participation`] how often, and [`config`] how our TOML
-//! files are read.
+//! [`device`] where its owner has it computed, [`trainer`] the seam behind which training happens and [`trainer_protocol`] that seam as two
+//! pipes, [`fixed`], [`aggregate`] and [`optimizer`] the arithmetic of a round, [`cohort`] who is asked and [`participation`] how often,
+//! and [`config`] how our TOML files are read.
 
 pub mod aggregate;
 pub mod augmentation;
 pub mod cohort;
 pub mod config;
 pub mod data_files;
+pub mod device;
 pub mod digest;
 pub mod duration;
 pub mod encoding;

@@ -1,88 +1,40 @@
 //! Where to compute.
 
-use std::fmt;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use tch::{Cuda, Device, Kind, TchError, Tensor};
+use undertone_core::device::DeviceChoice;
 use undertone_core::plan::Precision;
 
-/// Where the data owner wants training to happen: `auto`, `cpu` or `cuda:N`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum DeviceChoice {
-    /// The first CUDA device if libtorch sees one, else the CPU.
-    #[default]
-    Auto,
-    /// The CPU.
-    Cpu,
-    /// This CUDA device and no other.
-    Cuda(usize),
-}
-
-/// A choice that cannot be had, or is none.
+/// A CUDA device that was asked for and is not there.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum DeviceError {
-    /// Not a device.
-    #[error("\"{0}\" is not a device: say auto, cpu or cuda:N (for example cuda:0)")]
-    Unknown(String),
-    /// No such CUDA device.
-    #[error(
-        "device cuda:{wanted} is not there: libtorch sees {found} CUDA devices{}; say cpu or auto",
-        .why.as_ref().map(|why| format!(" ({why})")).unwrap_or_default()
-    )]
-    Absent {
-        /// The device asked for.
-        wanted: usize,
-        /// Number of devices.
-        found: i64,
-        /// Why there is none.
-        why: Option<String>,
-    },
+#[error(
+    "device cuda:{wanted} is not there: libtorch sees {found} CUDA devices{}; say cpu or auto",
+    .why.as_ref().map(|why| format!(" ({why})")).unwrap_or_default()
+)]
+pub struct AbsentDevice {
+    /// The device asked for.
+    pub wanted: u8,
+    /// Number of devices.
+    pub found: i64,
+    /// Why there is none.
+    pub why: Option<String>,
 }
 
-impl DeviceChoice {
-    /// The device; never another than the one asked for.
-    ///
-    /// # Errors
-    /// [`DeviceError::Absent`].
-    pub fn pick(self) -> Result<Device, DeviceError> {
-        match self {
-            Self::Cpu => Ok(Device::Cpu),
-            Self::Auto => Ok(if Cuda::is_available() { Device::Cuda(0) } else { Device::Cpu }),
-            Self::Cuda(wanted) => {
-                let found = if Cuda::is_available() { Cuda::device_count() } else { 0 };
-                if (wanted as i64) < found {
-                    Ok(Device::Cuda(wanted))
-                } else {
-                    Err(DeviceError::Absent { wanted, found, why: why_no_cuda() })
-                }
+/// The device of a choice; never another than the one asked for.
+///
+/// # Errors
+/// [`AbsentDevice`].
+pub fn pick(choice: DeviceChoice) -> Result<Device, AbsentDevice> {
+    match choice {
+        DeviceChoice::Cpu => Ok(Device::Cpu),
+        DeviceChoice::Auto => Ok(if Cuda::is_available() { Device::Cuda(0) } else { Device::Cpu }),
+        DeviceChoice::Cuda(wanted) => {
+            let found = if Cuda::is_available() { Cuda::device_count() } else { 0 };
+            if i64::from(wanted) < found {
+                Ok(Device::Cuda(wanted.into()))
+            } else {
+                Err(AbsentDevice { wanted, found, why: why_no_cuda() })
             }
-        }
-    }
-}
-
-impl FromStr for DeviceChoice {
-    type Err = DeviceError;
-
-    fn from_str(text: &str) -> Result<Self, DeviceError> {
-        match text {
-            "auto" => Ok(Self::Auto),
-            "cpu" => Ok(Self::Cpu),
-            _ => text
-                .strip_prefix("cuda:")
-                .filter(|n| n.bytes().all(|b| b.is_ascii_digit()))
-                .and_then(|n| n.parse::<u8>().ok())
-                .map(|n| Self::Cuda(n.into()))
-                .ok_or_else(|| DeviceError::Unknown(text.to_owned())),
-        }
-    }
-}
-
-impl fmt::Display for DeviceChoice {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Auto => f.write_str("auto"),
-            Self::Cpu => f.write_str("cpu"),
-            Self::Cuda(n) => write!(f, "cuda:{n}"),
         }
     }
 }
@@ -204,21 +156,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn choices_are_read_as_written() {
-        for choice in [DeviceChoice::Auto, DeviceChoice::Cpu, DeviceChoice::Cuda(0), DeviceChoice::Cuda(12)] {
-            assert_eq!(choice.to_string().parse(), Ok(choice));
-        }
-        for text in ["", "gpu", "cuda", "cuda:", "cuda:-1", "cuda:+1", "CPU", "cuda:999"] {
-            assert_eq!(text.parse::<DeviceChoice>(), Err(DeviceError::Unknown(text.into())));
-        }
-    }
-
-    #[test]
     fn a_device_that_is_not_there_is_refused_and_not_replaced() {
-        let e = DeviceChoice::Cuda(200).pick().unwrap_err();
-        assert!(matches!(e, DeviceError::Absent { wanted: 200, .. }), "{e}");
-        assert_eq!(DeviceChoice::Cpu.pick(), Ok(Device::Cpu));
-        assert!(DeviceChoice::Auto.pick().is_ok());
+        let e = pick(DeviceChoice::Cuda(200)).unwrap_err();
+        assert_eq!(e.wanted, 200, "{e}");
+        assert_eq!(pick(DeviceChoice::Cpu), Ok(Device::Cpu));
+        assert!(pick(DeviceChoice::Auto).is_ok());
     }
 
     #[test]
@@ -244,7 +186,7 @@ mod tests {
         assert!(why(true, Some("")).contains("CUDA_VISIBLE_DEVICES"));
         assert!(why(false, None).contains("could not be loaded"));
         assert!(why(true, Some("0")).contains("driver new enough"));
-        if let Err(e) = DeviceChoice::Cuda(200).pick() {
+        if let Err(e) = pick(DeviceChoice::Cuda(200)) {
             assert_eq!(e.to_string().contains('('), why_no_cuda().is_some(), "{e}");
         }
     }

@@ -33,9 +33,9 @@ pub mod serve;
 mod sgd;
 pub mod torch_trainer;
 
-pub use device::DeviceChoice;
 pub use failure::Stop;
 pub use torch_trainer::TorchTrainer;
+pub use undertone_core::device::DeviceChoice;
 
 /// The version of libtorch that this was linked against.
 pub const LIBTORCH_VERSION: &str = env!("UNDERTONE_LIBTORCH_VERSION");

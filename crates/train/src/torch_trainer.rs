@@ -2,7 +2,7 @@
 
 use crate::baseline;
 use crate::checkpoint::Keeper;
-use crate::device::{DeviceChoice, DeviceError};
+use crate::device::{AbsentDevice, pick};
 use crate::evaluate::{evaluate, evaluate_bounded};
 use crate::failure::{Failure, Stop};
 use crate::nn::Network;
@@ -11,6 +11,7 @@ use crate::run::Run;
 use crate::{dp_sgd, sgd};
 use tch::Device;
 use undertone_core::data_files::DataFiles;
+use undertone_core::device::DeviceChoice;
 use undertone_core::schema::DataContract;
 use undertone_core::trainer::{
     BoundedSums, DataReport, EvaluationTask, LocalUpdate, Metrics, TrainTask, Trainer, TrainerError,
@@ -44,7 +45,7 @@ impl TorchTrainer {
         }
     }
 
-    /// Computes elsewhere; see [`DeviceChoice::pick`](crate::DeviceChoice::pick).
+    /// Computes elsewhere; see [`pick`].
     #[must_use]
     pub fn on(mut self, device: Device) -> Self {
         self.device = device;
@@ -61,9 +62,9 @@ impl TorchTrainer {
     /// Computes where libtorch can: with CUDA if it is there.
     ///
     /// # Errors
-    /// See [`DeviceChoice::pick`](crate::DeviceChoice::pick).
-    pub fn choosing(mut self, choice: DeviceChoice) -> Result<Self, DeviceError> {
-        self.device = choice.pick()?;
+    /// See [`pick`].
+    pub fn choosing(mut self, choice: DeviceChoice) -> Result<Self, AbsentDevice> {
+        self.device = pick(choice)?;
         self.chose_device = choice == DeviceChoice::Auto;
         Ok(self)
     }

@@ -2,6 +2,7 @@
 
 use clap::{Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
+use undertone_core::device::DeviceChoice;
 use undertone_core::id::ClientId;
 
 /// Take part in federated training with data that stays on this machine.
@@ -153,7 +154,7 @@ pub(crate) struct BaselineArgs {
     pub(crate) threads: u32,
     /// Where to compute: auto, cpu or cuda:N.
     #[arg(long, default_value = "auto")]
-    pub(crate) device: String,
+    pub(crate) device: DeviceChoice,
     /// Print one JSON document.
     #[arg(long)]
     pub(crate) json: bool,

@@ -86,7 +86,7 @@ struct Case {
 fn main() -> Result<()> {
     let args = Args::parse();
     tch::set_num_threads(args.threads.into());
-    let device = args.device.pick()?;
+    let device = undertone_train::device::pick(args.device)?;
     let study = study()?;
     let files = |set: &str| {
         let file = |kind: &str| args.data.join(format!("{set}-{kind}-ubyte.gz"));

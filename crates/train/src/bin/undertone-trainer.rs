@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 use undertone_core::data_files::DataFiles;
 use undertone_core::trainer::TrainerError;
-use undertone_train::device::{cuda_library_to_load, device_name, why_no_cuda};
+use undertone_train::device::{cuda_library_to_load, device_name, pick, why_no_cuda};
 use undertone_train::{DeviceChoice, TorchTrainer, serve};
 
 /// Trains on one client's data with libtorch, as a child process of undertone-client.
@@ -101,7 +101,7 @@ fn load_cuda() {
 }
 
 fn show_device(choice: DeviceChoice) -> ExitCode {
-    match choice.pick() {
+    match pick(choice) {
         Ok(device) => {
             let why = why_no_cuda().map(|why| format!(": {why}")).unwrap_or_default();
             println!("{}{why}", device_name(device));
