@@ -16,12 +16,12 @@ mod tests;
 use crate::config::{CommandSettings, Mode, TrainerSettings};
 use crate::folder::ClientFolder;
 use crate::pause::Pauses;
+use crate::process;
 use crate::process_group::Group;
 use crate::progress::OnProgress;
 use crate::sandbox::{Network, Outcome, Plan, SANDBOXED};
 use crate::trainer_thread::Interrupt;
 use crate::watch::{Bounds, MAX_PROCESSES, Watch};
-use crate::{process, usage};
 use files::{Ask, Site, Work};
 use output::Output;
 use std::os::unix::process::CommandExt as _;
@@ -49,8 +49,6 @@ const KEPT_VARIABLES: [&str; 10] = [
     "VIRTUAL_ENV",
     "CUDA_VISIBLE_DEVICES",
 ];
-/// The share of the machine's memory that the program may take if its owner sets nothing.
-const MEMORY_SHARE: (u64, u64) = (3, 4);
 
 /// See the module.
 pub struct CommandTrainer {
@@ -217,7 +215,6 @@ impl CommandTrainer {
             Some(path) => path.to_string_lossy().into_owned(),
             None => argument.clone(),
         });
-        let memory = || usage::machine_memory().map(|all| all / MEMORY_SHARE.1 * MEMORY_SHARE.0);
         Ok(Plan {
             program,
             arguments: arguments.collect(),
@@ -225,7 +222,7 @@ impl CommandTrainer {
             dir: work.files().to_owned(),
             namespaces: self.no_namespaces.is_none(),
             network: self.command.network,
-            memory_bytes: self.settings.max_memory_bytes.or_else(memory),
+            memory_bytes: self.settings.memory_bound(),
             // The values that it was given and those that it gives back lie there too.
             file_bytes: self.command.max_disk_bytes.saturating_add(model_bytes.saturating_mul(3)),
             niceness: self.settings.niceness,

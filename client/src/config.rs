@@ -243,7 +243,7 @@ device = "auto"
 checkpoint_every = "60s"
 # How much training gives way to other programs: 0 (not at all) to 19 (last).
 # niceness = 10
-# The most memory that training may take; past it the round is refused.
+# The most memory that training may take; past it the round is refused. Without this: three quarters of the machine's.
 # max_memory_mib = 4096
 # When training waits: offers are declined, and training that is under way is held.
 # pause = {{ on_battery = true, load_above = 1.5, typed_within = "5m" }}

@@ -15,6 +15,7 @@ use std::process::{ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 use undertone_core::data_files::DataFiles;
+use undertone_core::device::DeviceChoice;
 use undertone_core::schema::DataContract;
 use undertone_core::trainer::{
     BoundedSums, DataReport, EvaluationTask, LocalUpdate, Metrics, TrainTask, Trainer, TrainerError,
@@ -89,7 +90,7 @@ impl ProcessTrainer {
             self.running = Some(self.start()?);
         }
         let trainer = self.running.as_mut().expect("it was just started");
-        let bounds = Bounds { memory_bytes: self.settings.max_memory_bytes, ..Bounds::default() };
+        let bounds = Bounds { memory_bytes: self.settings.memory_bound(), ..Bounds::default() };
         let watch = Watch::begin(self.group.clone(), bounds, self.pauses.clone());
         let mut answer = question(trainer);
         let verdict = watch.end();
@@ -202,11 +203,18 @@ fn restrain(child: &std::process::Child, settings: &TrainerSettings) -> Result<(
         TrainerError::Broken(format!("cannot set the trainer's {what}: {e}"))
     };
     give_way(pid, settings.niceness).map_err(|e| broken("niceness", e))?;
-    // Allocations past it fail, which the trainer can answer; the watch ends it where they are spread over processes.
-    if let Some(bytes) = settings.max_memory_bytes {
+    // Allocations past it fail, which the trainer can answer; the watch ends what this limit does not hold.
+    if let Some(bytes) = data_limit(settings, Path::new("/dev")) {
         limit(pid, Resource::Data, bytes).map_err(|e| broken("memory limit", e))?;
     }
     Ok(())
+}
+
+/// Most private memory of the process, as far as the system is to refuse more. CUDA reserves far more addresses than it uses: where
+/// the process may use it, only a limit that the owner set is kept so.
+fn data_limit(settings: &TrainerSettings, devices: &Path) -> Option<u64> {
+    let cuda = settings.device != DeviceChoice::Cpu && devices.join("nvidiactl").exists();
+    if cuda { settings.max_memory_bytes } else { settings.memory_bound() }
 }
 
 /// The trainer program: the one configured, else beside this program, else on the search path.
@@ -300,6 +308,60 @@ mod tests {
                 seen.lines().any(|line| line == format!("{name}={value}")),
                 "{name}={value} not in {seen}"
             );
+        }
+    }
+
+    /// A line of `/proc/PID/limits`: the soft and the hard limit.
+    #[cfg(target_os = "linux")]
+    fn limits(pid: u32, name: &str) -> [String; 2] {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        let mut words = line.split_whitespace().map(str::to_owned);
+        [words.next().unwrap(), words.next().unwrap()]
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn what_its_owner_sets_is_set_on_the_process() {
+        use rustix::process::{Resource, getpriority_process, getrlimit};
+        let dir = tempfile::tempdir().unwrap();
+        let contract: DataContract = serde_json::from_str(CONTRACT).unwrap();
+        let all = crate::usage::memory_share().unwrap();
+        for (max_memory_bytes, expected) in [(Some(512 << 20), 512 << 20), (None, all)] {
+            let settings = TrainerSettings {
+                niceness: 11,
+                max_memory_bytes,
+                device: DeviceChoice::Cpu,
+                ..fake(dir.path(), "exec cat >/dev/null")
+            };
+            let mut trainer = ProcessTrainer::new(settings, "d.csv");
+            trainer.inspect(&contract).unwrap();
+            let pid = trainer.group.id().unwrap();
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+            // The nineteenth field; the second is the name.
+            let nice: i32 =
+                stat.rsplit_once(')').unwrap().1.split_whitespace().nth(16).unwrap().parse().unwrap();
+            assert_eq!(nice, getpriority_process(None).unwrap().max(11));
+            let bytes = getrlimit(Resource::Data).maximum.map_or(expected, |most| most.min(expected));
+            assert_eq!(limits(pid, "Max data size"), [bytes.to_string(), bytes.to_string()]);
+        }
+    }
+
+    #[test]
+    fn only_a_limit_of_the_owners_is_the_systems_where_there_may_be_cuda() {
+        let devices = tempfile::tempdir().unwrap();
+        let limit = |device: &str, max_memory_bytes| {
+            let device = device.parse().unwrap();
+            let settings = TrainerSettings { device, max_memory_bytes, ..TrainerSettings::default() };
+            data_limit(&settings, devices.path())
+        };
+        let share = crate::usage::memory_share();
+        for device in ["auto", "cpu", "cuda:0"] {
+            assert_eq!((limit(device, None), limit(device, Some(7))), (share, Some(7)));
+        }
+        std::fs::write(devices.path().join("nvidiactl"), "").unwrap();
+        for (device, unset) in [("auto", None), ("cpu", share), ("cuda:0", None)] {
+            assert_eq!((limit(device, None), limit(device, Some(7))), (unset, Some(7)));
         }
     }
 

@@ -24,7 +24,7 @@ pub(crate) struct Bounds {
     pub(crate) memory_bytes: Option<u64>,
     /// A folder, and the bytes that it may grow to.
     pub(crate) disk: Option<(PathBuf, u64)>,
-    /// Processes.
+    /// Processes. `None`: it is one that seldom starts others.
     pub(crate) processes: Option<usize>,
 }
 
@@ -106,7 +106,11 @@ impl State {
         if self.bounds.memory_bytes.is_none() && self.bounds.processes.is_none() {
             return None;
         }
-        let used = usage::of_group(self.group.id()?)?;
+        let leader = self.group.id()?;
+        let used = match self.bounds.processes {
+            Some(_) => usage::of_group(leader)?,
+            None => usage::of_one(leader)?,
+        };
         if let Some(most) = self.bounds.memory_bytes.filter(|most| used.memory_bytes > *most) {
             let text = format!(
                 "it took {} MiB of memory, at most {} MiB ([trainer] max_memory_mib)",

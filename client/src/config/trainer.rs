@@ -2,6 +2,7 @@
 
 use crate::pause::PauseSettings;
 use crate::sandbox::Network;
+use crate::usage;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -23,8 +24,7 @@ pub struct TrainerSettings {
     pub checkpoint_every: Duration,
     /// How much the trainer's process gives way to others: 0 (not at all) to 19.
     pub niceness: i32,
-    /// Most memory of the trainer's process, in bytes. `None`: no bound, and for a program of the owner's three quarters
-    /// of the machine's.
+    /// Most memory of the trainer, in bytes. `None`: three quarters of the machine's.
     pub max_memory_bytes: Option<u64>,
     /// When training waits.
     pub pause: PauseSettings,
@@ -238,6 +238,11 @@ impl PauseTable {
 }
 
 impl TrainerSettings {
+    /// Most memory of the trainer, in bytes; `None` where the system does not tell how much there is.
+    pub(crate) fn memory_bound(&self) -> Option<u64> {
+        self.max_memory_bytes.or_else(usage::memory_share)
+    }
+
     /// Takes what the command line says in place of the file.
     ///
     /// # Errors

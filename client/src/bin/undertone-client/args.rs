@@ -152,6 +152,9 @@ pub(crate) struct BaselineArgs {
     /// CPU threads of the trainer.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub(crate) threads: u32,
+    /// The most memory of the trainer in MiB; without it, three quarters of the machine's.
+    #[arg(long, value_name = "MIB")]
+    pub(crate) max_memory_mib: Option<u64>,
     /// Where to compute: auto, cpu or cuda:N.
     #[arg(long, default_value = "auto")]
     pub(crate) device: DeviceChoice,

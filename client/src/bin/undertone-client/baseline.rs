@@ -12,12 +12,13 @@ use undertone_core::trainer_protocol::BaselineTask;
 pub(crate) fn baseline(args: BaselineArgs) -> Result<ExitCode> {
     let job = read_job(&args.job)?;
     let spec = job.spec();
-    let settings = TrainerSettings {
+    let mut settings = TrainerSettings {
         threads: args.threads,
         device: args.device,
         program: args.program,
         ..TrainerSettings::default()
     };
+    settings.override_with(None, None, args.max_memory_mib).map_err(anyhow::Error::msg)?;
     let labels = args.train_labels.len();
     ensure!(
         labels == 0 || labels == args.train.len(),
