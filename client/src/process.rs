@@ -203,6 +203,8 @@ fn restrain(child: &std::process::Child, settings: &TrainerSettings) -> Result<(
         TrainerError::Broken(format!("cannot set the trainer's {what}: {e}"))
     };
     give_way(pid, settings.niceness).map_err(|e| broken("niceness", e))?;
+    // A core file would hold rows and the keys of noise.
+    limit(pid, Resource::Core, 0).map_err(|e| broken("limit on core files", e))?;
     // Allocations past it fail, which the trainer can answer; the watch ends what this limit does not hold.
     if let Some(bytes) = data_limit(settings, Path::new("/dev")) {
         limit(pid, Resource::Data, bytes).map_err(|e| broken("memory limit", e))?;
@@ -344,6 +346,8 @@ mod tests {
             assert_eq!(nice, getpriority_process(None).unwrap().max(11));
             let bytes = getrlimit(Resource::Data).maximum.map_or(expected, |most| most.min(expected));
             assert_eq!(limits(pid, "Max data size"), [bytes.to_string(), bytes.to_string()]);
+            // No core file, whatever the owner sets.
+            assert_eq!(limits(pid, "Max core file size"), ["0", "0"]);
         }
     }
 
