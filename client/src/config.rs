@@ -245,8 +245,10 @@ checkpoint_every = "60s"
 # niceness = 10
 # The most memory that training may take; past it the round is refused. Without this: three quarters of the machine's.
 # max_memory_mib = 4096
-# When training waits: offers are declined, and training that is under way is held.
-# pause = {{ on_battery = true, load_above = 1.5, typed_within = "5m" }}
+# When training waits: offers are declined, and training that is under way is held, and given up after give_up_after.
+# typed_within sees terminals, not windows. A program of yours may decide too: status 0 has training wait, 1 lets it go on, and
+# all else waits: command = ["/usr/local/bin/busy"].
+# pause = {{ on_battery = true, load_above = 1.5, typed_within = "5m", check_every = "5s", give_up_after = "15m" }}
 # A training program of your own in place of the built-in one, in any language (docs/TRAINERS.md). It runs without network,
 # in a folder of its own; clipping, noise and sending stay here.
 # command = ["python3", "train.py"]
