@@ -9,12 +9,12 @@
 //! could say that of a program that is not ours.
 
 mod files;
-mod output;
 #[cfg(test)]
 mod tests;
 
 use crate::config::{CommandSettings, Mode, TrainerSettings};
 use crate::folder::ClientFolder;
+use crate::output::Output;
 use crate::pause::Pauses;
 use crate::process;
 use crate::process_group::Group;
@@ -23,7 +23,6 @@ use crate::sandbox::{Network, Outcome, Plan, SANDBOXED};
 use crate::trainer_thread::Interrupt;
 use crate::watch::{Bounds, MAX_PROCESSES, Watch};
 use files::{Ask, Site, Work};
-use output::Output;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -183,7 +182,7 @@ impl CommandTrainer {
         if self.interrupt.is_given_up() {
             self.group.kill();
         }
-        let output = Output::follow(pipes, self.on_progress.clone());
+        let output = Output::of_program(pipes, self.on_progress.clone());
         let watch = Watch::begin(self.group.clone(), bounds, self.pauses.clone());
         let ended = self.group.wait();
         let verdict = watch.end();

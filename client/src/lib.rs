@@ -36,6 +36,7 @@ mod folder;
 mod identity;
 mod models;
 mod outbox;
+mod output;
 mod pause;
 mod probe;
 mod process;

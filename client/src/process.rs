@@ -3,6 +3,7 @@
 //! libtorch lives there and not here, so an idle client stays small, and a crash in it costs one attempt.
 
 use crate::config::TrainerSettings;
+use crate::output::Output;
 use crate::pause::Pauses;
 use crate::process_group::Group;
 use crate::sandbox::{give_way, limit};
@@ -31,11 +32,16 @@ const LEAVE: Duration = Duration::from_secs(3);
 pub struct ProcessTrainer {
     settings: TrainerSettings,
     data: DataFiles,
-    running: Option<PipeTrainer<ChildStdout, ChildStdin>>,
+    running: Option<Running>,
     group: Group,
     interrupt: Interrupt,
     pauses: Pauses,
     on_progress: Option<OnProgress>,
+}
+
+struct Running {
+    trainer: PipeTrainer<ChildStdout, ChildStdin>,
+    messages: Output,
 }
 
 impl ProcessTrainer {
@@ -81,7 +87,7 @@ impl ProcessTrainer {
     ) -> Result<T, TrainerError> {
         // It may have been killed while nothing was asked of it.
         if self.running.is_some() && !matches!(self.group.try_wait(), Ok(None)) {
-            self.running = None;
+            self.end();
         }
         if self.interrupt.is_given_up() {
             return Err(TrainerError::Broken("it is not asked, as nobody waits for it any more".into()));
@@ -89,14 +95,14 @@ impl ProcessTrainer {
         if self.running.is_none() {
             self.running = Some(self.start()?);
         }
-        let trainer = self.running.as_mut().expect("it was just started");
+        let Running { trainer, messages } = self.running.as_mut().expect("it was just started");
+        messages.begin_call();
         let bounds = Bounds { memory_bytes: self.settings.memory_bound(), ..Bounds::default() };
         let watch = Watch::begin(self.group.clone(), bounds, self.pauses.clone());
         let mut answer = question(trainer);
         let verdict = watch.end();
         if matches!(answer, Err(TrainerError::Broken(_))) || verdict.is_some() {
-            self.running = None;
-            self.group.reap(Duration::ZERO);
+            self.end();
         }
         if let (Err(_), Some(verdict)) = (&answer, verdict) {
             answer = Err(verdict);
@@ -104,7 +110,16 @@ impl ProcessTrainer {
         answer
     }
 
-    fn start(&self) -> Result<PipeTrainer<ChildStdout, ChildStdin>, TrainerError> {
+    /// Ends the process at once. What it wrote is told before what came of it.
+    fn end(&mut self) {
+        if let Some(Running { trainer, messages }) = self.running.take() {
+            drop(trainer);
+            self.group.reap(Duration::ZERO);
+            messages.end();
+        }
+    }
+
+    fn start(&self) -> Result<Running, TrainerError> {
         let program = find(self.settings.program.as_deref()).map_err(TrainerError::Broken)?;
         let mut child = Command::new(&program)
             .arg("--data")
@@ -117,6 +132,7 @@ impl ProcessTrainer {
             .envs(KEPT_MEMORY.iter().filter(|(name, _)| std::env::var_os(name).is_none()).copied())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
             .process_group(0)
             .spawn()
             .map_err(|e| TrainerError::Broken(format!("cannot start {}: {e}", program.display())))?;
@@ -127,13 +143,21 @@ impl ProcessTrainer {
             return Err(e);
         }
         let pipes = child.stdout.take().zip(child.stdin.take());
+        let messages = Output::of_trainer(child.stderr.take());
         // From here on it can be killed by others.
         self.group.hold(child);
         if self.interrupt.is_given_up() {
             self.group.kill();
         }
         let (from, to) = pipes.expect("both pipes were asked for");
-        let mut trainer = PipeTrainer::connect(from, to).inspect_err(|_| self.group.reap(Duration::ZERO))?;
+        let mut trainer = match PipeTrainer::connect(from, to) {
+            Ok(trainer) => trainer,
+            Err(e) => {
+                self.group.reap(Duration::ZERO);
+                messages.end();
+                return Err(e);
+            }
+        };
         let info = trainer.info();
         tracing::info!(
             device = info.device,
@@ -144,7 +168,7 @@ impl ProcessTrainer {
         if let Some(listener) = &self.on_progress {
             trainer.on_progress(Arc::clone(listener));
         }
-        Ok(trainer)
+        Ok(Running { trainer, messages })
     }
 }
 
@@ -179,10 +203,11 @@ impl Trainer for ProcessTrainer {
     }
 
     fn rest(&mut self) {
-        if let Some(trainer) = self.running.take() {
+        if let Some(Running { trainer, messages }) = self.running.take() {
             // If it cannot be told, it is gone.
             let _ = trainer.quit();
             self.group.reap(LEAVE);
+            messages.end();
             tracing::debug!("the trainer's process has ended");
         }
     }

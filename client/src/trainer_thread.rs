@@ -98,7 +98,8 @@ impl TrainerThread {
         }
     }
 
-    /// Runs `work` on the trainer's thread. If the future is dropped first, the work is interrupted, or never begun.
+    /// Runs `work` on the trainer's thread, within the caller's span. If the future is dropped first, the work is
+    /// interrupted, or never begun.
     pub(crate) async fn call<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut dyn Trainer) -> Result<T, TrainerError> + Send + 'static,
@@ -109,8 +110,10 @@ impl TrainerThread {
             at_work.next_ticket += 1;
             at_work.next_ticket
         };
+        let span = tracing::Span::current();
         let job: Job = Box::new(move |trainer| {
-            let outcome = catch_unwind(AssertUnwindSafe(|| work(trainer)))
+            let outcome = span
+                .in_scope(|| catch_unwind(AssertUnwindSafe(|| work(trainer))))
                 .unwrap_or_else(|_| Err(TrainerError::Broken("the trainer panicked".into())));
             // Nobody listens any more: the attempt was dropped.
             let _ = answer.send(outcome);

@@ -39,9 +39,11 @@ impl Watch {
     pub(crate) fn begin(group: Group, bounds: Bounds, pauses: Pauses) -> Self {
         let over = Arc::new(AtomicBool::new(false));
         let is_over = Arc::clone(&over);
+        let span = tracing::Span::current();
         let thread = std::thread::Builder::new()
             .name("watch".into())
             .spawn(move || {
+                let _in_span = span.entered();
                 let mut state = State { group, bounds, pauses, ran: Duration::ZERO };
                 loop {
                     let begun = Instant::now();

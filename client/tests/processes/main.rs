@@ -1,7 +1,7 @@
 //! `undertone-client` as a process.
 
 use std::process::{Command, Output};
-use undertone_harness::{Processes, SAMPLE_JOB, binary};
+use undertone_harness::{Process, Processes, SAMPLE_JOB, binary};
 
 const CSV: &str = "x,y\n-0.5,0\n0.5,1\n0.25,1\n-0.75,0\n";
 
@@ -147,6 +147,46 @@ async fn an_owners_program_trains_and_only_the_owner_reads_what_it_says() {
     assert!(!log.contains("program: undertone: step"), "{log}");
     assert!(!events.text().contains("odd") && !folder.join("work").exists());
     assert!(process.terminate().success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_line_of_a_json_log_is_json_the_trainers_too() {
+    let d = Processes::start();
+    assert!(d.enrol("a", "trainer", CSV, 4).status.success());
+    let folder = d.client_folder("a");
+    let mut command = Command::new(binary("undertone-client"));
+    command.args(["--log-format", "json", "run", "--dir"]).arg(&folder).env("RUST_LOG", "debug");
+    let mut process = Process::start(command, folder.join("log"));
+    let mut operator = d.operator().await;
+    // Of steps no more than five a second are heard of, so there must be some.
+    let job = SAMPLE_JOB
+        .replace(ONE_ROUND.0, ONE_ROUND.1)
+        .replace("size = 2", "size = 1")
+        .replace("local_steps = 1\n", "local_steps = 3000\n")
+        .replace(
+            "unit = \"none\"",
+            "unit = \"record\"\ntrust = \"local\"\nclip_norm = 1.0\nsampling_rate = 0.5\nnoise_multiplier = 30.0\n\
+             delta = 1e-3\nbudget_epsilon = 10.0",
+        );
+    let id = operator.submit(&job).await.unwrap();
+    let events = operator.watch_to_end(&id).await;
+    assert_eq!(events.released(), 1, "{}\n{}", events.text(), process.log());
+    assert!(process.terminate().success());
+    let log = process.log();
+    let lines: Vec<serde_json::Value> = log
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}")))
+        .collect();
+    let of_job = |message: &str| {
+        let found = lines
+            .iter()
+            .find(|line| line["fields"]["message"].as_str().is_some_and(|found| found.starts_with(message)));
+        let line = found.unwrap_or_else(|| panic!("no \"{message}\" in:\n{log}"));
+        assert_eq!(line["span"]["job"], id.as_str(), "{line}");
+        line
+    };
+    of_job("trainer: engine = ");
+    assert_eq!(of_job("training")["fields"]["steps"], 3000);
 }
 
 #[tokio::test(flavor = "multi_thread")]
