@@ -214,6 +214,18 @@ class Recurrent(nn.Module):
         return self.fc(self.rnn(x.unsqueeze(2))[0][:, -1])
 
 
+class Beyond(nn.Module):
+    """A table that values of the data lie beyond: only they show it."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(2, 1)
+        self.table = nn.Embedding(1, 1)
+
+    def forward(self, x):
+        return self.fc(x) + self.table(x[:, 0].abs().ceil().long())
+
+
 class Around(nn.Module):
     """A traced module inside a scripted one."""
 
@@ -268,6 +280,9 @@ def main():
     write_values(fc, "fc.safetensors")
     save(torch.jit.script(fc), "scripted.pt")
     torch.jit.save(torch.jit.trace(fc, rows), "traced_alone.pt")
+    # One output for the scores of two classes.
+    save(script(nn.Linear(2, 1), classes, labels), "narrow.pt")
+    save(script(Beyond(), logit, labels), "beyond.pt")
     for name in sorted(os.listdir(".")):
         if name.endswith(".pt"):
             without_sources(name)

@@ -81,7 +81,7 @@ async fn a_model_from_pytorch_learns_without_python() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_file_that_does_not_train_is_refused_in_the_round_with_the_reason() {
     let d = Processes::start();
-    let _client = client(&d, "north", "trainer", "north.csv", "allow_torchscript = true");
+    let client = client(&d, "north", "trainer", "north.csv", "allow_torchscript = true");
     let mut operator = d.operator().await;
     for (module, says) in [
         ("counting.pt", "training_step changes the buffer \\\"seen\\\""),
@@ -92,6 +92,9 @@ async fn a_file_that_does_not_train_is_refused_in_the_round_with_the_reason() {
         ("double.pt", "is Double"),
         ("nan.pt", "training diverged at step 1 of 20: the loss is NaN"),
         ("picture.pt", "training_step fails on 3 made-up examples of shape [3, 2]"),
+        ("narrow.pt", "Target 1 is out of bounds"),
+        // Not on made-up examples: the data owner alone reads more.
+        ("beyond.pt", "the client's trainer cannot do what this job asks"),
     ] {
         // A double's and a picture's values do not matter here: they are of the right sizes.
         let job = job(module, "fc.safetensors")
@@ -110,7 +113,10 @@ async fn a_file_that_does_not_train_is_refused_in_the_round_with_the_reason() {
         let events = operator.watch_to_end(&id).await;
         assert!(matches!(events.outcome(), Outcome::Failed { .. }), "{module}: {}", events.text());
         assert!(events.text().contains(says), "{module}: {}", events.text());
+        assert!(!events.text().contains("fails on this data"), "{module}: {}", events.text());
     }
+    let log = client.log();
+    assert!(log.contains("fails on this data: RuntimeError: index out of range"), "{log}");
 }
 
 /// The example's commands, with PyTorch at both ends. Only where there is one.

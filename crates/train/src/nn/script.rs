@@ -68,10 +68,19 @@ fn wrong(text: String) -> Failure {
     TrainerError::Module(text).into()
 }
 
-/// A failure that the trial did not show: it may follow the data, so it is told to the data owner alone.
+/// A failure that the trial did not show: it may follow the data, so it is told to the data owner alone. To try again in another
+/// process would come to the same.
 pub(crate) fn on_data(e: Failure) -> Failure {
     match e {
         Failure::Task(e @ TrainerError::Module(_)) => TrainerError::Unsupported(e.to_string()).into(),
+        Failure::Torch(e) if !memory::ran_out(&e) => {
+            let text = format!("the job's TorchScript file fails on this data: {}", reason(&e));
+            // After an error of CUDA's a process is of no more use: it is to be ended.
+            match text.contains("CUDA error") {
+                true => TrainerError::Broken(text).into(),
+                false => TrainerError::Unsupported(text).into(),
+            }
+        }
         other => other,
     }
 }
@@ -251,8 +260,17 @@ impl Script {
             let (x, y) = made_up(shape, examples, device)?;
             let tried = |e: Failure, method: &str| match e {
                 Failure::Torch(e) if !memory::ran_out(&e) => wrong(format!(
-                    "{method} fails on {examples} made-up examples of shape {:?} with labels of shape [{examples}], all zeros: {}",
+                    "{method} fails on {examples} made-up examples of shape {:?} ({}) with labels of shape [{examples}] ({}): {}",
                     x.size(),
+                    match shape.input {
+                        Input::Tokens { vocabulary, .. } => format!("tokens 0 to {}", vocabulary - 1),
+                        Input::Features { .. } | Input::Image { .. } | Input::Series { .. } =>
+                            "all zeros".into(),
+                    },
+                    match shape.target {
+                        Target::Class { classes } => format!("classes 0 to {}", classes - 1),
+                        Target::Number => "all zeros".into(),
+                    },
                     reason(&e)
                 )),
                 other => other,
@@ -353,22 +371,27 @@ fn parameters(module: &CModule, layout: &ModelLayout) -> Result<Vec<Tensor>, Fai
     }
 }
 
-/// Examples of zeros, and their labels.
+/// Examples that are nobody's, and their labels. The last and every second before it has the highest token and class that there
+/// is, so that what is too small for them shows; the others have the lowest. Other features, and numbers, are zero.
 fn made_up(shape: &Shape, examples: i64, device: Device) -> Result<(Tensor, Tensor), TchError> {
-    let dimensions: Vec<i64> =
-        std::iter::once(examples).chain(shape.input.dimensions().into_iter().map(|n| n as i64)).collect();
+    let highest: Vec<i64> = (0..examples).map(|i| (examples - i) % 2).collect();
+    let highest = Tensor::f_from_slice(&highest)?.f_to_device(device)?;
     let features = match shape.input {
-        Input::Tokens { .. } => Kind::Int64,
-        Input::Features { .. } | Input::Image { .. } | Input::Series { .. } => Kind::Float,
+        Input::Tokens { length, vocabulary } => {
+            let tokens = highest.f_mul_scalar(vocabulary as i64 - 1)?;
+            tokens.f_unsqueeze(1)?.f_repeat([1, length as i64])?
+        }
+        Input::Features { .. } | Input::Image { .. } | Input::Series { .. } => {
+            let dimensions = shape.input.dimensions().into_iter().map(|n| n as i64);
+            let dimensions: Vec<i64> = std::iter::once(examples).chain(dimensions).collect();
+            Tensor::f_zeros(&dimensions[..], (Kind::Float, device))?
+        }
     };
     let labels = match shape.target {
-        Target::Class { .. } => Kind::Int64,
-        Target::Number => Kind::Float,
+        Target::Class { classes } => highest.f_mul_scalar(classes as i64 - 1)?,
+        Target::Number => Tensor::f_zeros([examples], (Kind::Float, device))?,
     };
-    Ok((
-        Tensor::f_zeros(&dimensions[..], (features, device))?,
-        Tensor::f_zeros([examples], (labels, device))?,
-    ))
+    Ok((features, labels))
 }
 
 /// The line of libtorch's message that says what is wrong: of what the interpreter reports, the last.

@@ -65,6 +65,7 @@ fn what_does_not_train_is_refused_with_the_reason() {
             "does not depend on 2 of 4 parameters, which would never be trained: \"spare.weight\", \"spare.bias\"",
         ),
         ("mean.pt", "one loss for each example"),
+        ("narrow.pt", "with labels of shape [3] (classes 0 to 1): RuntimeError: Target 1 is out of bounds."),
         ("double.pt", "\"weight\" is Double"),
         // Seen in its code: the coordinator's word that it was looked at is not relied on.
         ("traced.pt", "the module was traced"),
@@ -103,6 +104,44 @@ fn a_module_that_does_not_fit_the_data_is_refused() {
         Shape { input: Input::Tokens { length: 2, vocabulary: 3 }, target: Target::Class { classes: 2 } },
     );
     assert!(e.contains("training_step fails"), "{e}");
+}
+
+/// An output too few, or an embedding too short: it shows on nobody's data.
+#[test]
+fn a_module_that_is_too_small_for_the_classes_or_tokens_is_refused() {
+    let of = |vocabulary, classes| {
+        let input = Input::Tokens { length: 5, vocabulary };
+        network(&file("tokens.pt"), &Shape { input, target: Target::Class { classes } })
+    };
+    assert!(of(7, 3).is_ok());
+    for (vocabulary, classes, says) in [
+        (8, 3, "(tokens 0 to 7) with labels of shape [3] (classes 0 to 2): RuntimeError: index out of range"),
+        (7, 4, "(tokens 0 to 6) with labels of shape [3] (classes 0 to 3): RuntimeError: Target 3 is out"),
+    ] {
+        match of(vocabulary, classes) {
+            Err(TrainerError::Module(text)) => assert!(text.contains(says), "{text}"),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// What only the data shows: the module's own reason is for the data owner, and no process is started anew for it.
+#[test]
+fn what_fails_on_the_data_alone_is_told_to_its_owner() {
+    let network = network(&file("beyond.pt"), &Shape::table(2, 2)).unwrap();
+    let x = Tensor::ones([3, 2], (Kind::Float, Device::Cpu));
+    let y = Tensor::zeros([3], (Kind::Int64, Device::Cpu));
+    let flat = network.load(&vec![0.0; network.len()], Device::Cpu).unwrap();
+    let weights = network.weights(&network.layout().whole(), &flat, &flat).unwrap();
+    for failed in [
+        network.training_loss(&weights, &x, &y, Reduction::Mean).map(drop),
+        network.measure(&weights, &x, &y).map(drop),
+        network.measure_each(&weights, &x, &y).map(drop),
+    ] {
+        let e = TrainerError::from(failed.unwrap_err());
+        let TrainerError::Unsupported(text) = &e else { panic!("{e:?}") };
+        assert!(text.contains("fails on this data: RuntimeError: index out of range"), "{text}");
+    }
 }
 
 #[test]
