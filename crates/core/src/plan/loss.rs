@@ -23,7 +23,8 @@ pub enum Loss {
     /// Half the squared difference up to `delta`, and `delta` times what is left from there on (Huber 1964): outliers
     /// pull no harder than `delta`.
     Huber {
-        /// Where it turns from a square into a line, in the target's unit.
+        /// Where it turns from a square into a line, on the scale of \[-1, 1\] that labels are put on: 1 is half the label's
+        /// range.
         #[serde(default = "one")]
         delta: f64,
     },
