@@ -269,7 +269,7 @@ impl Trainer for CommandTrainer {
         if !self.does(Mode::Inspect) {
             return undertone_data::inspect(self.data.clone(), data);
         }
-        let ask = Ask { mode: Mode::Inspect, data, model: None, train: None };
+        let ask = Ask { mode: Mode::Inspect, data, model: None, train: None, loss: None };
         self.run(&ask, &[])?.report(data)
     }
 
@@ -282,8 +282,8 @@ impl Trainer for CommandTrainer {
             ));
         }
         let part = task.part()?;
-        let ask =
-            Ask { mode: Mode::Train, data: &task.data, model: Some(&task.model), train: Some((task, &part)) };
+        let (model, train) = (Some(&task.model), Some((task, &part)));
+        let ask = Ask { mode: Mode::Train, data: &task.data, model, train, loss: None };
         self.run(&ask, weights)?.update(task, &part, weights)
     }
 
@@ -293,7 +293,8 @@ impl Trainer for CommandTrainer {
                 "the client's training program does not measure models: add \"evaluate\" to [trainer] does once it can".into(),
             ));
         }
-        let ask = Ask { mode: Mode::Evaluate, data: &task.data, model: Some(&task.model), train: None };
+        let (model, loss) = (Some(&task.model), task.loss.as_ref());
+        let ask = Ask { mode: Mode::Evaluate, data: &task.data, model, train: None, loss };
         self.run(&ask, weights)?.metrics(&task.data)
     }
 

@@ -29,10 +29,12 @@ use undertone_core::data_files::DataFiles;
 use undertone_core::layout::{ModelLayout, TensorSpec};
 use undertone_core::model::ModelSpec;
 use undertone_core::part::Part;
-use undertone_core::plan::TrainPlan;
+use undertone_core::plan::{Loss, TrainPlan};
 use undertone_core::schema::DataContract;
 use undertone_core::shape::Target;
-use undertone_core::trainer::{DataReport, LocalUpdate, Metrics, ProgramFault, TrainTask, TrainerError};
+use undertone_core::trainer::{
+    DataReport, LocalUpdate, Metrics, ProgramFault, RoundOf, TrainTask, TrainerError,
+};
 
 /// The version of these files.
 const VERSION: u32 = 1;
@@ -52,6 +54,8 @@ pub(super) struct Ask<'a> {
     pub(super) data: &'a DataContract,
     pub(super) model: Option<&'a ModelSpec>,
     pub(super) train: Option<(&'a TrainTask, &'a Part)>,
+    /// The loss that a measurement states, where the job names one.
+    pub(super) loss: Option<&'a Loss>,
 }
 
 /// What is the same for all calls of a client.
@@ -82,6 +86,11 @@ struct Task<'a> {
     trained: Option<&'a [TensorSpec]>,
     #[serde(skip_serializing_if = "Option::is_none")]
     plan: Option<&'a TrainPlan>,
+    /// For schedules that move over rounds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    round: Option<RoundOf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    loss: Option<&'a Loss>,
     #[serde(skip_serializing_if = "Option::is_none")]
     sampling_seed: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -189,6 +198,8 @@ impl Work {
             layout,
             trained: ask.train.map(|(_, part)| part.layout().tensors()),
             plan: train.map(|task| &task.plan),
+            round: train.map(|task| task.round),
+            loss: ask.loss,
             sampling_seed: train.and_then(|task| task.sampling_seed),
             first_loss: train.map(|task| task.first_loss),
             update: train.map(|_| UPDATE),

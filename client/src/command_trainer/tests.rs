@@ -2,6 +2,7 @@ use super::*;
 use std::time::Duration;
 use tempfile::TempDir;
 use undertone_core::model::ModelSpec;
+use undertone_core::plan::Loss;
 use undertone_core::trainer::RecordPrivacy;
 
 const CONTRACT: &str = r#"{"label": {"column": "y", "classes": [{"name": "a", "values": ["0"]},
@@ -25,7 +26,7 @@ fn task() -> TrainTask {
     serde_json::from_str(&format!(
         r#"{{"model": {MODEL}, "data": {CONTRACT}, "plan": {{"learning_rate": 0.5, "local_steps": 3}},
             "record_privacy": null, "sampling_seed": 7, "first_loss": false,
-            "round": {{"round": 1, "rounds": 1}}, "checkpoint": null}}"#
+            "round": {{"round": 2, "rounds": 9}}, "checkpoint": null}}"#
     ))
     .unwrap()
 }
@@ -75,6 +76,9 @@ fn a_program_finds_its_task_and_gives_new_values() {
         grep -q '"do": "train"' task.json
         grep -q '"learning_rate": 0.5' task.json
         grep -q '"sampling_seed": 7' task.json
+        grep -q '"round": 2' task.json
+        grep -q '"rounds": 9' task.json
+        if grep -q '"loss"' task.json; then exit 8; fi
         grep -q '"name": "w"' task.json
         data=$(sed -n 's/^ *"path": "\(.*\)",*$/\1/p' task.json)
         grep -q '0.5,1' "$data"
@@ -310,6 +314,14 @@ fn a_program_may_measure_and_look_at_the_data() {
     let model: ModelSpec = serde_json::from_str(MODEL).unwrap();
     let metrics = trainer.evaluate(&measured(&model, &contract()), &WEIGHTS).unwrap();
     assert_eq!(metrics, Metrics::of_classes(0.25, 0.75, 8));
+    // One that states the loss that it is asked for, if it is.
+    let states =
+        format!("if grep -q '\"kind\": \"bce\"' task.json; then loss=0.5; else loss=0.25; fi\n{script}");
+    let states = states.replace("'{\"loss\": 0.25,", "'{\"loss\": '$loss',");
+    std::fs::write(owner.dir.path().join("train.sh"), states).unwrap();
+    let asked = EvaluationTask { loss: Some(Loss::Bce {}), ..measured(&model, &contract()) };
+    assert_eq!(trainer.evaluate(&asked, &WEIGHTS).unwrap().loss, 0.5);
+    assert_eq!(trainer.evaluate(&measured(&model, &contract()), &WEIGHTS).unwrap().loss, 0.25);
     let report = trainer.inspect(&contract()).unwrap();
     assert_eq!((report.rows, report.is_fit()), (8, false));
     std::fs::write(owner.dir.path().join("train.sh"), script.replace("0.75", "75")).unwrap();
