@@ -24,6 +24,11 @@ pub const TRAINING_STEP: &str = "training_step";
 pub const EVAL_STEP: &str = "eval_step";
 /// The method that gives the module's buffers by name.
 pub const BUFFERS: &str = "undertone_buffers";
+/// The libtorch that modules run on.
+pub const LIBTORCH: &str = "2.11";
+/// The first and the last version of files that it reads (`kMinSupportedFileFormatVersion` and
+/// `kMaxSupportedFileFormatVersion` of its caffe2/serialize/versions.h).
+pub const FILE_VERSIONS: (u64, u64) = (1, 10);
 /// The way out of most trouble.
 pub const EXPORT: &str = "export it with export.py (examples/bring-your-own)";
 
@@ -174,6 +179,13 @@ pub enum ModuleError {
     /// It is cut off, or something else.
     #[error("it is no TorchScript file, or a part of one: {0}; {EXPORT} and hand it in again")]
     NotAnArchive(String),
+    /// libtorch does not read such files.
+    #[error(
+        "it is of file version {0}, and libtorch {LIBTORCH} reads versions {first} to {last}: {EXPORT} and PyTorch {LIBTORCH}",
+        first = FILE_VERSIONS.0,
+        last = FILE_VERSIONS.1
+    )]
+    Version(u64),
     /// It holds more than is looked at.
     #[error("it is too large: {0}")]
     TooLarge(String),

@@ -2,7 +2,7 @@
 
 use super::code::Program;
 use super::text::SourceFile;
-use super::{ModuleError, check_tensors};
+use super::{FILE_VERSIONS, ModuleError, check_tensors};
 use crate::layout::TensorSpec;
 use crate::limits::{MAX_JOB_DOCUMENT_BYTES, MAX_TENSORS};
 use serde::Deserialize;
@@ -14,6 +14,8 @@ use zip::{CompressionMethod, ZipArchive, ZipWriter};
 
 /// Most entries.
 const MAX_ENTRIES: usize = 4 * MAX_TENSORS;
+/// Most bytes of a version: digits.
+const MAX_VERSION_BYTES: u64 = 32;
 /// Most bytes of code.
 const MAX_CODE_BYTES: u64 = 16 << 20;
 /// Where export.py puts what it says of the module.
@@ -47,6 +49,8 @@ impl Archive {
     /// [`ModuleError`]: it cannot be read, or must not be trained with.
     pub fn read(file: impl Read + Seek) -> Result<Self, ModuleError> {
         let mut zip = open(file)?;
+        // First: what another version has may not even look like code.
+        let versions = check_versions(&mut zip)?;
         let mut code = Vec::new();
         let (mut about, mut root, mut left) = (None, None, MAX_CODE_BYTES);
         for i in 0..zip.len() {
@@ -68,6 +72,9 @@ impl Archive {
             return Err(ModuleError::NotAnArchive("there is no code in it".into()));
         }
         let root = root.ok_or_else(|| ModuleError::NotAnArchive("there is no data.pkl in it".into()))?;
+        if versions == 0 {
+            return Err(ModuleError::NotAnArchive("there is no version in it".into()));
+        }
         let program = Program::of(code, root)?;
         let about = about.ok_or_else(|| ModuleError::NotExported(ABOUT.into()))?;
         let about: About = serde_json::from_str(&about)
@@ -153,6 +160,22 @@ fn open<R: Read + Seek>(file: R) -> Result<ZipArchive<R>, ModuleError> {
         return Err(ModuleError::NotAnArchive("its entries do not lie in one folder".into()));
     }
     Ok(zip)
+}
+
+/// Holds the archive's version against those that libtorch reads. Gives the number of entries that say one: libtorch may look at
+/// either.
+fn check_versions<R: Read + Seek>(zip: &mut ZipArchive<R>) -> Result<usize, ModuleError> {
+    let is_version = |name: &&str| matches!(name.split_once('/'), Some((_, "version" | ".data/version")));
+    let names: Vec<String> = zip.file_names().filter(is_version).map(str::to_owned).collect();
+    for name in &names {
+        let version = text(&mut zip.by_name(name).map_err(broken)?, name, MAX_VERSION_BYTES)?;
+        let version = version.trim().parse::<u64>();
+        let version = version.map_err(|e| ModuleError::NotAnArchive(format!("{name}: {e}")))?;
+        if !(FILE_VERSIONS.0..=FILE_VERSIONS.1).contains(&version) {
+            return Err(ModuleError::Version(version));
+        }
+    }
+    Ok(names.len())
 }
 
 fn broken(e: ZipError) -> ModuleError {

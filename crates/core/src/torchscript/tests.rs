@@ -110,6 +110,30 @@ fn the_account_of_a_file_must_hold() {
     }
 }
 
+/// Before its code is looked at, which may be of a form that nobody here knows.
+#[test]
+fn a_file_of_a_version_that_libtorch_does_not_read_is_refused() {
+    let of = |version: &str| read(&changed("mlp.pt", "version", |_| version.to_owned())).map(drop);
+    for version in ["1", "3\n", "10\n"] {
+        assert_eq!(of(version), Ok(()), "{version}");
+    }
+    for version in [0, 11] {
+        let e = of(&format!("{version}\n")).unwrap_err();
+        assert_eq!(e, ModuleError::Version(version));
+        let says = format!("of file version {version}, and libtorch 2.11 reads versions 1 to 10");
+        assert!(e.to_string().contains(&says), "{e}");
+    }
+    for odd in ["", "three", "-1", "99999999999999999999999"] {
+        assert!(matches!(of(odd), Err(ModuleError::NotAnArchive(_))), "{odd}");
+    }
+    let mut newer = ZipWriter::new(Cursor::new(Vec::new()));
+    for (name, text) in [("m/code/m.py", "no code of today"), ("m/version", "11\n"), ("m/data.pkl", "")] {
+        newer.start_file(name, FileOptions::default()).unwrap();
+        newer.write_all(text.as_bytes()).unwrap();
+    }
+    assert_eq!(read(&newer.finish().unwrap().into_inner()).map(drop), Err(ModuleError::Version(11)));
+}
+
 /// Ways around the rules, written by hand.
 #[test]
 fn code_that_python_would_not_write_gets_no_further() {
