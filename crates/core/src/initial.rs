@@ -118,37 +118,9 @@ pub enum InitialError {
     /// The file is not safetensors.
     #[error("it is no safetensors file: {0}")]
     NotSafetensors(String),
-    /// The file has not all of the model's tensors.
-    #[error(
-        "{count} of the model's {of} tensors are not in it: {names}; name them in seeded to draw them from the model's seed, \
-         or say in rename how the file calls them"
-    )]
-    Missing {
-        /// How many.
-        count: usize,
-        /// Out of how many.
-        of: usize,
-        /// The first of them, each with what comes nearest in the file.
-        names: String,
-    },
-    /// The file has tensors that the model does not have.
-    #[error(
-        "it holds {count} tensors that the model does not have: {names}; name them in ignore, or rename them"
-    )]
-    Extra {
-        /// How many.
-        count: usize,
-        /// The first of them.
-        names: String,
-    },
-    /// Tensors of another shape, or of numbers that are no floating-point ones.
-    #[error("{count} tensors are of another shape or kind than the model's: {names}")]
-    Misshaped {
-        /// How many.
-        count: usize,
-        /// The first of them.
-        names: String,
-    },
+    /// Tensors that are not in it, are of another shape or kind, or are left over: a clause for each of these.
+    #[error("{}", .0.join("; and "))]
+    Unfit(Vec<String>),
     /// Two tensors of the file have one name in the model.
     #[error(
         "\"{first}\" and \"{second}\" of the file both become \"{name}\" of the model: mend rename, or ignore one"
@@ -213,7 +185,7 @@ impl Source {
     /// ([`ModelLayout::header_len`] says how long it is), onto a model's.
     ///
     /// # Errors
-    /// [`InitialError`]; whatever is wrong is told of all tensors at once.
+    /// [`InitialError`]; what is missing, of another shape or left over is told at once, five names of each and how many more.
     pub fn map(&self, layout: &ModelLayout, start: &[u8], bytes: u64) -> Result<Mapping, InitialError> {
         let no = |e: &dyn std::fmt::Display| InitialError::NotSafetensors(e.to_string());
         let json = start.get(8..).ok_or_else(|| no(&"it is cut off"))?;
@@ -260,20 +232,33 @@ impl Source {
                 )),
             }
         }
+        let mut wrong = vec![];
         if !missing.is_empty() {
             let left: Vec<&str> = found.keys().map(String::as_str).collect();
-            let (count, of) = (missing.len(), layout.tensors().len());
-            return Err(InitialError::Missing { count, of, names: near(&missing, &left) });
+            wrong.push(format!(
+                "{} of the model's {} tensors are not in it: {}; name them in seeded to draw them from the model's seed, or say in \
+                 rename how the file calls them",
+                missing.len(),
+                layout.tensors().len(),
+                near(&missing, &left)
+            ));
         }
         if !misshaped.is_empty() {
-            let count = misshaped.len();
-            return Err(InitialError::Misshaped { count, names: first_of(misshaped) });
+            wrong.push(format!(
+                "{} tensors are of another shape or kind than the model's: {}",
+                misshaped.len(),
+                first_of(misshaped)
+            ));
         }
         if !found.is_empty() {
-            let names: Vec<String> = found.keys().map(|name| format!("\"{name}\"")).collect();
-            return Err(InitialError::Extra { count: names.len(), names: first_of(names) });
+            let names = found.keys().map(|name| format!("\"{name}\"")).collect();
+            wrong.push(format!(
+                "it holds {} tensors that the model does not have: {}; name them in ignore, or rename them",
+                found.len(),
+                first_of(names)
+            ));
         }
-        Ok(Mapping { origins })
+        if wrong.is_empty() { Ok(Mapping { origins }) } else { Err(InitialError::Unfit(wrong)) }
     }
 
     fn renamed(&self, name: &str) -> String {

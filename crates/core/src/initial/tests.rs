@@ -116,6 +116,25 @@ fn what_is_wrong_is_told_with_the_way_out() {
     assert!(matches!(&e, InitialError::NotFinite { index: 1, .. }), "{e}");
 }
 
+/// One try tells all, in as many words as are read.
+#[test]
+fn all_that_does_not_fit_is_told_at_once() {
+    let mut tensors = good();
+    tensors[0].0 = "lm_head.weight";
+    tensors[1].2 = &[3, 2];
+    let one: &'static [usize] = &[1];
+    tensors.extend(["a", "b", "c", "d", "e", "f"].map(|name| (name, Dtype::F32, one, f32s(&[0.0]))));
+    let e = map(&source(), &file(&tensors)).unwrap_err();
+    assert!(matches!(&e, InitialError::Unfit(clauses) if clauses.len() == 3), "{e}");
+    assert_eq!(
+        e.to_string(),
+        "1 of the model's 3 tensors are not in it: \"head.weight\" (\"lm_head.weight\"?); name them in seeded to draw them from the \
+         model's seed, or say in rename how the file calls them; and 1 tensors are of another shape or kind than the model's: \
+         \"body.weight\" is F32 [3, 2], the model wants [2, 3]; and it holds 7 tensors that the model does not have: \"a\", \"b\", \
+         \"c\", \"d\", \"e\" and 2 more; name them in ignore, or rename them"
+    );
+}
+
 #[test]
 fn a_damaged_file_is_refused() {
     let whole = file(&good());
