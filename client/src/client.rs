@@ -115,6 +115,7 @@ impl Client {
                 checkpoints,
                 policy: config.policy.clone(),
                 trainer: trainer.clone(),
+                memory_bytes: config.trainer.max_memory_bytes.filter(|_| !config.policy.own_program),
                 measuring: Arc::default(),
             },
             config,

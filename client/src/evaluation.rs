@@ -2,8 +2,8 @@
 
 use crate::answers::Answered;
 use crate::arrival;
-use crate::models::Models;
-use crate::work::Tools;
+use crate::models::{ModelError, Models};
+use crate::work::{Tools, check_memory};
 use std::sync::Arc;
 use undertone::v1::{self, BlobRef, evaluation};
 use undertone_core::id::{JobId, Round};
@@ -65,6 +65,8 @@ async fn measure(
     }
     let unit = job.contract().unit();
     let of_trainer = |e: TrainerError| Refusal { told: told(&e, unit), details: vec![e.to_string()] };
+    // Once as it is sent, once where it is computed.
+    check_memory(tools.memory_bytes, 2 * job.layout().len()).map_err(of_trainer)?;
     let contract = job.spec().data.clone();
     let report = tools.trainer.call(move |t| t.inspect(&contract)).await.map_err(of_trainer)?;
     if !report.is_fit() {
@@ -136,8 +138,10 @@ async fn measure(
 }
 
 fn weights(models: &Models, model: ModelRef, job: &Job) -> Result<Vec<f32>, TrainerError> {
-    let read = models.read(model.digest, job.layout());
-    read.map_err(|e| TrainerError::Numerical(format!("the model cannot be used: {e}")))
+    models.read(model.digest, job.layout()).map_err(|e| match e {
+        ModelError::Memory(_) => TrainerError::Memory(e.to_string()),
+        _ => TrainerError::Numerical(format!("the model cannot be used: {e}")),
+    })
 }
 
 /// How a measurement may leave.

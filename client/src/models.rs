@@ -66,6 +66,8 @@ pub(crate) enum ModelError {
     Layout(#[from] LayoutError),
     #[error(transparent)]
     Message(RebuildError),
+    #[error("there is no memory for the model's {0} values")]
+    Memory(usize),
     #[error("it leads to version {found}, {wanted} was offered")]
     OtherVersion { found: Digest, wanted: Digest },
     #[error("the values that are not trained have digest {found}, {wanted} was offered")]

@@ -48,7 +48,8 @@ fn take(path: &Path, layout: &ModelLayout, head: Head) -> Result<(Digest, Vec<f3
     if head == Head::Safetensors {
         digester.update(&header_of(&mut file, layout)?);
     }
-    let mut values = Vec::with_capacity(layout.len());
+    let mut values = Vec::new();
+    values.try_reserve_exact(layout.len()).map_err(|_| ModelError::Memory(layout.len()))?;
     let mut block = vec![0; BLOCK];
     while values.len() < layout.len() {
         let block = &mut block[..BLOCK.min(4 * (layout.len() - values.len()))];

@@ -224,10 +224,18 @@ impl Part {
     /// # Panics
     /// If `whole` does not have [`Part::whole_len`] values.
     pub fn gather(&self, whole: &[f32]) -> Vec<f32> {
-        assert_eq!(whole.len(), self.whole_len, "values do not fit the model");
         let mut values = Vec::with_capacity(self.len());
-        self.ranges.iter().for_each(|range| values.extend_from_slice(&whole[range.clone()]));
+        self.gather_into(whole, &mut values);
         values
+    }
+
+    /// The same, behind what is in `values`.
+    ///
+    /// # Panics
+    /// As [`gather`](Self::gather).
+    pub fn gather_into(&self, whole: &[f32], values: &mut Vec<f32>) {
+        assert_eq!(whole.len(), self.whole_len, "values do not fit the model");
+        self.ranges.iter().for_each(|range| values.extend_from_slice(&whole[range.clone()]));
     }
 
     /// Puts the part's values where they lie in the whole model; the others stay.

@@ -189,6 +189,9 @@ pub enum ModuleError {
     /// It holds more than is looked at.
     #[error("it is too large: {0}")]
     TooLarge(String),
+    /// There is no memory to write it anew in.
+    #[error("there is no memory for it")]
+    Memory,
     /// It lacks what export.py adds.
     #[error(
         "it has no {0}: {EXPORT}, which adds it; a file that torch.jit.trace or torch.jit.script wrote by itself has none"

@@ -33,6 +33,15 @@ pub(crate) fn too_big() -> TrainerError {
     )
 }
 
+/// An empty list with room for so many values. For want of memory it fails as libtorch's operations do, and ends nothing.
+pub(crate) fn room(values: usize) -> Result<Vec<f32>, TchError> {
+    let mut list = Vec::new();
+    match list.try_reserve_exact(values) {
+        Ok(()) => Ok(list),
+        Err(_) => Err(TchError::Torch(format!("std::bad_alloc: no memory for {values} values"))),
+    }
+}
+
 /// How many examples are computed at once. Once memory was too small, it stays at what fitted.
 #[derive(Debug)]
 pub(crate) struct MicroBatch {
@@ -114,6 +123,12 @@ mod tests {
             Err(TchError::Torch("mat1 and mat2 shapes cannot be multiplied".into()).into())
         });
         assert!(matches!(failed, Err(Failure::Torch(_))) && tries == 1);
+    }
+
+    #[test]
+    fn a_list_that_does_not_fit_is_a_want_of_memory() {
+        assert!(room(9).unwrap().capacity() >= 9);
+        assert!(ran_out(&room(1 << 60).unwrap_err()));
     }
 
     /// The sign is that of this libtorch, not of another one's source.

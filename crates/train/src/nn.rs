@@ -18,6 +18,7 @@ pub(crate) mod weights;
 
 use crate::failure::Failure;
 use crate::loss::Objective;
+use crate::memory;
 use pass::{Pass, Use};
 use script::{Script, Sums};
 use std::collections::HashMap;
@@ -365,7 +366,9 @@ pub(crate) fn joined_values(tensors: &[Tensor]) -> Result<Vec<f32>, TchError> {
         let flat: Vec<_> = tensors.iter().map(|t| t.f_reshape(-1)).collect::<Result<_, _>>()?;
         return to_vec(&Tensor::f_cat(&flat, 0)?);
     }
-    let mut values = vec![0f32; tensors.iter().map(Tensor::numel).sum()];
+    let count: usize = tensors.iter().map(Tensor::numel).sum();
+    let mut values = memory::room(count)?;
+    values.resize(count, 0.0);
     let mut rest = &mut values[..];
     for tensor in tensors {
         let flat = tensor.f_detach()?.f_to_device(Device::Cpu)?.f_contiguous()?.f_view(-1)?;

@@ -2,10 +2,12 @@
 
 use crate::checkpoint::{Keeper, State};
 use crate::failure::{Failure, Stop};
+use crate::memory;
 use crate::nn::Network;
 use crate::nn::weights::Weights;
 use crate::optimizer::{LearningRate, Optimizer};
-use tch::{Device, Tensor};
+use tch::{Device, TchError, Tensor};
+use undertone_core::part::Part;
 use undertone_core::plan::TrainPlan;
 use undertone_core::trainer::{RoundOf, TrainerError};
 
@@ -50,7 +52,7 @@ impl Run<'_> {
     ) -> Result<Model, Failure> {
         let part = network.part(self.plan)?;
         let whole = network.load(self.weights, device)?;
-        let mut flat = Tensor::f_from_slice(&part.gather(self.weights))?.f_to_device(device)?;
+        let mut flat = gathered(&part, self.weights, device)?;
         let tensors = network
             .weights(&part, &flat, &whole)?
             .computed_in(crate::device::precision(self.plan.precision, device));
@@ -73,6 +75,13 @@ impl Run<'_> {
     pub(crate) fn learning_rate(&self, steps: u64) -> LearningRate {
         LearningRate::new(self.plan, self.round, steps)
     }
+}
+
+/// The values of the part, on the device.
+fn gathered(part: &Part, whole: &[f32], device: Device) -> Result<Tensor, TchError> {
+    let mut values = memory::room(part.len())?;
+    part.gather_into(whole, &mut values);
+    Tensor::f_from_slice(&values)?.f_to_device(device)
 }
 
 /// Values that training arrived at; all of them finite.

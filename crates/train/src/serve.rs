@@ -2,6 +2,7 @@
 
 use crate::device::{device_name, why_no_cuda};
 use crate::failure::Stop;
+use crate::memory;
 use crate::torch_trainer::TorchTrainer;
 use std::io::{Read, Write};
 use std::sync::mpsc::sync_channel;
@@ -52,6 +53,8 @@ pub fn serve(
             let read = read_frame::<Request>(&mut requests, MAX_PARAMETERS);
             let last = match &read {
                 Ok(Some((request, _))) => *request == Request::Quit,
+                // What it said is lost, and more may follow.
+                Err(ProtocolError::Memory(_)) => false,
                 Ok(None) | Err(_) => {
                     stop.stop();
                     true
@@ -73,6 +76,7 @@ pub fn serve(
                 let (response, values) = answer(&mut trainer, request, &values);
                 write_answer(&mut *lock(&answers), &response, &values)?;
             }
+            Err(ProtocolError::Memory(_)) => refuse(&mut *lock(&answers), memory::too_big())?,
             Err(e) => {
                 // Nothing can be read any more; the client may still be there to hear why.
                 let _ = refuse(&mut *lock(&answers), TrainerError::Broken(e.to_string()));

@@ -141,8 +141,9 @@ impl Trainer for TorchTrainer {
             Some(privacy) => dp_sgd::train(&network, rows, privacy, run, &say)?,
             None => sgd::train(&network, rows, run)?,
         };
-        let before = part.gather(weights);
-        let delta: Vec<f32> = trained.weights.iter().zip(&before).map(|(new, old)| new - old).collect();
+        let before = part.ranges().iter().flat_map(|range| &weights[range.clone()]);
+        let mut delta = trained.weights;
+        delta.iter_mut().zip(before).for_each(|(new, old)| *new -= old);
         if let Some(i) = delta.iter().position(|d| !d.is_finite()) {
             let (step, what) = (trained.steps, format!("value {i} of the weights moved by {}", delta[i]));
             return Err(TrainerError::Diverged { step, of: step, what });

@@ -7,7 +7,7 @@ use crate::layout::TensorSpec;
 use crate::limits::{MAX_JOB_DOCUMENT_BYTES, MAX_TENSORS};
 use serde::Deserialize;
 use std::collections::{BTreeMap, HashSet};
-use std::io::{self, Cursor, Read, Seek, Write as _};
+use std::io::{self, Cursor, Read, Seek, SeekFrom, Write};
 use zip::result::ZipError;
 use zip::write::FileOptions;
 use zip::{CompressionMethod, ZipArchive, ZipWriter};
@@ -117,10 +117,10 @@ impl Archive {
 /// The same archive, written anew of what was looked at: no other reader of zip archives can find anything else in it.
 ///
 /// # Errors
-/// [`ModuleError::NotAnArchive`].
+/// [`ModuleError::NotAnArchive`]; [`ModuleError::TooLarge`]; [`ModuleError::Memory`].
 pub fn rewritten(file: impl Read + Seek, bytes: u64) -> Result<Vec<u8>, ModuleError> {
     let mut zip = open(file)?;
-    let mut out = ZipWriter::new(Cursor::new(Vec::new()));
+    let mut out = ZipWriter::new(Memory::with_room(bytes).map_err(|e| broken(e.into()))?);
     let mut left = bytes.saturating_add(2 * MAX_CODE_BYTES);
     for i in 0..zip.len() {
         let mut entry = zip.by_index(i).map_err(broken)?;
@@ -141,7 +141,46 @@ pub fn rewritten(file: impl Read + Seek, bytes: u64) -> Result<Vec<u8>, ModuleEr
         }
     }
     out.flush().map_err(|e| broken(e.into()))?;
-    Ok(out.finish().map_err(broken)?.into_inner())
+    Ok(out.finish().map_err(broken)?.0.into_inner())
+}
+
+/// A file in memory. Where a vector would end the process for want of memory, writing fails.
+struct Memory(Cursor<Vec<u8>>);
+
+impl Memory {
+    /// How much more room is made at once.
+    const MORE: usize = 1 << 20;
+
+    fn with_room(bytes: u64) -> io::Result<Self> {
+        let mut memory = Self(Cursor::new(Vec::new()));
+        memory.make_room(usize::try_from(bytes).unwrap_or(usize::MAX))?;
+        Ok(memory)
+    }
+
+    fn make_room(&mut self, bytes: usize) -> io::Result<()> {
+        let room = self.0.get_mut().try_reserve_exact(bytes);
+        room.map_err(|_| io::ErrorKind::OutOfMemory.into())
+    }
+}
+
+impl Write for Memory {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.0.get_ref();
+        if written.capacity() - written.len() < bytes.len() {
+            self.make_room(bytes.len().max(Self::MORE))?;
+        }
+        self.0.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Seek for Memory {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        self.0.seek(to)
+    }
 }
 
 fn open<R: Read + Seek>(file: R) -> Result<ZipArchive<R>, ModuleError> {
@@ -180,6 +219,7 @@ fn check_versions<R: Read + Seek>(zip: &mut ZipArchive<R>) -> Result<usize, Modu
 
 fn broken(e: ZipError) -> ModuleError {
     ModuleError::NotAnArchive(match e {
+        ZipError::Io(e) if e.kind() == io::ErrorKind::OutOfMemory => return ModuleError::Memory,
         ZipError::InvalidArchive(text) | ZipError::UnsupportedArchive(text) => text.into(),
         other => other.to_string(),
     })

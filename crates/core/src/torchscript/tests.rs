@@ -193,6 +193,9 @@ fn an_archive_written_anew_holds_the_same() {
     // What a bomb unpacks to is bounded by the size of the file.
     let e = rewritten(Cursor::new(&bytes), 0).map(|anew| anew.len());
     assert!(e.is_ok(), "small entries: {e:?}");
+    // More than there is memory for is told, and ends nothing.
+    let e = rewritten(Cursor::new(&bytes), 1 << 60).map(|anew| anew.len());
+    assert_eq!(e, Err(ModuleError::Memory));
     // So are entries of another folder.
     for other in ["n/data.pkl", "data.pkl"] {
         let mut two = ZipWriter::new(Cursor::new(Vec::new()));

@@ -34,6 +34,9 @@ pub enum ProtocolError {
     /// The payload does not consist of whole f32 values.
     #[error("a payload of {0} bytes is not a whole number of f32 values")]
     NotWholeValues(u64),
+    /// There is no memory for the values. They were read past: the stream is at the next frame.
+    #[error("there is no memory for {0} values")]
+    Memory(u64),
     /// The header is not a message of this protocol.
     #[error("the header is not a message of this protocol: {0}")]
     BadHeader(String),
@@ -78,7 +81,7 @@ pub fn write_frame<T: Serialize>(
 /// Memory grows with the bytes that arrive, not with the lengths that are announced.
 ///
 /// # Errors
-/// [`ProtocolError`]. The stream is then at no particular place: use it no further.
+/// [`ProtocolError`]. But for [`ProtocolError::Memory`] the stream is then at no particular place: use it no further.
 pub fn read_frame<T: DeserializeOwned>(
     reader: &mut impl Read,
     max_values: u64,
@@ -104,16 +107,34 @@ pub fn read_frame<T: DeserializeOwned>(
     if len % 4 != 0 {
         return Err(ProtocolError::NotWholeValues(len));
     }
-    let mut values = Vec::new();
+    let (mut values, mut fits) = (Vec::new(), true);
     let mut left = len;
     let mut chunk = vec![0; CHUNK_BYTES.min(usize::try_from(len).unwrap_or(CHUNK_BYTES))];
     while left > 0 {
         let n = chunk.len().min(usize::try_from(left).unwrap_or(usize::MAX));
         reader.read_exact(&mut chunk[..n])?;
-        values.extend(chunk[..n].chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])));
         left -= n as u64;
+        // What does not fit is read all the same: this process, and its stream, are good for smaller things.
+        fits = fits && make_room(&mut values, n / 4, left / 4);
+        match fits {
+            true => values
+                .extend(chunk[..n].chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))),
+            false => values = Vec::new(),
+        }
     }
-    Ok(Some((message, values)))
+    match fits {
+        true => Ok(Some((message, values))),
+        false => Err(ProtocolError::Memory(len / 4)),
+    }
+}
+
+/// Makes room for `now` values and, of the `later` ones that are announced, for as many as are there already. Whether there is room.
+fn make_room(values: &mut Vec<f32>, now: usize, later: u64) -> bool {
+    if values.capacity() - values.len() >= now {
+        return true;
+    }
+    let ahead = usize::try_from(later).unwrap_or(usize::MAX).min(values.len());
+    values.try_reserve_exact(now + ahead).is_ok()
 }
 
 /// The first four bytes; `None` if the stream ends before the first of them.

@@ -144,6 +144,7 @@ impl<R: Read, W: Write> PipeTrainer<R, W> {
             }
             (Ok(()), Ok(Some(answer))) => Ok(answer),
             (Ok(()), Ok(None)) => Err(self.breaks("it ended without an answer; its log says why".into())),
+            (Ok(()), Err(e @ ProtocolError::Memory(_))) => Err(TrainerError::Memory(e.to_string())),
             (Err(e), _) | (_, Err(e)) => Err(self.breaks(e.to_string())),
         }
     }

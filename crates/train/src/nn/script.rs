@@ -15,7 +15,9 @@ use undertone_core::digest::Digest;
 use undertone_core::layout::ModelLayout;
 use undertone_core::shape::{Input, Shape, Target};
 use undertone_core::torchscript::archive::rewritten;
-use undertone_core::torchscript::{Archive, BUFFERS, EVAL_STEP, EXPORT, Exported, TRAINING_STEP};
+use undertone_core::torchscript::{
+    Archive, BUFFERS, EVAL_STEP, EXPORT, Exported, ModuleError, TRAINING_STEP,
+};
 use undertone_core::trainer::TrainerError;
 
 /// Examples of the trial: more than one, and not as many as anybody's batch.
@@ -311,7 +313,10 @@ fn read(exported: &Exported, path: &Path, device: Device) -> Result<(CModule, Ve
             "its parameters are not those that the job names: hand the job in anew, or {EXPORT}"
         )));
     }
-    let clean = rewritten(Cursor::new(&bytes), exported.file.bytes).map_err(|e| wrong(e.to_string()))?;
+    let clean = rewritten(Cursor::new(&bytes), exported.file.bytes).map_err(|e| match e {
+        ModuleError::Memory => Failure::from(memory::too_big()),
+        other => wrong(other.to_string()),
+    })?;
     drop(bytes);
     plain_interpreter()?;
     let module =

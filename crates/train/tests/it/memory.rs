@@ -75,3 +75,27 @@ fn a_private_batch_too_big_for_memory_is_summed_in_parts() {
     });
     assert_same(&whole.delta, &halved.expect("no room was too small").delta);
 }
+
+/// Nor does it end by a model that cannot even be read: it says why, and goes on with what fits.
+#[test]
+fn a_model_bigger_than_memory_is_refused_and_the_process_goes_on() {
+    let file = data();
+    let mut free = Process::spawn(&["--data", file.path().to_str().unwrap(), "--device", "cpu"]);
+    let mut trainer = free.connect().unwrap();
+    let small = trainer.train(&task(2), &[0.0; 3]).unwrap();
+    let peak = peak_kib(&free);
+
+    let model = ModelSpec::Mlp { hidden: vec![65_536, 1024], activation: Activation::Relu, seed: 1 };
+    let big = TrainTask { model, ..task(2) };
+    let weights = vec![0.0; big.model.layout(&contract().shape()).unwrap().len()];
+    let mut bound = within(peak + (32 << 10), file.path());
+    let mut trainer = bound.connect().unwrap();
+    for _ in 0..2 {
+        let e = trainer.train(&big, &weights).unwrap_err();
+        assert!(matches!(&e, TrainerError::Memory(text) if text.contains("smaller model")), "{e:?}");
+        assert_eq!(trainer.train(&task(2), &[0.0; 3]).unwrap(), small);
+    }
+    trainer.quit().unwrap();
+    let (status, log) = bound.ended();
+    assert!(status.success(), "{status} {log}");
+}
