@@ -3,7 +3,7 @@
 use crate::answers::Answered;
 use crate::arrival;
 use crate::models::{ModelError, Models};
-use crate::work::{Tools, check_memory};
+use crate::work::{Tools, apart, check_memory};
 use std::sync::Arc;
 use undertone::v1::{self, BlobRef, evaluation};
 use undertone_core::id::{JobId, Round};
@@ -121,7 +121,8 @@ async fn measure(
         .trainer
         .call(move |trainer| {
             let weights = weights(&models, model, &job)?;
-            let measured = trainer.evaluate(&task, &weights)?;
+            let measured =
+                apart(trainer, task.module.is_some(), |trainer| trainer.evaluate(&task, &weights))?;
             // The real number of rows stays.
             Ok(Metrics { rows: declared.unwrap_or(1), ..measured })
         })

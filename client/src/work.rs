@@ -12,7 +12,7 @@ use crate::transfer::{self, FetchError, Line};
 use std::path::PathBuf;
 use std::sync::Arc;
 use undertone_core::id::AttemptKey;
-use undertone_core::trainer::{TrainTask, TrainerError};
+use undertone_core::trainer::{TrainTask, Trainer, TrainerError};
 use undertone_privacy::contract::Unit;
 use undertone_privacy::noise::{NoRandomness, NoiseRng};
 use undertone_round::job::Job;
@@ -160,7 +160,8 @@ pub(crate) async fn train(tools: Tools, acceptance: Box<Acceptance>) -> Input {
             tracing::warn!(error = %e, "training gave no update");
             // What made it fail is not gone on from: it would fail again, or noise would be drawn until it does not.
             tools.checkpoints.remove(&key.job);
-            // The file is wrong whatever the data is: its author must read so, also where noise would hide a failure.
+            // The file is wrong whatever the data is, which its process had not seen: its author must read so, also where noise would
+            // hide a failure.
             if matches!(e, TrainFailure::Trainer(TrainerError::Module(_))) {
                 return Input::Failed(key, Failure::Final(e.told(job.contract().unit())));
             }
@@ -170,6 +171,23 @@ pub(crate) async fn train(tools: Tools, acceptance: Box<Acceptance>) -> Input {
             }
         }
     }
+}
+
+/// Gives a job's module a process to itself. Before it the trainer has looked at the data, and perhaps run the module on it: what a
+/// hostile one left there could have its trial fail later, and that failure, which is told, would tell of the data. After it
+/// nothing is left for another job.
+pub(crate) fn apart<T>(
+    trainer: &mut dyn Trainer,
+    is_module: bool,
+    work: impl FnOnce(&mut dyn Trainer) -> T,
+) -> T {
+    if !is_module {
+        return work(trainer);
+    }
+    trainer.rest();
+    let done = work(trainer);
+    trainer.rest();
+    done
 }
 
 /// Trains, and goes on from the checkpoint if the trainer's process dies on the way. A model that was altered on this disk since it came
@@ -190,7 +208,7 @@ async fn trained(
             Ok((|| -> Result<(Parcel, u64), TrainFailure> {
                 let job = accepted.job();
                 let weights = models.read_offered(accepted.model(), job.layout())?;
-                let raw = trainer.train(&task, &weights)?;
+                let raw = apart(trainer, task.module.is_some(), |trainer| trainer.train(&task, &weights))?;
                 let steps = raw.steps;
                 Ok((encode(job, accepted.clip_norm(), raw, &mut NoiseRng::from_os()?)?, steps))
             })())
@@ -280,6 +298,50 @@ pub(crate) async fn upload(mut tools: Tools, key: AttemptKey, sealed: Sealed, tr
 #[cfg(test)]
 mod tests {
     use super::*;
+    use undertone_core::schema::DataContract;
+    use undertone_core::trainer::{BoundedSums, DataReport, EvaluationTask, LocalUpdate, Metrics};
+
+    /// A process that has seen data, or has not.
+    #[derive(Default)]
+    struct Seen(Vec<&'static str>);
+
+    impl Trainer for Seen {
+        fn inspect(&mut self, _: &DataContract) -> Result<DataReport, TrainerError> {
+            self.0.push("data");
+            Ok(DataReport::default())
+        }
+        fn train(&mut self, _: &TrainTask, _: &[f32]) -> Result<LocalUpdate, TrainerError> {
+            unreachable!()
+        }
+        fn evaluate(&mut self, _: &EvaluationTask, _: &[f32]) -> Result<Metrics, TrainerError> {
+            unreachable!()
+        }
+        fn evaluate_bounded(
+            &mut self,
+            _: &EvaluationTask,
+            _: f64,
+            _: &[f32],
+        ) -> Result<BoundedSums, TrainerError> {
+            unreachable!()
+        }
+        fn rest(&mut self) {
+            self.0.push("rest");
+        }
+    }
+
+    #[test]
+    fn a_module_shares_its_process_with_nothing() {
+        let data: DataContract = serde_json::from_str(
+            r#"{"label": {"column": "y", "classes": [{"name": "a", "values": ["0"]}, {"name": "b", "values": ["1"]}]},
+                "columns": [{"name": "x", "kind": "number", "range": [0.0, 1.0]}]}"#,
+        )
+        .unwrap();
+        let mut trainer = Seen::default();
+        for is_module in [false, true, false] {
+            apart(&mut trainer, is_module, |trainer| trainer.inspect(&data)).unwrap();
+        }
+        assert_eq!(trainer.0, ["data", "rest", "data", "rest", "data"]);
+    }
 
     #[test]
     fn a_model_that_cannot_fit_is_known_by_its_size() {

@@ -62,6 +62,8 @@ async fn a_model_from_pytorch_learns_without_python() {
     let events = operator.watch_to_end(&id).await;
     assert_eq!(*events.outcome(), Outcome::Completed, "{}\n{}", events.text(), clients[0].log());
     assert_eq!(events.released(), 10);
+    // Each time one process has looked at the data, and another one has tried the module before it opened any.
+    assert!(clients[0].log().matches("the trainer is ready").count() >= 20, "{}", clients[0].log());
     assert!(events.text().contains(&format!("allow_torchscript = [\\\"{digest}\\\"]")), "{}", events.text());
     let last = events.0.iter().rev().find_map(|e| match e {
         JobEvent::Evaluated { metrics, .. } => Some(*metrics),

@@ -170,7 +170,8 @@ pub fn told(error: &TrainerError, unit: Unit) -> String {
         TrainerError::Unsupported(_) => {
             "the client's trainer cannot do what this job asks: see the client's log"
         }
-        // Found on made-up examples; but the words are the module's, which may have seen the data in a round before.
+        // Found on made-up examples, in a process that has seen no data: that it failed may be told of any job. The words are the
+        // module's all the same.
         TrainerError::Module(_) if unit == Unit::None => return clip_text(&error.to_string()).to_owned(),
         TrainerError::Module(_) => {
             "the job's TorchScript module does not train as it is: see the client's log, or try it in a job without privacy on data \
