@@ -5,12 +5,16 @@ use crate::arrival;
 use crate::models::{ModelError, Models};
 use crate::work::{Tools, apart, check_memory};
 use std::sync::Arc;
+use std::time::Duration;
 use undertone::v1::{self, BlobRef, evaluation};
 use undertone_core::id::{JobId, Round};
 use undertone_core::trainer::{EvaluationTask, Metrics, TrainerError};
 use undertone_privacy::noise::NoiseRng;
-use undertone_round::job::Job;
+use undertone_round::job::{Deadlines, Job};
 use undertone_round::participant::{DATA_UNFIT, Failure, ModelRef, OfferedModel, Refusal, told};
+
+/// The longest that a job's module may take to be measured, whatever the job says: as long as a program of the owner's.
+const LONGEST: Duration = Duration::from_secs(3600);
 
 /// A request that could be read.
 #[derive(Debug, Clone)]
@@ -117,15 +121,14 @@ async fn measure(
         tools.answers.keep(job_id, answered, terms, round, metrics).map_err(|e| kept_back(&e))?;
         return Ok(metrics);
     }
-    tools
-        .trainer
-        .call(move |trainer| {
-            let weights = weights(&models, model, &job)?;
-            let measured =
-                apart(trainer, task.module.is_some(), |trainer| trainer.evaluate(&task, &weights))?;
-            // The real number of rows stays.
-            Ok(Metrics { rows: declared.unwrap_or(1), ..measured })
-        })
+    let limit = task.module.is_some().then(|| limit(&job.spec().deadlines));
+    let measured = tools.trainer.call(move |trainer| {
+        let weights = weights(&models, model, &job)?;
+        let measured = apart(trainer, task.module.is_some(), |trainer| trainer.evaluate(&task, &weights))?;
+        // The real number of rows stays.
+        Ok(Metrics { rows: declared.unwrap_or(1), ..measured })
+    });
+    within(limit, measured)
         .await
         .and_then(|m| {
             // NaN or infinity would be refused over there; the reason is here.
@@ -136,6 +139,26 @@ async fn measure(
             }
         })
         .map_err(of_trainer)
+}
+
+/// How long a job's module may take to be measured: a round, and what the coordinator waits after the last one. Training has the
+/// round's deadline; a measurement is waited for by nobody, and one that never ended would keep this evaluator from every other
+/// job.
+fn limit(deadlines: &Deadlines) -> Duration {
+    deadlines.round.0.saturating_add(deadlines.evaluation.0).min(LONGEST)
+}
+
+/// What comes of `work` if it ends within the limit; else it is dropped, which ends the trainer's process.
+async fn within<T>(
+    limit: Option<Duration>,
+    work: impl Future<Output = Result<T, TrainerError>>,
+) -> Result<T, TrainerError> {
+    let Some(limit) = limit else { return work.await };
+    tokio::time::timeout(limit, work).await.unwrap_or_else(|_| {
+        let text =
+            format!("the job's TorchScript file did not come to an end within {limit:?} and was ended");
+        Err(TrainerError::Unsupported(text))
+    })
 }
 
 fn weights(models: &Models, model: ModelRef, job: &Job) -> Result<Vec<f32>, TrainerError> {
@@ -190,4 +213,39 @@ fn private_answer(tools: &Tools, job_id: &JobId, round: Round, job: &Job) -> Res
         )));
     }
     Ok(Asked::Privately(answered))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::trainer_thread::{Interrupt, TrainerThread};
+    use crate::work::tests::Seen;
+    use std::sync::mpsc::channel;
+    use undertone_core::duration::Span;
+
+    #[tokio::test]
+    async fn a_measurement_that_never_ends_is_ended_and_the_next_one_has_its_turn() {
+        let (end, ended) = channel();
+        let interrupt = Interrupt::new(move || end.send(()).unwrap());
+        let thread =
+            TrainerThread::start(Box::new(Seen::default()), Some(interrupt), Duration::from_secs(600));
+        let endless = thread.call(move |_| {
+            ended.recv().unwrap();
+            Ok(())
+        });
+        let e = within(Some(Duration::from_millis(50)), endless).await.unwrap_err();
+        assert!(matches!(&e, TrainerError::Unsupported(text) if text.contains("within 50ms")), "{e}");
+        let limit = Some(Duration::from_secs(600));
+        assert_eq!(within(limit, thread.call(|_| Ok(7))).await, Ok(7));
+        assert_eq!(within(None, thread.call(|_| Ok(8))).await, Ok(8));
+    }
+
+    #[test]
+    fn a_module_has_as_long_as_the_job_waits_but_no_day() {
+        let mut deadlines =
+            Deadlines { round: Span::seconds(120), evaluation: Span::seconds(30), ..Deadlines::default() };
+        assert_eq!(limit(&deadlines), Duration::from_secs(150));
+        deadlines.round = Span::seconds(86_400);
+        assert_eq!(limit(&deadlines), LONGEST);
+    }
 }

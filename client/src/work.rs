@@ -296,14 +296,14 @@ pub(crate) async fn upload(mut tools: Tools, key: AttemptKey, sealed: Sealed, tr
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use undertone_core::schema::DataContract;
     use undertone_core::trainer::{BoundedSums, DataReport, EvaluationTask, LocalUpdate, Metrics};
 
     /// A process that has seen data, or has not.
     #[derive(Default)]
-    struct Seen(Vec<&'static str>);
+    pub(crate) struct Seen(Vec<&'static str>);
 
     impl Trainer for Seen {
         fn inspect(&mut self, _: &DataContract) -> Result<DataReport, TrainerError> {
