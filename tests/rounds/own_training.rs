@@ -5,7 +5,7 @@ use std::time::Duration;
 use undertone_client::{CommandSettings, CommandTrainer, Mode};
 use undertone_core::id::ClientRole;
 use undertone_core::trainer::ProgramFault;
-use undertone_harness::{Deployment, FnTrainer, SAMPLE_JOB};
+use undertone_harness::{Deployment, FnTrainer, SAMPLE_JOB, python_with};
 use undertone_round::event::{JobEvent, Outcome};
 
 fn example(file: &str) -> PathBuf {
@@ -67,17 +67,10 @@ async fn the_example_trains_in_python_and_in_a_shell_alike() {
     they_train_alike(&["python3", example("train.py").to_str().unwrap()]).await;
 }
 
-/// Where there is a Python with PyTorch and safetensors, which no other test needs: python3, or the one that is named.
+/// Where there is a Python that has what it needs.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_example_trains_in_pytorch_as_well() {
-    let python = std::env::var("UNDERTONE_TEST_PYTORCH").unwrap_or("python3".into());
-    let found = std::process::Command::new(&python).args(["-c", "import torch, safetensors"]).output();
-    if !found.is_ok_and(|output| output.status.success()) {
-        println!(
-            "skipped: {python} has no PyTorch and safetensors; name one that has in UNDERTONE_TEST_PYTORCH"
-        );
-        return;
-    }
+    let Some(python) = python_with("torch, safetensors") else { return };
     they_train_alike(&[&python, example("train_torch.py").to_str().unwrap()]).await;
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use undertone_core::digest::Digest;
-use undertone_harness::{Process, Processes};
+use undertone_harness::{Process, Processes, python_with};
 use undertone_round::event::{JobEvent, Outcome};
 
 fn repository() -> PathBuf {
@@ -121,13 +121,18 @@ async fn a_file_that_does_not_train_is_refused_in_the_round_with_the_reason() {
     assert!(log.contains("fails on this data: RuntimeError: index out of range"), "{log}");
 }
 
+/// What cannot be trained is refused by export.py, in its own words. Only where there is a PyTorch.
+#[test]
+fn export_refuses_what_cannot_be_trained() {
+    let Some(python) = python_with("torch") else { return };
+    let output = std::process::Command::new(python).arg(fixture("refusals.py")).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
 /// The example's commands, with PyTorch at both ends. Only where there is one.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_example_goes_from_pytorch_to_pytorch() {
-    let Some(python) = std::env::var_os("UNDERTONE_TORCH_PYTHON") else {
-        eprintln!("skipped: UNDERTONE_TORCH_PYTHON names no python with PyTorch 2.11");
-        return;
-    };
+    let Some(python) = python_with("torch") else { return };
     let d = Processes::start();
     let folder = d.path().join("bring-your-own");
     std::fs::create_dir(&folder).unwrap();
