@@ -64,9 +64,7 @@ async fn measure(
     job: Arc<Job>,
     model: ModelRef,
 ) -> Result<Metrics, Refusal> {
-    if let Some(file) = job.module_file().filter(|_| tools.runs_modules()) {
-        tools.policy.torchscript.check(&file.digest)?;
-    }
+    tools.policy.check_model(&job)?;
     let unit = job.contract().unit();
     let of_trainer = |e: TrainerError| Refusal { told: told(&e, unit), details: vec![e.to_string()] };
     // Once as it is sent, once where it is computed.

@@ -36,6 +36,24 @@ pub struct Policy {
     pub torchscript: AllowedModules,
 }
 
+impl Policy {
+    /// Whether what the job's model is may be computed here, for training as for measuring.
+    ///
+    /// # Errors
+    /// What the data owner would have to install, or to write.
+    pub fn check_model(&self, job: &Job) -> Result<(), Refusal> {
+        if self.own_program {
+            return Ok(());
+        }
+        if job.spec().model.is_external() {
+            return Err(Refusal::open(
+                "the job's model is external: this client would need a training program of its own ([trainer] command)",
+            ));
+        }
+        job.module_file().map_or(Ok(()), |file| self.torchscript.check(&file.digest))
+    }
+}
+
 /// The TorchScript files that a data owner lets run on their machine: the code of somebody else's.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum AllowedModules {
@@ -304,21 +322,12 @@ impl Terms {
                        set [limits] allow_exact_measurements = true"
                 .into());
         }
-        match (policy.own_program, self.unit, job.spec().model.is_external()) {
-            (true, Unit::Record, _) => {
-                return no("this client's owner trains with a program of their own ([trainer] command), and nobody could promise \
-                           that it clips each row's gradient and adds the noise: it takes no record-level contract"
-                    .into());
-            }
-            (false, _, true) => {
-                return no("the job's model is external: this client would need a training program of its own ([trainer] command)"
-                    .into());
-            }
-            _ => {}
+        if policy.own_program && self.unit == Unit::Record {
+            return no("this client's owner trains with a program of their own ([trainer] command), and nobody could promise that it \
+                       clips each row's gradient and adds the noise: it takes no record-level contract"
+                .into());
         }
-        if let Some(file) = job.module_file().filter(|_| !policy.own_program) {
-            policy.torchscript.check(&file.digest)?;
-        }
+        policy.check_model(job)?;
         let by_rows = job.spec().aggregation.weights == Weights::DeclaredRows;
         if policy.declared_rows.is_none() && (by_rows || self.unit == Unit::Record) {
             let what =

@@ -238,7 +238,22 @@ fn a_torchscript_file_runs_only_where_its_owner_lets_it() {
     At::training(&mut Participant::new(own, []), &key("j", 1, 1), &torchscript_job(CLIENT));
 }
 
-/// The words are the module's, which may have seen the data: in full only where nothing is promised.
+/// Evaluators hold the same against a job, before they look at the data or fetch anything.
+#[test]
+fn what_a_model_needs_of_a_client_is_told() {
+    let own = Policy { own_program: true, ..policy() };
+    for (job, needs) in [
+        (external_job(NONE), "a training program of its own ([trainer] command)"),
+        (torchscript_job(NONE), "[limits] allow_torchscript"),
+    ] {
+        let refusal = policy().check_model(&job).unwrap_err();
+        assert!(refusal.told.contains(needs), "{}", refusal.told);
+        assert_eq!(own.check_model(&job), Ok(()));
+    }
+    assert_eq!(policy().check_model(&job(NONE)), Ok(()));
+}
+
+/// The words are the module's: in full only where nothing is promised.
 #[test]
 fn what_is_wrong_with_a_torchscript_file_is_told_in_full_where_nothing_is_promised() {
     let why = TrainerError::Module("training_step changes the buffer \"seen\"".into());
