@@ -12,6 +12,7 @@ Written are model.pt, for `[model] file`, and model.safetensors, the model's val
 compiled with torch.jit.script, never traced: a traced module would freeze dropout and normalisation. Needs torch alone.
 """
 
+import ctypes
 import itertools
 import json
 import os
@@ -162,17 +163,15 @@ def save(scripted, path):
 
 def write_values(model, path):
     """The parameters as a safetensors file: a length, a header in JSON, the values."""
-    header, blocks, end = {}, [], 0
+    header, end = {}, 0
     for name, parameter in model.named_parameters():
-        values = parameter.detach().cpu().flatten().tolist()
-        block = struct.pack(f"<{len(values)}f", *values)
-        header[name] = {"dtype": "F32", "shape": list(parameter.shape), "data_offsets": [end, end + len(block)]}
-        end += len(block)
-        blocks.append(block)
+        start, end = end, end + 4 * parameter.numel()
+        header[name] = {"dtype": "F32", "shape": list(parameter.shape), "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     with open(path, "wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
-        for block in blocks:
-            file.write(block)
-
+        for parameter in model.parameters():
+            # Its bytes as they lie in memory, little-endian: a list of numbers would be many times as long.
+            values = parameter.detach().cpu().contiguous()
+            file.write(ctypes.string_at(values.data_ptr(), 4 * values.numel()))
