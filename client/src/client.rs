@@ -115,7 +115,6 @@ impl Client {
                 checkpoints,
                 policy: config.policy.clone(),
                 trainer: trainer.clone(),
-                memory_bytes: config.trainer.max_memory_bytes.filter(|_| !config.policy.own_program),
                 measuring: Arc::default(),
             },
             config,

@@ -166,6 +166,7 @@ impl ClientConfig {
                 declared_rows: file.data.declared_rows,
                 sampling_seed: file.study.sampling_seed,
                 own_program: trainer.command.is_some(),
+                memory_bytes: trainer.memory_bound(),
                 torchscript: file.limits.allow_torchscript.map(Into::into).unwrap_or_default(),
             },
             trainer,

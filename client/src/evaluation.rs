@@ -3,18 +3,15 @@
 use crate::answers::Answered;
 use crate::arrival;
 use crate::models::{ModelError, Models};
-use crate::work::{Tools, apart, check_memory};
+use crate::work::{Tools, apart};
 use std::sync::Arc;
 use std::time::Duration;
 use undertone::v1::{self, BlobRef, evaluation};
 use undertone_core::id::{JobId, Round};
 use undertone_core::trainer::{EvaluationTask, Metrics, TrainerError};
 use undertone_privacy::noise::NoiseRng;
-use undertone_round::job::{Deadlines, Job};
+use undertone_round::job::Job;
 use undertone_round::participant::{DATA_UNFIT, Failure, ModelRef, OfferedModel, Refusal, told};
-
-/// The longest that a job's module may take to be measured, whatever the job says: as long as a program of the owner's.
-const LONGEST: Duration = Duration::from_secs(3600);
 
 /// A request that could be read.
 #[derive(Debug, Clone)]
@@ -67,8 +64,6 @@ async fn measure(
     tools.policy.check_model(&job)?;
     let unit = job.contract().unit();
     let of_trainer = |e: TrainerError| Refusal { told: told(&e, unit), details: vec![e.to_string()] };
-    // Once as it is sent, once where it is computed.
-    check_memory(tools.memory_bytes, 2 * job.layout().len()).map_err(of_trainer)?;
     let contract = job.spec().data.clone();
     let report = tools.trainer.call(move |t| t.inspect(&contract)).await.map_err(of_trainer)?;
     if !report.is_fit() {
@@ -119,7 +114,7 @@ async fn measure(
         tools.answers.keep(job_id, answered, terms, round, metrics).map_err(|e| kept_back(&e))?;
         return Ok(metrics);
     }
-    let limit = task.module.is_some().then(|| limit(&job.spec().deadlines));
+    let limit = task.module.is_some().then_some(LONGEST);
     let measured = tools.trainer.call(move |trainer| {
         let weights = weights(&models, model, &job)?;
         let measured = apart(trainer, task.module.is_some(), |trainer| trainer.evaluate(&task, &weights))?;
@@ -139,12 +134,10 @@ async fn measure(
         .map_err(of_trainer)
 }
 
-/// How long a job's module may take to be measured: a round, and what the coordinator waits after the last one. Training has the
-/// round's deadline; a measurement is waited for by nobody, and one that never ended would keep this evaluator from every other
-/// job.
-fn limit(deadlines: &Deadlines) -> Duration {
-    deadlines.round.0.saturating_add(deadlines.evaluation.0).min(LONGEST)
-}
+/// How long a job's module may take to be measured, with all that it waits for: as long as a program of the owner's by default. Training
+/// has the round's deadline; a measurement is waited for by nobody, and one that never ended would keep this evaluator from every
+/// other job.
+const LONGEST: Duration = Duration::from_secs(3600);
 
 /// What comes of `work` if it ends within the limit; else it is dropped, which ends the trainer's process.
 async fn within<T>(
@@ -153,8 +146,9 @@ async fn within<T>(
 ) -> Result<T, TrainerError> {
     let Some(limit) = limit else { return work.await };
     tokio::time::timeout(limit, work).await.unwrap_or_else(|_| {
-        let text =
-            format!("the job's TorchScript file did not come to an end within {limit:?} and was ended");
+        let text = format!(
+            "measuring the job's TorchScript file did not come to an end within {limit:?} and was ended"
+        );
         Err(TrainerError::Unsupported(text))
     })
 }
@@ -219,7 +213,6 @@ mod tests {
     use crate::trainer_thread::{Interrupt, TrainerThread};
     use crate::work::tests::Seen;
     use std::sync::mpsc::channel;
-    use undertone_core::duration::Span;
 
     #[tokio::test]
     async fn a_measurement_that_never_ends_is_ended_and_the_next_one_has_its_turn() {
@@ -236,14 +229,5 @@ mod tests {
         let limit = Some(Duration::from_secs(600));
         assert_eq!(within(limit, thread.call(|_| Ok(7))).await, Ok(7));
         assert_eq!(within(None, thread.call(|_| Ok(8))).await, Ok(8));
-    }
-
-    #[test]
-    fn a_module_has_as_long_as_the_job_waits_but_no_day() {
-        let mut deadlines =
-            Deadlines { round: Span::seconds(120), evaluation: Span::seconds(30), ..Deadlines::default() };
-        assert_eq!(limit(&deadlines), Duration::from_secs(150));
-        deadlines.round = Span::seconds(86_400);
-        assert_eq!(limit(&deadlines), LONGEST);
     }
 }

@@ -2,6 +2,7 @@
 //! written in, up to a limit, and never sent anywhere.
 
 use crate::progress::{self, OnProgress};
+use std::collections::VecDeque;
 use std::io::{BufRead as _, BufReader, Read};
 use std::process::{ChildStderr, ChildStdout};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,6 +12,8 @@ use tracing::Span;
 
 /// Lines of one call that are shown; the rest is read and thrown away, so that the program never waits.
 const MAX_LINES: usize = 500;
+/// Lines that are kept for what may come of them.
+const LAST_LINES: usize = 5;
 /// How long is waited for the rest of the output of a program that has ended.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Bytes of a line that are shown.
@@ -29,6 +32,8 @@ struct Shown {
     who: &'static str,
     call: Span,
     lines: usize,
+    /// The last [`LAST_LINES`], for when the process breaks.
+    last: VecDeque<String>,
 }
 
 impl Output {
@@ -67,7 +72,7 @@ impl Output {
     }
 
     fn of(who: &'static str) -> Self {
-        let shown = Shown { who, call: Span::current(), lines: 0 };
+        let shown = Shown { who, call: Span::current(), lines: 0, last: VecDeque::new() };
         Self { threads: vec![], shown: Arc::new(Mutex::new(shown)) }
     }
 
@@ -92,17 +97,18 @@ impl Output {
     }
 
     /// Waits until all is read. Where there are no namespaces, a process that left the program's group may live on and
-    /// hold the pipes: it is not waited for.
-    pub(crate) fn end(self) {
+    /// hold the pipes: it is not waited for. Gives the last lines, whether they were shown or not.
+    pub(crate) fn end(self) -> Vec<String> {
         let deadline = Instant::now() + PATIENCE;
         while self.threads.iter().any(|thread| !thread.is_finished()) {
             if Instant::now() > deadline {
                 let who = lock(&self.shown).who;
                 tracing::warn!("the {who} left a process behind that still holds its output");
-                return;
+                break;
             }
             std::thread::sleep(Duration::from_millis(2));
         }
+        lock(&self.shown).last.drain(..).collect()
     }
 }
 
@@ -110,6 +116,10 @@ impl Shown {
     fn line(&mut self, line: &str) {
         let (who, before) = (self.who, self.lines);
         self.lines += 1;
+        if self.last.len() == LAST_LINES {
+            self.last.pop_front();
+        }
+        self.last.push_back(line.to_owned());
         self.call.in_scope(|| match before {
             MAX_LINES => {
                 tracing::warn!("the {who} writes more than {MAX_LINES} lines; the rest is not shown");

@@ -90,6 +90,8 @@ impl ProcessTrainer {
             self.end();
         }
         if self.interrupt.is_given_up() {
+            // It was killed and may not be gone yet: nothing is asked of it any more.
+            self.end();
             return Err(TrainerError::Broken("it is not asked, as nobody waits for it any more".into()));
         }
         if self.running.is_none() {
@@ -102,7 +104,10 @@ impl ProcessTrainer {
         let mut answer = question(trainer);
         let verdict = watch.end();
         if matches!(answer, Err(TrainerError::Broken(_))) || verdict.is_some() {
-            self.end();
+            let last = self.end();
+            if verdict.is_none() && !last.is_empty() && !self.interrupt.is_given_up() {
+                tracing::warn!("the trainer's process broke; it wrote at the end: {}", last.join(" / "));
+            }
         }
         if let (Err(_), Some(verdict)) = (&answer, verdict) {
             answer = Err(verdict);
@@ -110,13 +115,12 @@ impl ProcessTrainer {
         answer
     }
 
-    /// Ends the process at once. What it wrote is told before what came of it.
-    fn end(&mut self) {
-        if let Some(Running { trainer, messages }) = self.running.take() {
-            drop(trainer);
-            self.group.reap(Duration::ZERO);
-            messages.end();
-        }
+    /// Ends the process at once. What it wrote is told before what came of it; the last lines are given back.
+    fn end(&mut self) -> Vec<String> {
+        let Some(Running { trainer, messages }) = self.running.take() else { return vec![] };
+        drop(trainer);
+        self.group.reap(Duration::ZERO);
+        messages.end()
     }
 
     fn start(&self) -> Result<Running, TrainerError> {
@@ -237,10 +241,12 @@ fn restrain(child: &std::process::Child, settings: &TrainerSettings) -> Result<(
     Ok(())
 }
 
-/// Most private memory of the process, as far as the system is to refuse more. CUDA reserves far more addresses than it uses: where
-/// the process may use it, only a limit that the owner set is kept so.
+/// Most private memory of the process, as far as the system is to refuse more. What drivers map for themselves would count too, and how
+/// much that is nobody says: where the process may use CUDA, only a limit that the owner set is kept so. (Devices of the usual driver, of
+/// Windows' subsystem, and of boards with a GPU of their own.)
 fn data_limit(settings: &TrainerSettings, devices: &Path) -> Option<u64> {
-    let cuda = settings.device != DeviceChoice::Cpu && devices.join("nvidiactl").exists();
+    let there = |name: &&str| devices.join(name).exists();
+    let cuda = settings.device != DeviceChoice::Cpu && ["nvidiactl", "dxg", "nvmap"].iter().any(there);
     if cuda { settings.max_memory_bytes } else { settings.memory_bound() }
 }
 
@@ -298,7 +304,8 @@ mod tests {
         write_frame(&mut bytes, &Response::Report(report), &[]).unwrap();
         std::fs::write(dir.join("answers"), bytes).unwrap();
         let program = dir.join("fake-trainer");
-        let script = format!("#!/bin/sh\ncd '{}'\necho x >> starts\ncat answers\n{then}\n", dir.display());
+        let script =
+            format!("#!/bin/sh\ncd '{}'\necho x >> starts\nenv > seen\ncat answers\n{then}\n", dir.display());
         std::fs::write(&program, script).unwrap();
         std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
         TrainerSettings { program: Some(program), ..TrainerSettings::default() }
@@ -325,7 +332,7 @@ mod tests {
     #[test]
     fn what_it_frees_stays_with_it_unless_the_owner_says_otherwise() {
         let dir = tempfile::tempdir().unwrap();
-        let mut trainer = ProcessTrainer::new(fake(dir.path(), "env > seen; exec cat >/dev/null"), "d.csv");
+        let mut trainer = ProcessTrainer::new(fake(dir.path(), "exec cat >/dev/null"), "d.csv");
         trainer.inspect(&serde_json::from_str(CONTRACT).unwrap()).unwrap();
         trainer.rest();
         let seen = std::fs::read_to_string(dir.path().join("seen")).unwrap();
@@ -426,9 +433,8 @@ mod tests {
         assert_eq!(trainer.inspect(&contract).unwrap().rows, 7);
         // While a model was read the process was killed, and nothing was asked of it.
         interrupt.give_up();
-        while matches!(trainer.group.try_wait(), Ok(None)) {
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        // As the trainer's thread does, however long a killed process takes to die.
+        trainer.rest();
         interrupt.begin();
         assert_eq!(trainer.inspect(&contract).unwrap().rows, 7);
         assert_eq!(starts(dir.path()), 2);

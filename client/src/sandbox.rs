@@ -150,7 +150,7 @@ fn prepare(plan: &Plan) -> Result<Command, String> {
     let text = |what: &str, e: &dyn std::fmt::Display| format!("{what}: {e}");
     die_with_parent().map_err(|e| text("cannot ask to end with the client", &e))?;
     if let Some(bytes) = plan.memory_bytes {
-        // Private memory, not address space: CUDA and JAX reserve far more addresses than they use.
+        // Private memory, not address space, of which CUDA and JAX reserve far more than they use.
         limit(None, Resource::Data, bytes).map_err(|e| text("cannot limit the memory", &e))?;
     }
     limit(None, Resource::Fsize, plan.file_bytes).map_err(|e| text("cannot limit the size of files", &e))?;

@@ -180,6 +180,10 @@ fn serve(
             awake = true;
             (request.job)(trainer.as_mut());
             lock(at_work).serving = None;
+            // Nobody can give this request up any more. What was killed for it is not to be found dying by the next one.
+            if interrupt.is_some_and(Interrupt::is_given_up) {
+                trainer.rest();
+            }
         }
     }
 }

@@ -115,11 +115,15 @@ impl State {
         };
         if let Some(most) = self.bounds.memory_bytes.filter(|most| used.memory_bytes > *most) {
             let text = format!(
-                "it took {} MiB of memory, at most {} MiB ([trainer] max_memory_mib)",
+                "it took {} MiB of memory, at most {} MiB ([trainer] max_memory_mib; three quarters of the machine's where that is not set)",
                 used.memory_bytes >> 20,
                 most >> 20
             );
-            return over(ProgramFault::Memory, text);
+            return match self.bounds.processes {
+                Some(_) => over(ProgramFault::Memory, text),
+                // The trainer's own process.
+                None => Some(TrainerError::Memory(text)),
+            };
         }
         if let Some(most) = self.bounds.processes.filter(|most| used.processes > *most) {
             let text = format!("it started {} processes, at most {most}", used.processes);

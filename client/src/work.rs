@@ -32,8 +32,6 @@ pub(crate) struct Tools {
     pub(crate) answers: Answers,
     pub(crate) policy: Policy,
     pub(crate) trainer: TrainerThread,
-    /// The most memory that the built-in trainer may take.
-    pub(crate) memory_bytes: Option<u64>,
     /// Whose turn it is to measure a model.
     pub(crate) measuring: Arc<tokio::sync::Mutex<()>>,
 }
@@ -93,30 +91,8 @@ impl TrainFailure {
     }
 }
 
-/// Whether a trainer that may take so much memory can hold so many values at once, which is the least that it has to: known before
-/// anything is fetched or read.
-///
-/// # Errors
-/// [`TrainerError::Memory`] with both numbers.
-pub(crate) fn check_memory(bytes: Option<u64>, values: usize) -> Result<(), TrainerError> {
-    let least = 4 * values as u64;
-    match bytes {
-        Some(most) if least > most => Err(TrainerError::Memory(format!(
-            "the model takes {} MiB of memory at the least, and the trainer may take {} MiB ([trainer] max_memory_mib)",
-            least.div_ceil(1 << 20),
-            most >> 20
-        ))),
-        _ => Ok(()),
-    }
-}
-
 pub(crate) async fn inspect(tools: Tools, key: AttemptKey, job: Arc<Job>) -> Input {
-    // The model as it is sent, and what is trained of it twice: where it is computed, and as it is given back.
-    let values = job.layout().len() + 2 * job.part().len();
-    let report = match check_memory(tools.memory_bytes, values) {
-        Ok(()) => tools.trainer.call(move |trainer| trainer.inspect(&job.spec().data)).await,
-        Err(e) => Err(e),
-    };
+    let report = tools.trainer.call(move |trainer| trainer.inspect(&job.spec().data)).await;
     Input::Inspected(key, report)
 }
 
@@ -341,22 +317,5 @@ pub(crate) mod tests {
             apart(&mut trainer, is_module, |trainer| trainer.inspect(&data)).unwrap();
         }
         assert_eq!(trainer.0, ["data", "rest", "data", "rest", "data"]);
-    }
-
-    #[test]
-    fn a_model_that_cannot_fit_is_known_by_its_size() {
-        let mib = |n: u64| Some(n << 20);
-        for (bytes, values, fits) in [
-            (None, usize::MAX / 8, true),
-            (mib(512), 3 * 40_000_000, true),
-            (mib(512), 3 * 200_000_000, false),
-            (mib(4), 1 << 20, true),
-            (mib(4), (1 << 20) + 1, false),
-        ] {
-            assert_eq!(check_memory(bytes, values).is_ok(), fits, "{bytes:?} {values}");
-        }
-        let e = check_memory(mib(512), 3 * 200_000_000).unwrap_err();
-        let TrainerError::Memory(text) = e else { panic!("{e:?}") };
-        assert!(text.contains("2289 MiB") && text.contains("512 MiB ([trainer] max_memory_mib)"), "{text}");
     }
 }

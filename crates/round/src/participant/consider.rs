@@ -34,13 +34,15 @@ pub struct Policy {
     pub own_program: bool,
     /// Which jobs' TorchScript files may run here.
     pub torchscript: AllowedModules,
+    /// Most memory of the built-in trainer, in bytes; `None`: not known.
+    pub memory_bytes: Option<u64>,
 }
 
 impl Policy {
     /// Whether what the job's model is may be computed here, for training as for measuring.
     ///
     /// # Errors
-    /// What the data owner would have to install, or to write.
+    /// What the data owner would have to install, or to write. It says nothing of the data.
     pub fn check_model(&self, job: &Job) -> Result<(), Refusal> {
         if self.own_program {
             return Ok(());
@@ -50,7 +52,20 @@ impl Policy {
                 "the job's model is external: this client would need a training program of its own ([trainer] command)",
             ));
         }
-        job.module_file().map_or(Ok(()), |file| self.torchscript.check(&file.digest))
+        if let Some(file) = job.module_file() {
+            self.torchscript.check(&file.digest)?;
+        }
+        // Once as it is sent, once where it is computed: the least that training and measuring hold.
+        let least = 2 * 4 * job.layout().len() as u64;
+        match self.memory_bytes {
+            Some(most) if least > most => Err(Refusal::open(format!(
+                "the job's model takes {} MiB of memory at the least, and this client's trainer may take {} MiB ([trainer] max_memory_mib; \
+                 three quarters of the machine's where that is not set)",
+                least.div_ceil(1 << 20),
+                most >> 20
+            ))),
+            _ => Ok(()),
+        }
     }
 }
 

@@ -217,6 +217,18 @@ fn a_job_beyond_the_policy_never_opens_the_data() {
     declined(Policy::default(), &job(RECORD), "declared_rows");
     declined(Policy { own_program: true, ..policy() }, &job(RECORD), "takes no record-level contract");
     declined(policy(), &external_job(CLIENT), "a training program of its own");
+    // Whatever the contract hides of the data, this is not of it.
+    let least = 8 * job(CLIENT).layout().len() as u64;
+    declined(
+        Policy { memory_bytes: Some(least - 1), ..policy() },
+        &job(CLIENT),
+        "MiB of memory at the least",
+    );
+    At::training(
+        &mut Participant::new(Policy { memory_bytes: Some(least), ..policy() }, []),
+        &key("j", 1, 1),
+        &job(CLIENT),
+    );
 }
 
 #[test]
