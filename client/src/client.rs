@@ -27,7 +27,7 @@ use undertone_core::id::{AttemptKey, ClientRole};
 use undertone_core::limits::clip_text;
 use undertone_core::trainer::Trainer;
 use undertone_round::job::Job;
-use undertone_round::participant::{Decision, Effect, Input, Participant, Refusal, Verdict};
+use undertone_round::participant::{Decision, Effect, Input, Participant, Policy, Refusal, Verdict};
 
 mod inbox;
 
@@ -104,8 +104,9 @@ impl Client {
         let (channel, line) = watch::channel(None);
         let (events, mut inbox) = mpsc::channel(EVENTS);
         let trainer = TrainerThread::start(self.trainer, self.interrupt, config.trainer.idle);
+        let policy = Policy { memory_bytes: config.trainer.memory_bound(), ..config.policy.clone() };
         let mut driver = Driver {
-            machine: Participant::new(config.policy.clone(), accounts),
+            machine: Participant::new(policy.clone(), accounts),
             decisions: DecisionLog::new(&config.folder),
             tools: Tools {
                 line: Line::new(line),
@@ -113,7 +114,7 @@ impl Client {
                 outbox,
                 answers: Answers::new(&config.folder),
                 checkpoints,
-                policy: config.policy.clone(),
+                policy,
                 trainer: trainer.clone(),
                 measuring: Arc::default(),
             },

@@ -166,7 +166,8 @@ impl ClientConfig {
                 declared_rows: file.data.declared_rows,
                 sampling_seed: file.study.sampling_seed,
                 own_program: trainer.command.is_some(),
-                memory_bytes: trainer.memory_bound(),
+                // Known when the client starts: the command line may say otherwise.
+                memory_bytes: None,
                 torchscript: file.limits.allow_torchscript.map(Into::into).unwrap_or_default(),
             },
             trainer,

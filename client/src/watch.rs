@@ -156,12 +156,16 @@ mod tests {
             matches!(&e, TrainerError::Program { fault: ProgramFault::Processes, detail } if detail.contains("at most 3"))
         );
         let large = Bounds { memory_bytes: Some(8 << 20), ..Bounds::default() };
+        let program = Bounds { processes: Some(100), ..large.clone() };
         let grow =
             "head -c 100000000 /dev/zero | tr '\\0' x | awk '{ a = a $0 } END { system(\"sleep 86399\") }'";
-        let e = watched(grow, large).unwrap();
+        let e = watched(grow, program).unwrap();
         assert!(
             matches!(&e, TrainerError::Program { fault: ProgramFault::Memory, detail } if detail.contains("at most 8 MiB"))
         );
+        // The built-in trainer is no program of the owner's.
+        let e = watched(grow, large).unwrap();
+        assert!(matches!(&e, TrainerError::Memory(text) if text.contains("at most 8 MiB")), "{e}");
         let long = Bounds { time: Some(Duration::ZERO), ..Bounds::default() };
         let e = watched("sleep 86399", long).unwrap();
         assert!(matches!(&e, TrainerError::Program { fault: ProgramFault::Time, .. }), "{e}");

@@ -45,6 +45,9 @@ fn fashion_mnist(rest: &[OsString]) -> Result<ExitCode> {
             if part { workspace.target().join("study") } else { workspace.root().join("docs/studies") };
         command.arg("--out").arg(folder);
     }
+    if !asks_help && !names("--finished") {
+        command.arg("--finished").arg(workspace.target().join("study").join("fashion-mnist.jsonl"));
+    }
     command.args(rest);
     say("building the study for speed (minutes the first time)");
     must_succeed(&mut command).map(|()| ExitCode::SUCCESS)

@@ -1,5 +1,6 @@
 //! The page and the plot of the study.
 
+use crate::runs::Run;
 use std::fmt::Write as _;
 
 /// What became of one case.
@@ -16,12 +17,6 @@ pub(crate) struct Outcome {
     pub(crate) epsilon: f64,
     pub(crate) ceiling: f64,
     pub(crate) runs: Vec<Run>,
-}
-
-/// One training.
-pub(crate) struct Run {
-    pub(crate) accuracy: f64,
-    pub(crate) seconds: f64,
 }
 
 impl Outcome {
@@ -42,15 +37,14 @@ pub(crate) fn page(outcomes: &[Outcome], epsilon: f64, delta: f64) -> String {
          batches, ε as an upper bound from privacy loss distributions; what the mechanisms are: ../PRIVACY.md. Accuracy of the last \
          model on the 10 000 test pictures, mean ± standard deviation over the runs. The choice of hyperparameters is that of the \
          source and is not charged.\n\n\
-         | case | mechanism | batch | epochs | noise multiplier | ε | accuracy | runs | published | without privacy | s a run |\n\
-         |---|---|---|---|---|---|---|---|---|---|---|\n"
+         | case | mechanism | batch | epochs | noise multiplier | ε | accuracy | runs | published | without privacy |\n\
+         |---|---|---|---|---|---|---|---|---|---|\n"
     );
     for o in outcomes {
         let (mean, deviation) = o.mean_and_deviation();
-        let seconds = o.runs.iter().map(|r| r.seconds).sum::<f64>() / o.runs.len() as f64;
         let _ = writeln!(
             text,
-            "| {} | `{}` | {} | {} | {:.4} | {:.3} | **{mean:.2} ± {deviation:.2} %** | {} | {:.1} % ({}) | {:.2} % | {seconds:.0} |",
+            "| {} | `{}` | {} | {} | {:.4} | {:.3} | **{mean:.2} ± {deviation:.2} %** | {} | {:.1} % ({}) | {:.2} % |",
             o.name,
             o.mechanism,
             o.batch,
