@@ -24,8 +24,8 @@ use undertone_privacy::dp_sgd::{FloatClipping, GradientMechanism, GradientSum};
 const VALUES_ON_CPU: i64 = 64 << 20;
 /// The same (1 GiB) where small pieces would leave a GPU idle.
 const VALUES_ON_GPU: i64 = 256 << 20;
-/// As many (32 MiB) are enough on a CPU where they are of [`FEW`] examples: more than the allocator keeps from one piece to the
-/// next has to be cleared by the system first, each time.
+/// Of single gradients, which are read once, as many (32 MiB) are enough on a CPU where they are of [`FEW`] examples: more than the
+/// allocator keeps from one piece to the next has to be cleared by the system first, each time.
 const VALUES_IN_REACH: i64 = 8 << 20;
 /// Fewer examples than these at a time are no matrices any more.
 const FEW: i64 = 8;
@@ -132,7 +132,8 @@ impl<'a> Engine<'a> {
             Way::OneByOne => (2 * self.trained, i64::MAX),
         };
         let held = held.max(1);
-        let most = if self.on_cpu { most.min((VALUES_IN_REACH / held).max(FEW)) } else { most };
+        let single = matches!(self.way, Way::PerExample | Way::OneByOne);
+        let most = if single && self.on_cpu { most.min((VALUES_IN_REACH / held).max(FEW)) } else { most };
         (self.budget / held).min(most).max(1) as usize
     }
 
