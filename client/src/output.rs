@@ -71,6 +71,15 @@ impl Output {
         output
     }
 
+    /// What the owner's condition of a pause writes on standard error.
+    pub(crate) fn of_condition(error: Option<ChildStderr>) -> Self {
+        let mut output = Self::of("pause command");
+        if let Some(pipe) = error {
+            output.follow(pipe, Shown::line);
+        }
+        output
+    }
+
     fn of(who: &'static str) -> Self {
         let shown = Shown { who, call: Span::current(), lines: 0, last: VecDeque::new() };
         Self { threads: vec![], shown: Arc::new(Mutex::new(shown)) }

@@ -1,6 +1,7 @@
 //! A condition that the data owner writes themselves.
 
 use super::{Condition, Look};
+use crate::output::Output;
 use crate::process_group::Group;
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Stdio};
@@ -24,13 +25,16 @@ impl Program {
     /// Its status; `None` if a signal ended it. It is ended itself after `patience`, and once the look is `over`.
     fn run(&self, patience: Duration, over: &AtomicBool) -> Result<Option<i32>, String> {
         let (program, arguments) = self.command.split_first().ok_or("no program is named")?;
-        let child = Command::new(program)
+        let mut child = Command::new(program)
             .args(arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
+            .stderr(Stdio::piped())
             .process_group(0)
             .spawn()
             .map_err(|e| format!("cannot start it: {e}"))?;
+        // In the log like a trainer's: a log of JSON has no other lines.
+        let _output = Output::of_condition(child.stderr.take());
         let group = Group::default();
         group.hold(child);
         let deadline = Instant::now() + patience;
