@@ -210,8 +210,8 @@ fn private_answer(tools: &Tools, job_id: &JobId, round: Round, job: &Job) -> Res
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::trainer_thread::tests::Idle;
     use crate::trainer_thread::{Interrupt, TrainerThread};
-    use crate::work::tests::Seen;
     use std::sync::mpsc::channel;
 
     #[tokio::test]
@@ -219,7 +219,7 @@ mod tests {
         let (end, ended) = channel();
         let interrupt = Interrupt::new(move || end.send(()).unwrap());
         let thread =
-            TrainerThread::start(Box::new(Seen::default()), Some(interrupt), Duration::from_secs(600));
+            TrainerThread::start(Box::new(Idle::default()), Some(interrupt), Duration::from_secs(600));
         let endless = thread.call(move |_| {
             ended.recv().unwrap();
             Ok(())

@@ -209,18 +209,26 @@ fn lock(at_work: &Mutex<AtWork>) -> std::sync::MutexGuard<'_, AtWork> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use std::sync::Condvar;
-    use std::sync::atomic::AtomicU32;
     use undertone_core::schema::DataContract;
     use undertone_core::trainer::{BoundedSums, DataReport, EvaluationTask, LocalUpdate, Metrics, TrainTask};
 
-    struct Counts(Arc<AtomicU32>);
+    /// Computes nothing, and remembers when it saw data and when it rested. Clones remember together.
+    #[derive(Default, Clone)]
+    pub(crate) struct Idle(Arc<Mutex<Vec<&'static str>>>);
 
-    impl Trainer for Counts {
+    impl Idle {
+        pub(crate) fn asked(&self) -> Vec<&'static str> {
+            self.0.lock().unwrap().clone()
+        }
+    }
+
+    impl Trainer for Idle {
         fn inspect(&mut self, _: &DataContract) -> Result<DataReport, TrainerError> {
-            unreachable!()
+            self.0.lock().unwrap().push("data");
+            Ok(DataReport::default())
         }
         fn train(&mut self, _: &TrainTask, _: &[f32]) -> Result<LocalUpdate, TrainerError> {
             unreachable!()
@@ -237,27 +245,27 @@ mod tests {
             unreachable!()
         }
         fn rest(&mut self) {
-            self.0.fetch_add(1, Ordering::SeqCst);
+            self.0.lock().unwrap().push("rest");
         }
     }
 
     #[tokio::test]
     async fn it_rests_once_after_work_and_survives_a_panic() {
-        let rests = Arc::new(AtomicU32::new(0));
-        let thread = TrainerThread::start(Box::new(Counts(rests.clone())), None, Duration::from_millis(20));
+        let trainer = Idle::default();
+        let thread = TrainerThread::start(Box::new(trainer.clone()), None, Duration::from_millis(20));
         tokio::time::sleep(Duration::from_millis(60)).await;
-        assert_eq!(rests.load(Ordering::SeqCst), 0);
+        assert!(trainer.asked().is_empty());
         let e = thread.call::<()>(|_| panic!("on purpose")).await.unwrap_err();
         assert!(matches!(e, TrainerError::Broken(_)));
         assert_eq!(thread.call(|_| Ok(3)).await, Ok(3));
         for _ in 0..500 {
-            if rests.load(Ordering::SeqCst) == 1 {
+            if trainer.asked().len() == 1 {
                 break;
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         tokio::time::sleep(Duration::from_millis(60)).await;
-        assert_eq!(rests.load(Ordering::SeqCst), 1);
+        assert_eq!(trainer.asked(), ["rest"]);
     }
 
     #[tokio::test]
@@ -269,7 +277,7 @@ mod tests {
             stopper.1.notify_all();
         });
         let thread =
-            TrainerThread::start(Box::new(Counts(Arc::default())), Some(interrupt), Duration::from_secs(60));
+            TrainerThread::start(Box::new(Idle::default()), Some(interrupt), Duration::from_secs(60));
         let (begun, has_begun) = oneshot::channel();
         let (first, second) = (thread.clone(), thread.clone());
         let long = tokio::spawn(async move {
@@ -300,7 +308,7 @@ mod tests {
         let interrupt = Interrupt::new(|| {});
         let (seen, token) = (interrupt.clone(), interrupt.clone());
         let thread =
-            TrainerThread::start(Box::new(Counts(Arc::default())), Some(interrupt), Duration::from_secs(60));
+            TrainerThread::start(Box::new(Idle::default()), Some(interrupt), Duration::from_secs(60));
         let (begun, has_begun) = oneshot::channel();
         let (go_on, goes_on) = std::sync::mpsc::channel::<()>();
         let (tell, told) = oneshot::channel();

@@ -272,38 +272,10 @@ pub(crate) async fn upload(mut tools: Tools, key: AttemptKey, sealed: Sealed, tr
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
     use super::*;
+    use crate::trainer_thread::tests::Idle;
     use undertone_core::schema::DataContract;
-    use undertone_core::trainer::{BoundedSums, DataReport, EvaluationTask, LocalUpdate, Metrics};
-
-    /// A process that has seen data, or has not.
-    #[derive(Default)]
-    pub(crate) struct Seen(Vec<&'static str>);
-
-    impl Trainer for Seen {
-        fn inspect(&mut self, _: &DataContract) -> Result<DataReport, TrainerError> {
-            self.0.push("data");
-            Ok(DataReport::default())
-        }
-        fn train(&mut self, _: &TrainTask, _: &[f32]) -> Result<LocalUpdate, TrainerError> {
-            unreachable!()
-        }
-        fn evaluate(&mut self, _: &EvaluationTask, _: &[f32]) -> Result<Metrics, TrainerError> {
-            unreachable!()
-        }
-        fn evaluate_bounded(
-            &mut self,
-            _: &EvaluationTask,
-            _: f64,
-            _: &[f32],
-        ) -> Result<BoundedSums, TrainerError> {
-            unreachable!()
-        }
-        fn rest(&mut self) {
-            self.0.push("rest");
-        }
-    }
 
     #[test]
     fn a_module_shares_its_process_with_nothing() {
@@ -312,10 +284,10 @@ pub(crate) mod tests {
                 "columns": [{"name": "x", "kind": "number", "range": [0.0, 1.0]}]}"#,
         )
         .unwrap();
-        let mut trainer = Seen::default();
+        let mut trainer = Idle::default();
         for is_module in [false, true, false] {
             apart(&mut trainer, is_module, |trainer| trainer.inspect(&data)).unwrap();
         }
-        assert_eq!(trainer.0, ["data", "rest", "data", "rest", "data"]);
+        assert_eq!(trainer.asked(), ["data", "rest", "data", "rest", "data"]);
     }
 }
