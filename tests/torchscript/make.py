@@ -288,4 +288,5 @@ def main():
             without_sources(name)
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -5,20 +5,10 @@ import sys
 import tempfile
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 sys.dont_write_bytecode = True
-sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../examples/bring-your-own"))
-from export import export  # noqa: E402
-
-
-def logit(output, labels):
-    return F.binary_cross_entropy_with_logits(output.squeeze(1), labels.to(output.dtype), reduction="none")
-
-
-def mean(output, labels):
-    return F.binary_cross_entropy_with_logits(output.squeeze(1), labels.to(output.dtype))
+from make import Counting, Nothing, Unused, export, logit, mean  # noqa: E402
 
 
 def nothing(output, labels):
@@ -50,33 +40,6 @@ class Tied(nn.Module):
         return self.out(self.into(x))[:, :1]
 
 
-class Unused(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.fc = nn.Linear(2, 1)
-        self.spare = nn.Linear(2, 1)
-
-    def forward(self, x):
-        return self.fc(x)
-
-
-class Counting(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.fc = nn.Linear(2, 1)
-        self.register_buffer("seen", torch.zeros(()))
-
-    def forward(self, x):
-        if self.training:
-            self.seen.add_(1.0)
-        return self.fc(x) + 0.0 * self.seen
-
-
-class Empty(nn.Module):
-    def forward(self, x):
-        return x[:, :1]
-
-
 CASES = [
     (nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 1)), logit, '"0" is batch normalisation, which mixes examples: take nn.GroupNorm'),
     (Recurrent(), logit, '"rnn" keeps its weights twice, so TorchScript would not train them: write it with nn.GRUCell'),
@@ -87,7 +50,7 @@ CASES = [
     (nn.Linear(2, 1), nothing, "the loss does not depend on any parameter"),
     (Unused(), logit, "the loss does not depend on spare.weight, spare.bias"),
     (Counting(), logit, "training changes the buffer seen"),
-    (Empty(), logit, "the model has no parameter"),
+    (Nothing(), logit, "the model has no parameter"),
     (torch.jit.script(nn.Linear(2, 1)), logit, '"" is TorchScript already; give the nn.Module'),
 ]
 
