@@ -27,7 +27,7 @@ MODELS = {
                 "activation": "tanh",
                 "hidden": [32],
                 "blocks": [
-                    {"channels": 16, "kernel": 8, "stride": 2, "padding": 3, "pool": {"kernel": 2, "stride": 1}},
+                    {"channels": 16, "kernel": 8, "stride": 2, "padding": 2, "pool": {"kernel": 2, "stride": 1}},
                     {"channels": 32, "kernel": 4, "stride": 2, "pool": {"kernel": 2, "stride": 1}},
                 ],
             },

@@ -52,7 +52,7 @@ def model(name, batch):
         return net, torch.rand(batch, 784)
     if name == "cnn":
         net = nn.Sequential(
-            nn.Conv2d(1, 16, 8, 2, 3), nn.Tanh(), nn.MaxPool2d(2, 1),
+            nn.Conv2d(1, 16, 8, 2, 2), nn.Tanh(), nn.MaxPool2d(2, 1),
             nn.Conv2d(16, 32, 4, 2), nn.Tanh(), nn.MaxPool2d(2, 1),
             nn.Flatten(), nn.Linear(512, 32), nn.Tanh(), nn.Linear(32, 10),
         )

@@ -38,15 +38,16 @@ fn fashion_mnist(rest: &[OsString]) -> Result<ExitCode> {
     if !asks_help && !names("--data") {
         command.arg("--data").arg(data()?);
     }
+    // The page in the repository is of all cases with all their runs; a part has files of its own.
+    let part = names("--case") || names("--seeds");
     if !asks_help && !names("--out") {
-        // The page in the repository is of all cases with all their runs.
-        let part = names("--case") || names("--seeds");
         let folder =
             if part { workspace.target().join("study") } else { workspace.root().join("docs/studies") };
         command.arg("--out").arg(folder);
     }
     if !asks_help && !names("--finished") {
-        command.arg("--finished").arg(workspace.target().join("study").join("fashion-mnist.jsonl"));
+        let file = if part { "fashion-mnist-part.jsonl" } else { "fashion-mnist.jsonl" };
+        command.arg("--finished").arg(workspace.target().join("study").join(file));
     }
     command.args(rest);
     say("building the study for speed (minutes the first time)");

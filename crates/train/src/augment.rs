@@ -11,8 +11,8 @@ use undertone_core::trainer::TrainerError;
 
 /// Draws views of one call's examples.
 ///
-/// They come from generators of their own, one for each step, and each view is drawn by itself: what is drawn for one example
-/// says nothing of any other.
+/// They come from generators of their own, for each step, and each view is drawn by itself: what is drawn for one example
+/// says nothing of any other, and is the same whether a batch is computed as a whole or in parts.
 #[derive(Debug)]
 pub(crate) struct Views {
     how: Option<Augmentation>,
@@ -21,7 +21,8 @@ pub(crate) struct Views {
     /// Has the key.
     batches: ChaCha20Rng,
     /// Of the step in hand.
-    rng: ChaCha20Rng,
+    moves: ChaCha20Rng,
+    jitter: ChaCha20Rng,
 }
 
 impl Views {
@@ -42,12 +43,14 @@ impl Views {
             Input::Image { channels, height, width } => Some([*channels, *height, *width].map(|n| n as i64)),
             _ => None,
         };
-        Ok(Self { how, picture, batches: batches.clone(), rng: step_rng(Draws::Views, batches, 0) })
+        let [moves, jitter] = [Draws::Moves, Draws::Jitter].map(|draws| step_rng(draws, batches, 0));
+        Ok(Self { how, picture, batches: batches.clone(), moves, jitter })
     }
 
     /// Begins a step, of which views are drawn from here on; the first is step 0.
     pub(crate) fn begin(&mut self, step: u64) {
-        self.rng = step_rng(Draws::Views, &self.batches, step);
+        self.moves = step_rng(Draws::Moves, &self.batches, step);
+        self.jitter = step_rng(Draws::Jitter, &self.batches, step);
     }
 
     /// Views of one example.
@@ -86,9 +89,10 @@ impl Views {
         let rows = x.size()[0];
         let (mut down, mut across) = (Vec::new(), Vec::new());
         for _ in 0..rows {
-            let (top, left) = (self.rng.random_range(0..=2 * shift), self.rng.random_range(0..=2 * shift));
+            let (top, left) =
+                (self.moves.random_range(0..=2 * shift), self.moves.random_range(0..=2 * shift));
             down.extend(top..top + height);
-            match flip && self.rng.random::<bool>() {
+            match flip && self.moves.random::<bool>() {
                 true => across.extend((left..left + width).rev()),
                 false => across.extend(left..left + width),
             }
@@ -104,15 +108,14 @@ impl Views {
         cut.f_reshape(x.size())
     }
 
-    /// Standard normal, by Box and Muller.
+    /// Standard normal, by Box and Muller: two draws for each value, one behind the other.
     fn normal(&mut self, like: &Tensor) -> Result<Tensor, TchError> {
-        let mut uniform = || -> Result<Tensor, TchError> {
-            // In (0, 1].
-            let values: Vec<f32> = (0..like.numel()).map(|_| 1.0 - self.rng.random::<f32>()).collect();
-            Tensor::f_from_slice(&values)?.f_reshape(like.size())?.f_to_device(like.device())
-        };
-        let radius = uniform()?.f_log()?.f_mul_scalar(-2.0)?.f_sqrt()?;
-        radius.f_mul(&uniform()?.f_mul_scalar(std::f64::consts::TAU)?.f_cos()?)
+        // In (0, 1].
+        let draws: Vec<f32> = (0..2 * like.numel()).map(|_| 1.0 - self.jitter.random::<f32>()).collect();
+        let draws = Tensor::f_from_slice(&draws)?.f_view([-1, 2])?.f_to_device(like.device())?;
+        let radius = draws.f_select(1, 0)?.f_log()?.f_mul_scalar(-2.0)?.f_sqrt()?;
+        let angle = draws.f_select(1, 1)?.f_mul_scalar(std::f64::consts::TAU)?;
+        radius.f_mul(&angle.f_cos()?)?.f_reshape(like.size())
     }
 }
 

@@ -2,8 +2,9 @@
 //!
 //! A checkpoint is one frame of [`undertone_core::trainer_protocol`]: a header that says which task it belongs to and
 //! where the sampler stands, and the weights and the optimiser's vectors as f32. It is written whole under another
-//! name, synced, and renamed; it holds only whole steps. With a record-level contract a step whose noise was drawn and
-//! that is in no checkpoint is made again with the same batch and fresh noise: see docs/decisions/0019.
+//! name, synced, and renamed; it holds only whole steps. With a record-level contract the steps that are in no
+//! checkpoint are made anew, with other batches under a new key and other noise; neither key nor noise is kept: see
+//! docs/decisions/0019.
 
 use crate::failure::Failure;
 use rand::SeedableRng as _;
@@ -102,24 +103,29 @@ pub(crate) struct Keeper {
     written: Instant,
     /// A failure is told once.
     failed: bool,
+    /// This very training was begun before.
+    begun: bool,
 }
 
 impl Keeper {
     /// Of the training that begins with these weights.
     pub(crate) fn new(task: &TrainTask, weights: &[f32]) -> Self {
         let place = task.checkpoint.as_ref().map(|place| (place.clone(), digest(task, place, weights)));
-        Self { place, written: Instant::now(), failed: false }
+        Self { place, ..Self::none() }
     }
 
     /// Keeps nothing.
     pub(crate) fn none() -> Self {
-        Self { place: None, written: Instant::now(), failed: false }
+        Self { place: None, written: Instant::now(), failed: false, begun: false }
     }
 
     /// What was kept of this very training. What cannot be used is named in the log and done without.
-    pub(crate) fn load(&self) -> Option<State> {
+    pub(crate) fn load(&mut self) -> Option<State> {
         let (place, belongs_to) = self.place.as_ref()?;
-        match read(&place.path, *belongs_to) {
+        let found = read(&place.path, *belongs_to);
+        // What cannot be read may be of this training.
+        self.begun = !matches!(found, Ok(None));
+        match found {
             Ok(Some(state)) => {
                 eprintln!("undertone-trainer: going on after step {} from the checkpoint", state.step);
                 Some(state)
@@ -130,6 +136,22 @@ impl Keeper {
                 None
             }
         }
+    }
+
+    /// Whether this training was begun before, also if nothing of it can be used; known once it was [loaded](Self::load).
+    pub(crate) fn was_begun(&self) -> bool {
+        self.begun
+    }
+
+    /// Notes that training begins, in a checkpoint before its first step: who begins it again knows. False if that cannot be
+    /// written; true where nothing is ever kept, for nobody begins such a training again.
+    pub(crate) fn begin(&mut self, state: impl FnOnce() -> Result<State, Failure>) -> Result<bool, Failure> {
+        let Some((place, belongs_to)) = &self.place else { return Ok(true) };
+        let written = write(&place.path, *belongs_to, &state()?);
+        if let Err(e) = &written {
+            eprintln!("undertone-trainer: no checkpoint at {}: {e}", place.path.display());
+        }
+        Ok(written.is_ok())
     }
 
     /// Writes the state if it is time. That it cannot be written costs no more than what it is for: training goes on.

@@ -12,7 +12,7 @@ use crate::failure::Failure;
 use crate::memory::MicroBatch;
 use crate::nn::{Network, to_vec};
 use crate::rows::Rows;
-use crate::run::{Run, Trained};
+use crate::run::{Model, Run, Trained};
 use crate::sampling::{poisson_batch, sampling_rng, seed_dropout};
 use engine::Engine;
 use tch::{Kind, TchError, Tensor};
@@ -33,12 +33,17 @@ pub(crate) fn train(
     let mechanism = GradientMechanism::new(privacy).map_err(|e| TrainerError::Unsupported(e.to_string()))?;
     let mut noise = NoiseRng::from_os().map_err(|e| TrainerError::Broken(e.to_string()))?;
     let resumed = run.keeper.load();
-    // After a kill other batches are drawn, whatever seed there is: those of the steps that were lost met noise already.
-    let seed = run.seed.filter(|_| resumed.is_none());
-    let mut sampling = sampling_rng(seed, run.weights)?;
     // Clipping, noise and steps are over the part that is trained; the rest is public and stays as it is.
     let part = network.part(run.plan)?;
     let mut model = run.model(network, rows.device(), resumed.as_ref())?;
+    // After a kill other batches are drawn, whatever seed there is: those of the steps that were lost met noise already. So a seed
+    // counts only where a kill at any later time will be known of.
+    let mut seed = run.seed.filter(|_| !run.keeper.was_begun());
+    if seed.is_some() && !run.keeper.begin(|| state(&model, 0))? {
+        say("the seed of batches is not used: a kill would not be known of");
+        seed = None;
+    }
+    let mut sampling = sampling_rng(seed, run.weights)?;
     let mut views = Views::new(run.plan.augmentation, network.input(), &sampling)?;
     let (any, _) = rows.range(0, 1)?;
     let engine = Engine::choose(network, &model.tensors, &mechanism, &any, views.count())?;
@@ -71,18 +76,21 @@ pub(crate) fn train(
             // Divergence ends it here; a sum alone may overflow too.
             Trained::new(to_vec(&model.flat)?, step + 1, steps)?;
         }
-        run.keeper.keep(|| {
-            Ok(State {
-                step: step + 1,
-                sampler: None,
-                weights: to_vec(&model.flat)?,
-                optimizer: (model.optimizer.steps(), model.optimizer.state()?),
-                best: None,
-                without_progress: 0,
-            })
-        })?;
+        run.keeper.keep(|| state(&model, step + 1))?;
     }
     Ok(Trained::new(to_vec(&model.flat)?, steps, steps)?)
+}
+
+/// Nothing in it tells of batches.
+fn state(model: &Model, step: u64) -> Result<State, Failure> {
+    Ok(State {
+        step,
+        sampler: None,
+        weights: to_vec(&model.flat)?,
+        optimizer: (model.optimizer.steps(), model.optimizer.state()?),
+        best: None,
+        without_progress: 0,
+    })
 }
 
 /// False if any value is not finite, or they are so large that their sum is not.

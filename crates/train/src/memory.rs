@@ -73,8 +73,8 @@ impl MicroBatch {
                     }
                     self.most = size.div_ceil(2);
                     eprintln!(
-                        "undertone-trainer: out of memory with {size} examples at once: going on with {} at once, to the same \
-                         result",
+                        "undertone-trainer: out of memory with {size} examples at once: going on with {} at once, by the same \
+                         mathematics",
                         self.most
                     );
                 }

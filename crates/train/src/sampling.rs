@@ -41,8 +41,10 @@ pub(crate) fn sampling_rng(seed: Option<u64>, weights: &[f32]) -> Result<ChaCha2
 /// What one step draws beside its batch.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Draws {
-    /// How examples are varied.
-    Views,
+    /// How pictures are moved and turned.
+    Moves,
+    /// What is added to numbers.
+    Jitter,
     /// What dropout drops.
     Dropout,
 }
@@ -53,8 +55,9 @@ pub(crate) fn step_rng(draws: Draws, batches: &ChaCha20Rng, step: u64) -> ChaCha
     let mut rng = ChaCha20Rng::from_seed(batches.get_seed());
     // Stream 0 orders batches, stream 1 splits rows.
     rng.set_stream(match draws {
-        Draws::Views => 2 * step + 2,
-        Draws::Dropout => 2 * step + 3,
+        Draws::Moves => 3 * step + 2,
+        Draws::Jitter => 3 * step + 3,
+        Draws::Dropout => 3 * step + 4,
     });
     rng
 }
@@ -171,15 +174,17 @@ mod tests {
         let mut batches = rng(5);
         let draw = |draws, batches: &ChaCha20Rng, step| step_rng(draws, batches, step).next_u64();
         let mut seen = vec![rng(5).next_u64()];
-        for (step, draws) in (0..9).flat_map(|step| [(step, Draws::Views), (step, Draws::Dropout)]) {
+        for (step, draws) in
+            (0..9).flat_map(|step| [(step, Draws::Moves), (step, Draws::Jitter), (step, Draws::Dropout)])
+        {
             seen.push(draw(draws, &batches, step));
             batches.next_u64();
             assert_eq!(draw(draws, &batches, step), *seen.last().unwrap());
         }
         seen.sort_unstable();
         seen.dedup();
-        assert_eq!(seen.len(), 19);
-        assert_ne!(draw(Draws::Views, &batches, 0), draw(Draws::Views, &rng(6), 0));
+        assert_eq!(seen.len(), 28);
+        assert_ne!(draw(Draws::Moves, &batches, 0), draw(Draws::Moves, &rng(6), 0));
     }
 
     #[test]

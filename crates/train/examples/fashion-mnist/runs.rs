@@ -17,7 +17,7 @@ pub(crate) struct Run {
 
 #[derive(Serialize, Deserialize)]
 struct Line {
-    /// Of the task.
+    /// Of the program and the task.
     of: Digest,
     run: Run,
 }
@@ -26,24 +26,31 @@ struct Line {
 pub(crate) struct Finished {
     path: Option<PathBuf>,
     lines: Vec<Line>,
+    /// A page is of one build.
+    program: Digest,
 }
 
 impl Finished {
     /// What a study before this one left.
     pub(crate) fn open(path: Option<PathBuf>) -> Result<Self> {
-        let mut lines = vec![];
+        let mut lines: Vec<Line> = vec![];
+        let program = std::env::current_exe().and_then(fs::read).context("cannot read this program")?;
         if let Some(path) = path.as_ref().filter(|path| path.is_file()) {
             let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
             // A line that was cut is a training that did not end.
             lines.extend(text.lines().filter_map(|line| serde_json::from_str(line).ok()));
-            eprintln!("{} trainings are done already; to begin anew, remove {}", lines.len(), path.display());
+            eprintln!(
+                "{} trainings were done before; those of this very program are not made again. To begin anew, remove {}",
+                lines.len(),
+                path.display()
+            );
         }
-        Ok(Self { path, lines })
+        Ok(Self { path, lines, program: Digest::of(&program) })
     }
 
     /// The run of a task: as it was, or as `train` gives it now.
     pub(crate) fn run(&mut self, task: &impl Serialize, train: impl FnOnce() -> Result<Run>) -> Result<Run> {
-        let of = Digest::of(&serde_json::to_vec(task)?);
+        let of = Digest::of(&serde_json::to_vec(&(self.program, task))?);
         if let Some(line) = self.lines.iter().find(|line| line.of == of) {
             return Ok(line.run);
         }

@@ -53,6 +53,24 @@ fn difference(a: &Tensor, b: &Tensor) -> f64 {
     ((a - b).norm() / b.norm()).double_value(&[])
 }
 
+/// Which views there are does not follow from how a batch is computed.
+#[test]
+fn views_are_the_same_in_parts() {
+    let (network, rows, weights) = setup();
+    let model = model(&network, &weights, Precision::F32);
+    let how = Augmentation { views: 3, shift: 0, flip: false, jitter: 0.3 };
+    let rng = sampling_rng(Some(3), &weights).unwrap();
+    let of = |most| {
+        let mut views = Views::new(Some(how), network.input(), &rng).unwrap();
+        gradient(&network, &rows, &model, &mut views, None, most).unwrap()
+    };
+    let (whole, loss) = of(ROWS);
+    for most in [1, 7, 24] {
+        let (parts, of_parts) = of(most);
+        assert!(difference(&parts, &whole) < 1e-6 && (loss - of_parts).abs() < 1e-6, "{most}");
+    }
+}
+
 #[test]
 fn a_batch_in_parts_has_the_gradient_of_the_whole() {
     let (network, rows, weights) = setup();

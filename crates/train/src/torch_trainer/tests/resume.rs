@@ -115,6 +115,17 @@ fn killed_dp_sgd_goes_on_with_other_batches() {
         assert!(away(a, b) > 5e-3, "{}", away(a, b));
     }
 
+    // Killed before the first checkpoint was due, or with one that was damaged since: begun is begun.
+    let mut seldom = kept_at(of(1e-6), &dir.path().join("seldom"));
+    seldom.checkpoint.as_mut().unwrap().every_s = 3600;
+    let path = seldom.checkpoint.clone().unwrap().path;
+    kill(&seldom);
+    assert!(away(&run(&seldom).delta, &whole) > 5e-3, "the batches that met noise were drawn again");
+    std::fs::remove_file(&path).unwrap();
+    assert!(away(&run(&seldom).delta, &whole) < 2e-3, "the seed draws the batches of a new training");
+    std::fs::write(&path, "damaged").unwrap();
+    assert!(away(&run(&seldom).delta, &whole) > 5e-3, "the batches that met noise were drawn again");
+
     let kept = kept_at(of(1.0), &dir.path().join("noisy"));
     let state = kill(&kept);
     let go_on = || {
