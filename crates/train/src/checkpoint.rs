@@ -146,29 +146,30 @@ impl Keeper {
     /// Notes that training begins, in a checkpoint before its first step: who begins it again knows. False if that cannot be
     /// written; true where nothing is ever kept, for nobody begins such a training again.
     pub(crate) fn begin(&mut self, state: impl FnOnce() -> Result<State, Failure>) -> Result<bool, Failure> {
-        let Some((place, belongs_to)) = &self.place else { return Ok(true) };
-        let written = write(&place.path, *belongs_to, &state()?);
-        if let Err(e) = &written {
-            eprintln!("undertone-trainer: no checkpoint at {}: {e}", place.path.display());
-        }
-        Ok(written.is_ok())
+        Ok(self.place.is_none() || self.write(&state()?))
     }
 
     /// Writes the state if it is time. That it cannot be written costs no more than what it is for: training goes on.
     pub(crate) fn keep(&mut self, state: impl FnOnce() -> Result<State, Failure>) -> Result<(), Failure> {
-        let Some((place, belongs_to)) = &self.place else { return Ok(()) };
-        if self.written.elapsed() < Duration::from_secs(place.every_s.into()) {
-            return Ok(());
+        let due =
+            |place: &CheckpointPlace| self.written.elapsed() >= Duration::from_secs(place.every_s.into());
+        if self.place.as_ref().is_some_and(|(place, _)| due(place)) {
+            self.write(&state()?);
         }
-        let state = state()?;
-        if let Err(e) = write(&place.path, *belongs_to, &state)
-            && !self.failed
+        Ok(())
+    }
+
+    /// Writes the state now, where there is a place for it; whether it is there.
+    fn write(&mut self, state: &State) -> bool {
+        let Some((place, belongs_to)) = &self.place else { return false };
+        let written = write(&place.path, *belongs_to, state);
+        if let Err(e) = &written
+            && !std::mem::replace(&mut self.failed, true)
         {
             eprintln!("undertone-trainer: no checkpoint at {}: {e}; training goes on", place.path.display());
-            self.failed = true;
         }
         self.written = Instant::now();
-        Ok(())
+        written.is_ok()
     }
 }
 

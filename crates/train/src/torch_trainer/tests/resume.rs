@@ -125,6 +125,9 @@ fn killed_dp_sgd_goes_on_with_other_batches() {
     assert!(away(&run(&seldom).delta, &whole) < 2e-3, "the seed draws the batches of a new training");
     std::fs::write(&path, "damaged").unwrap();
     assert!(away(&run(&seldom).delta, &whole) > 5e-3, "the batches that met noise were drawn again");
+    // Where nothing can be kept, a kill would not be known of: the seed does not count.
+    let nowhere = kept_at(of(1e-6), &dir.path().join("none/state"));
+    assert!(away(&run(&nowhere).delta, &whole) > 5e-3, "the seed was used without a word of the beginning");
 
     let kept = kept_at(of(1.0), &dir.path().join("noisy"));
     let state = kill(&kept);
