@@ -82,21 +82,26 @@ fn the_quickstart_set_meets_its_contract() {
     }
 }
 
-/// Every `toml` block of the README is a contract, or a client's `[data]`.
+/// Every `toml` block of the README is a contract, a client's `[data]`, or lines to alter in the job of pictures.
 #[test]
 fn what_the_readme_of_the_kinds_shows_is_valid() {
     let text = std::fs::read_to_string(example("data/README.md")).unwrap();
-    let blocks: Vec<&str> = text.split("```toml\n").skip(1).map(|b| b.split("```").next().unwrap()).collect();
-    assert_eq!(blocks.len(), 3);
-    let shapes: Vec<String> = blocks[..2]
-        .iter()
-        .map(|block| {
-            let table: toml::Table = block.parse().unwrap();
-            let contract: DataContract = table["data"].clone().try_into().unwrap();
-            contract.shape().input.to_string()
-        })
-        .collect();
-    assert_eq!(shapes, ["series of 48 steps of 4 features", "texts of 64 tokens out of 6"]);
+    let blocks = text.split("```toml\n").skip(1).map(|b| b.split("```").next().unwrap().parse().unwrap());
+    let [series, texts, client, scattering]: [toml::Table; 4] =
+        blocks.collect::<Vec<_>>().try_into().unwrap();
+    let shape = |table: &toml::Table| {
+        let contract: DataContract = table["data"].clone().try_into().unwrap();
+        contract.shape().input.to_string()
+    };
+    assert_eq!(shape(&series), "series of 48 steps of 4 features");
+    assert_eq!(shape(&texts), "texts of 64 tokens out of 6");
+    let files: Vec<&str> = client["data"].as_table().unwrap().keys().map(String::as_str).collect();
+    assert_eq!(files, ["labels", "path"]);
+    let mut job: toml::Table =
+        std::fs::read_to_string(example("data/pictures.toml")).unwrap().parse().unwrap();
+    job["data"]["picture"] = scattering["data"]["picture"].clone();
+    assert_eq!(shape(&job), "pictures of 81x7x7");
+    assert_eq!(scattering["model"]["kind"].as_str(), Some("logistic"));
 }
 
 #[test]
