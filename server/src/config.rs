@@ -36,13 +36,53 @@ fn default_pki() -> PathBuf {
 }
 
 /// Where state and blobs are.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Storage {
-    /// Folder of the database and the blobs.
+    /// Folder of the database and the blobs, or of what this machine keeps of them.
     pub folder: PathBuf,
     /// What an acknowledgement survives.
     pub durability: Durability,
+    /// A PostgreSQL database for the state, `postgres://user@host:5432/database`, in place of a file in the folder. The password may
+    /// stand in PGPASSWORD or in a password file. Any number of coordinators may share a database and a bucket.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub database: Option<String>,
+    /// A bucket for the blobs, in place of the folder.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bucket: Option<Bucket>,
+}
+
+/// The URL of the database may have a password in it.
+impl std::fmt::Debug for Storage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Storage")
+            .field("folder", &self.folder)
+            .field("durability", &self.durability)
+            .field("database", &self.database.as_ref().map(|_| "postgres://.."))
+            .field("bucket", &self.bucket)
+            .finish()
+    }
+}
+
+/// A bucket of an S3-compatible store. What opens it stands in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or is the machine's own role.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Bucket {
+    /// `s3://bucket/prefix`.
+    pub url: String,
+    /// Where the store is reached, if it is not AWS: `https://minio.example:9000`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<String>,
+    /// The region; AWS_REGION if it is left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub region: Option<String>,
+    /// How much of it stays in the folder at hand, in GiB.
+    #[serde(default = "default_near")]
+    pub near_gib: u32,
+}
+
+fn default_near() -> u32 {
+    20
 }
 
 /// What an acknowledgement survives.
@@ -58,7 +98,7 @@ pub enum Durability {
 
 impl Default for Storage {
     fn default() -> Self {
-        Self { folder: "state".into(), durability: Durability::Disk }
+        Self { folder: "state".into(), durability: Durability::Disk, database: None, bucket: None }
     }
 }
 
@@ -71,6 +111,9 @@ pub struct Limits {
     /// What a client may send of an upload before somebody reads it, in KiB: 64 to 16384. More helps single clients over long, fat
     /// lines (256 KiB carry 40 Mbit/s over 50 ms), and each upload that is under way or waits for its place may take so much memory.
     pub upload_window_kib: u32,
+    /// Updates of one round which together have at least so many MiB are summed by all the coordinators that took them in, each its
+    /// own. Of use where several share a bucket.
+    pub partial_sums_mib: u32,
     /// Participants connected at once.
     pub sessions: usize,
     /// Jobs that have not ended.
@@ -84,6 +127,7 @@ impl Default for Limits {
         Self {
             uploads_in_flight: 16,
             upload_window_kib: 256,
+            partial_sums_mib: 256,
             sessions: 20_000,
             open_jobs: 100,
             certificate_lifetime: Span::seconds(365 * 86_400),

@@ -2,7 +2,8 @@
 
 use crate::clock::{unix_ms, unix_s};
 use crate::config::ServerConfig;
-use crate::driver::{self, Handle, LAST_PAUSE, LoadedJob, record};
+use crate::driver::{self, FIRST_PAUSE, Handle, LAST_PAUSE, LoadedJob, record};
+use crate::fleet::{self, Fleet, Seat};
 use crate::identity::Authority;
 use crate::ledger::PopulationLedger;
 use crate::refusals::Refusals;
@@ -12,7 +13,7 @@ use crate::shelf::Shelf;
 use crate::spool::Unfinished;
 use crate::sweep::sweep;
 use crate::turns::{Turn, Turns};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
@@ -24,7 +25,7 @@ use undertone_privacy::ledger::Ledger;
 use undertone_round::coordinator::JobState;
 use undertone_round::event::JobEvent;
 use undertone_round::job::Job;
-use undertone_store::{Blobs, JobRecord, NewEvent, Store};
+use undertone_store::{Blobs, JobRecord, NewEvent, Store, StoreError};
 
 /// Model downloads that one client may have under way at once.
 const DOWNLOADS_OF_A_CLIENT: usize = 4;
@@ -43,6 +44,8 @@ pub struct Shared {
     pub(crate) blobs: Arc<dyn Blobs>,
     pub(crate) ledger: PopulationLedger,
     pub(crate) sessions: Sessions,
+    /// Where several coordinators share a database.
+    pub(crate) fleet: Option<Arc<Fleet>>,
     pub(crate) upload_slots: Semaphore,
     pub(crate) unfinished: Unfinished,
     /// What downloads have in memory.
@@ -113,6 +116,9 @@ impl Shared {
 
     /// Notes what a job waits for, for its operator to see; `None`: for nothing any more.
     pub(crate) fn note_fault(&self, id: &JobId, fault: Option<String>) {
+        if let (Some(fleet), true) = (&self.fleet, self.job(id).is_some_and(|job| job.is_here())) {
+            fleet.tell_standing(id, |standing| standing.waits_for = fault.clone());
+        }
         let mut waiting_for = self.waiting_for.write().expect("no panic while locked");
         match fault {
             Some(fault) => drop(waiting_for.insert(id.clone(), fault)),
@@ -125,9 +131,61 @@ impl Shared {
         self.waiting_for.read().expect("no panic while locked").get(id).cloned()
     }
 
+    /// A job that goes on.
+    pub(crate) fn job(&self, id: &JobId) -> Option<Handle> {
+        self.running.read().expect("no panic while locked").get(id).cloned()
+    }
+
+    /// All jobs that go on.
+    pub(crate) fn jobs(&self) -> BTreeMap<JobId, Handle> {
+        self.running.read().expect("no panic while locked").clone()
+    }
+
+    /// Drives a job here.
+    pub(crate) fn drive(self: &Arc<Self>, loaded: LoadedJob, seat: Arc<Seat>, recovered: bool) {
+        // Locked until it is listed: a job that ends at once is taken out after it was put in.
+        let mut running = self.running.write().expect("no panic while locked");
+        if seat.lease().is_some() {
+            tracing::info!(job = %loaded.id, status = loaded.state.status(), "driving the job from here");
+        }
+        let new = || Handle::new(&loaded, self.fleet.clone());
+        let handle = running.entry(loaded.id.clone()).or_insert_with(new).clone();
+        handle.drive(loaded, self.clone(), seat, recovered);
+    }
+
+    /// Lists a job that another coordinator drives, or will.
+    pub(crate) fn follow(&self, loaded: &LoadedJob) {
+        let mut running = self.running.write().expect("no panic while locked");
+        running.entry(loaded.id.clone()).or_insert_with(|| Handle::new(loaded, self.fleet.clone()));
+    }
+
+    /// Notes that this version cannot read a job.
+    pub(crate) fn note_unreadable(&self, id: &JobId, reason: String) {
+        let mut unreadable = self.unreadable.write().expect("no panic while locked");
+        if unreadable.insert(id.clone(), reason.clone()).is_none() {
+            tracing::error!(job = %id, error = reason, "a job stands still; the others go on");
+        }
+    }
+
+    /// Open jobs that this version cannot read.
+    pub(crate) fn unreadable_jobs(&self) -> BTreeSet<JobId> {
+        self.unreadable.read().expect("no panic while locked").keys().cloned().collect()
+    }
+
+    /// Reads again who is enrolled as an evaluator.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub(crate) async fn read_evaluators(&self) -> Result<(), StoreError> {
+        let now = Arc::new(evaluators(&*self.store).await?);
+        *self.evaluators.write().expect("no panic while locked") = now;
+        Ok(())
+    }
+
     /// Lets go of a job that has ended.
     pub(crate) fn forget_job(&self, id: &JobId) {
         self.note_fault(id, None);
+        self.unreadable.write().expect("no panic while locked").remove(id);
         self.running.write().expect("no panic while locked").remove(id);
     }
 
@@ -174,6 +232,11 @@ impl Shared {
         })
     }
 
+    /// Whether the daemon shuts down.
+    pub(crate) fn is_stopping(&self) -> bool {
+        *self.stop.borrow()
+    }
+
     /// Resolves when the daemon shuts down.
     pub(crate) async fn stopping(&self) {
         let mut stop = self.stop.subscribe();
@@ -191,6 +254,12 @@ impl Shared {
     }
 }
 
+/// Who is enrolled as an evaluator, sorted.
+async fn evaluators(store: &dyn Store) -> Result<Vec<ClientId>, StoreError> {
+    let clients = store.clients().await?.into_iter();
+    Ok(clients.filter(|client| client.role == ClientRole::Evaluator).map(|client| client.id).collect())
+}
+
 /// The coordinator: all jobs of a deployment.
 pub struct Coordinator {
     pub(crate) shared: Arc<Shared>,
@@ -202,14 +271,14 @@ impl Coordinator {
     ///
     /// # Errors
     /// If the store or the blobs cannot be read.
-    pub async fn open(
+    pub(crate) async fn open(
         config: ServerConfig,
         authority: Authority,
         store: Arc<dyn Store>,
         blobs: Arc<dyn Blobs>,
+        fleet: Option<Arc<Fleet>>,
     ) -> Result<Self, String> {
-        let clients = store.clients().await.map_err(|e| e.to_string())?;
-        let evaluators = clients.into_iter().filter(|c| c.role == ClientRole::Evaluator).map(|c| c.id);
+        let evaluators = evaluators(&*store).await.map_err(|e| e.to_string())?;
         let ledger = PopulationLedger::open(&*store, config.budget).await?;
         let shared = Arc::new(Shared {
             ledger,
@@ -220,7 +289,8 @@ impl Coordinator {
             running: RwLock::default(),
             unreadable: RwLock::default(),
             waiting_for: RwLock::default(),
-            evaluators: RwLock::new(Arc::new(evaluators.collect())),
+            evaluators: RwLock::new(Arc::new(evaluators)),
+            fleet,
             uploading: Turns::of(1),
             taking_in: Turns::of(1),
             downloading: Turns::of(DOWNLOADS_OF_A_CLIENT),
@@ -246,15 +316,13 @@ impl Coordinator {
             let id = record.id.clone();
             match driver::load(chain.job(&id), record).await {
                 Ok(job) => loaded.push(job),
-                Err(e) => {
-                    tracing::error!(job = %id, error = %e, "a job stands still; the others go on");
-                    self.shared.unreadable.write().expect("no panic while locked").insert(id, e.to_string());
-                }
+                Err(e) => self.shared.note_unreadable(&id, e.to_string()),
             }
         }
         drop(chain);
+        let alone = self.shared.fleet.as_ref().is_none_or(|fleet| !fleet.shares_blobs());
         // What an unreadable job needs is unknown: then nothing is swept.
-        if self.unreadable().is_empty() {
+        if alone && self.unreadable().is_empty() {
             let modules = loaded.iter().filter_map(|job| job.job.module_file()).map(|file| file.digest);
             let need = loaded.iter().flat_map(|job| job.state.blobs()).chain(modules);
             match sweep(store, &*self.shared.blobs, need).await? {
@@ -263,17 +331,19 @@ impl Coordinator {
             }
         }
         for job in loaded {
-            tracing::info!(job = %job.id, status = job.state.status(), "taking up the job again");
-            self.start(job, true);
+            match &self.shared.fleet {
+                None => {
+                    tracing::info!(job = %job.id, status = job.state.status(), "taking up the job again");
+                    self.shared.drive(job, Seat::alone(), true);
+                }
+                // Whoever takes its lease drives it.
+                Some(_) => self.shared.follow(&job),
+            }
+        }
+        if let Some(fleet) = &self.shared.fleet {
+            fleet::keep(&self.shared, fleet);
         }
         Ok(())
-    }
-
-    fn start(&self, loaded: LoadedJob, recovered: bool) {
-        let id = loaded.id.clone();
-        // Locked until it is listed: a job that ends at once is taken out after it was put in.
-        let mut running = self.shared.running.write().expect("no panic while locked");
-        running.insert(id, driver::start(loaded, self.shared.clone(), recovered));
     }
 
     /// Accepts a job: checks it, makes it durable, starts it.
@@ -305,7 +375,7 @@ impl Coordinator {
             }
             _ => {}
         }
-        let open = self.running().len();
+        let open = self.shared.jobs().len();
         if open >= self.shared.config.limits.open_jobs {
             return Err(ApiError::new(
                 Fault::TooMuch,
@@ -339,22 +409,66 @@ impl Coordinator {
         let submitted = JobEvent::Submitted { by: by.to_string(), job: job.digest() };
         let document = serde_json::to_string(&submitted).expect("plain data");
         let first = vec![NewEvent { unix_ms: unix_ms(), document }];
-        self.shared.store.insert_job(record, first).await.map_err(|e| internal(&e))?;
-        tracing::info!(job = %id, %by, digest = %job.digest().short(), "job accepted");
         let digest = job.digest();
         let (version, ledger) = (JobRecord::FIRST_VERSION, Ledger::default());
-        self.start(LoadedJob { id: id.clone(), job, state, version, ledger, created_unix_s }, false);
+        let loaded = LoadedJob { id: id.clone(), job, state, version, ledger, created_unix_s };
+        // A task of its own: whoever submits may hang up, and a job that is kept must have a driver.
+        let kept = Self { shared: self.shared.clone() }.keep(record, first, loaded);
+        tokio::spawn(kept).await.map_err(|e| internal(&e))?.map_err(|e| internal(&e))?;
+        tracing::info!(job = %id, %by, digest = %digest.short(), "job accepted");
         Ok((id, digest))
     }
 
-    /// The driver of a job that goes on.
-    pub(crate) fn job(&self, id: &JobId) -> Option<Handle> {
-        self.shared.running.read().expect("no panic while locked").get(id).cloned()
+    /// Makes a job durable and starts it. A store that does not say whether it kept it is asked until it does.
+    async fn keep(
+        self,
+        record: JobRecord,
+        events: Vec<NewEvent>,
+        loaded: LoadedJob,
+    ) -> Result<(), StoreError> {
+        let store = &self.shared.store;
+        let (mut pause, mut unsure) = (FIRST_PAUSE, false);
+        loop {
+            let inserting = store.insert_job(record.clone(), events.clone());
+            let inserted = match &self.shared.fleet {
+                Some(fleet) => fleet.as_one_of_them(inserting).await,
+                None => inserting.await,
+            };
+            match inserted {
+                Ok(()) => break,
+                Err(StoreError::Exists { .. }) if unsure => break,
+                Err(e) if !(unsure || matches!(e, StoreError::Unsure { .. })) => return Err(e),
+                Err(e) => {
+                    tracing::error!(error = %e, "cannot tell whether a job was kept; asking again");
+                    unsure = true;
+                    if self.shared.wait_or_stop(&mut pause).await.is_err() {
+                        return Err(e);
+                    }
+                }
+            }
+        }
+        match &self.shared.fleet {
+            None => self.shared.drive(loaded, Seat::alone(), false),
+            Some(fleet) => fleet::adopt(&self.shared, fleet, loaded).await,
+        }
+        Ok(())
+    }
+
+    /// A job that goes on. One that is new to this coordinator is looked up.
+    pub(crate) async fn job(&self, id: &JobId) -> Option<Handle> {
+        let known = self.shared.job(id);
+        if known.is_none() && self.shared.fleet.is_some() {
+            if let Err(e) = fleet::refresh(&self.shared, id).await {
+                tracing::warn!(error = %e, "cannot look up a job");
+            }
+            return self.shared.job(id);
+        }
+        known
     }
 
     /// The driver of a job that must go on.
     pub(crate) async fn running_job(&self, id: &JobId) -> Result<Handle, ApiError> {
-        match self.job(id) {
+        match self.job(id).await {
             Some(handle) => Ok(handle),
             None => {
                 // A participant keeps what it has: the job may go on once a person has looked.
@@ -362,6 +476,12 @@ impl Coordinator {
                     return Err(ApiError::new(Fault::Unavailable, format!("the job stands still: {reason}")));
                 }
                 let record = self.record(id).await?;
+                if !record.ended {
+                    return Err(ApiError::new(
+                        Fault::Unavailable,
+                        "the job cannot be looked up now: try again",
+                    ));
+                }
                 let text = format!("the job has ended ({})", record.status);
                 Err(ApiError::new(Fault::NotNow, text))
             }
@@ -391,22 +511,16 @@ impl Coordinator {
         self.shared.unreadable.read().expect("no panic while locked").clone()
     }
 
-    /// The drivers of all jobs that go on.
-    pub(crate) fn running(&self) -> BTreeMap<JobId, Handle> {
-        self.shared.running.read().expect("no panic while locked").clone()
-    }
-
     /// Begins a graceful shutdown: drivers stop after the step they are in, sessions are told to come back later.
     pub(crate) fn stop(&self) {
         self.shared.stop.send_replace(true);
         self.shared.sessions.close_all("the coordinator is shutting down");
     }
 
-    /// Ends a shutdown: waits for the drivers, then lets go of the store.
+    /// Ends a shutdown: waits for the drivers, each of which gives up its lease.
     pub(crate) async fn finish(&self) {
-        for handle in self.running().into_values() {
+        for handle in self.shared.jobs().into_values() {
             handle.stopped().await;
         }
-        self.shared.store.close().await;
     }
 }

@@ -16,7 +16,7 @@ pub(crate) async fn summaries(coordinator: &Coordinator) -> Result<Vec<v1::JobSu
     let records = store.jobs().await.map_err(|e| unavailable(&e))?;
     let mut summaries = Vec::with_capacity(records.len());
     for record in records {
-        let summary = match coordinator.job(&record.id) {
+        let summary = match coordinator.job(&record.id).await {
             Some(handle) => Ok(running(coordinator, &record.id, &handle)),
             // It ended while we looked.
             None if !record.ended => match store.job(&record.id).await {
@@ -41,7 +41,7 @@ pub(crate) async fn summaries(coordinator: &Coordinator) -> Result<Vec<v1::JobSu
 
 /// Everything about one job.
 pub(crate) async fn detail(coordinator: &Coordinator, id: &JobId) -> Result<v1::JobDetail, ApiError> {
-    if let Some(handle) = coordinator.job(id) {
+    if let Some(handle) = coordinator.job(id).await {
         let snapshot = handle.snapshot();
         return Ok(v1::JobDetail {
             summary: Some(running(coordinator, id, &handle)),

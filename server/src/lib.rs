@@ -1,14 +1,15 @@
 //! The coordinator daemon, as a library: the binary and the test harness start the same [`Server`].
 //!
 //! `config` and `init` make a deployment, `identity` says who is who, `services` are the thin gRPC ends,
-//! `sessions` knows who is connected, `spool` takes uploads in at a `pace`, `refusals` counts, `driver` runs one round machine a job, `release`
-//! turns updates into a model, `coordinator` ties them together, `serve` opens the port.
+//! `sessions` knows who is connected, `spool` takes uploads in at a `pace`, `refusals` counts, `driver` runs one round machine a job, `fleet` is for several coordinators, `release`
+//! turns updates into a model, `coordinator` ties them together, `storage` opens what the configuration names, `serve` opens the port.
 
 mod clock;
 pub mod config;
 pub mod coordinator;
 mod crash;
 mod driver;
+mod fleet;
 pub mod identity;
 pub mod init;
 mod jobs;
@@ -22,6 +23,7 @@ mod services;
 mod sessions;
 mod shelf;
 mod spool;
+mod storage;
 mod sweep;
 mod turns;
 

@@ -127,14 +127,22 @@ async fn serve(args: Run, heaps: std::io::Result<()>) -> anyhow::Result<()> {
     }
     let config = ServerConfig::load(&args.dir)?;
     allow_files();
-    let url = config.public_url.clone();
-    let mut server = Server::start(config).await?;
-    tracing::info!("listening on {} ({url})", server.address());
     let mut terminate = signal(SignalKind::terminate())?;
+    let told = async {
+        tokio::select! {
+            _ = tokio::signal::ctrl_c() => {}
+            _ = terminate.recv() => {}
+        }
+    };
+    tokio::pin!(told);
+    let mut server = tokio::select! {
+        started = Server::start(config.clone()) => started?,
+        () = &mut told => return Ok(()),
+    };
+    tracing::info!("listening on {} ({})", server.address(), config.public_url);
     tokio::select! {
         stopped = server.stopped() => return Ok(stopped?),
-        _ = tokio::signal::ctrl_c() => {}
-        _ = terminate.recv() => {}
+        () = told => {}
     }
     tracing::info!("shutting down");
     server.shutdown().await;

@@ -17,6 +17,7 @@
 pub(crate) mod broadcast;
 mod gather;
 mod model;
+pub(crate) mod partial;
 
 use crate::coordinator::Shared;
 use crate::driver::FIRST_PAUSE;
@@ -25,6 +26,7 @@ use crate::sweep::let_go;
 use broadcast::Before;
 pub(crate) use model::{FirstModelError, first_model};
 use model::{ModelReader, ModelWriter, Stopped};
+use partial::Partial;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
@@ -37,7 +39,7 @@ use undertone_privacy::adaptive_clip::ClipState;
 use undertone_privacy::ledger::LedgerEntry;
 use undertone_privacy::noise::AttemptNoise;
 use undertone_privacy::release::{self, Counted, Release, ReleaseError, release_robust};
-use undertone_round::coordinator::{Broadcast, Carried, ModelRef, Update};
+use undertone_round::coordinator::{BlobRef, Broadcast, Carried, ModelRef, Update};
 use undertone_round::job::Job;
 use undertone_store::{BlobError, BlobWriter, Blobs, LocalBlob};
 
@@ -57,6 +59,8 @@ pub(crate) struct Inputs {
     pub(crate) model: ModelRef,
     /// What is summed.
     pub(crate) updates: Vec<Update>,
+    /// Sums of some of them that others made.
+    pub(crate) sums: Vec<BlobRef>,
     /// What the release before left.
     pub(crate) carried: Carried,
 }
@@ -118,6 +122,7 @@ pub(crate) async fn release(
     entry: LedgerEntry,
     inputs: Inputs,
     shared: &Arc<Shared>,
+    blobs: &Arc<dyn Blobs>,
     wanted: &dyn Wanted,
 ) -> Result<Option<(ModelRef, Carried)>, Impossible> {
     let noise = AttemptNoise::from_os();
@@ -125,7 +130,7 @@ pub(crate) async fn release(
     let mut pause = FIRST_PAUSE;
     let mut made = Made::default();
     loop {
-        match attempt(&job, &entry, &inputs, &noise, &shared.blobs, &mut made).await {
+        match attempt(&job, &entry, &inputs, &noise, blobs, &mut made).await {
             Ok(model) => {
                 if pause != FIRST_PAUSE {
                     shared.note_fault(&entry.key.job, None);
@@ -137,7 +142,7 @@ pub(crate) async fn release(
                 if pause != FIRST_PAUSE {
                     shared.note_fault(&entry.key.job, None);
                 }
-                discard(made.blobs(), &shared.blobs, wanted).await;
+                discard(made.blobs(), blobs, wanted).await;
                 return Err(impossible);
             }
             Err(Trouble::Now(reason)) => {
@@ -147,7 +152,7 @@ pub(crate) async fn release(
                     // Another release of the same attempt may have come to the same bytes: only of a job that is over is it
                     // known that nobody needs them. What stays is swept at the next start.
                     if wanted.is_over() {
-                        discard(made.blobs(), &shared.blobs, wanted).await;
+                        discard(made.blobs(), blobs, wanted).await;
                     }
                     return Ok(None);
                 }
@@ -242,7 +247,11 @@ fn unwritten(what: &str, e: &BlobError) -> Trouble {
 
 /// What a release is made from, found.
 struct Ready {
+    /// All of them.
+    all: Vec<Update>,
+    /// Those that nobody summed.
     updates: Vec<Spooled>,
+    sums: Vec<Partial>,
     model: ModelRef,
     file: LocalBlob,
     clip: Option<ClipState>,
@@ -301,8 +310,11 @@ impl Ready {
         blobs: &Arc<dyn Blobs>,
         plain: &mut Vec<Digest>,
     ) -> Result<Self, Trouble> {
-        let mut updates = Vec::with_capacity(inputs.updates.len());
-        for update in &inputs.updates {
+        // A rule wants each of them.
+        let usable = if job.spec().aggregation.rule.needs_all_rows() { &[][..] } else { &inputs.sums };
+        let (sums, left) = partial::choose(job, &entry.key, &inputs.updates, usable, blobs).await;
+        let mut updates = Vec::with_capacity(left.len());
+        for update in &left {
             let what = format!("the spooled update of {}", update.client);
             let found = Spooled::find(&entry.key, update.clone(), blobs).await;
             updates.push(found.map_err(|e| Trouble::blob(&what, &e))?);
@@ -318,7 +330,8 @@ impl Ready {
         let optimizer = state("the state of the server optimiser", carried.optimizer, blobs).await?;
         let (model, clip) = (inputs.model, carried.clip);
         let file = blobs.local(&model.digest).await.map_err(|e| model::damaged(&e.to_string()))?;
-        Ok(Self { updates, model, file, clip, noise, optimizer, centre })
+        let all = inputs.updates.clone();
+        Ok(Self { all, updates, sums, model, file, clip, noise, optimizer, centre })
     }
 
     /// Sum or rule, noise, server optimiser: the new model, block by block into `out`.
@@ -367,12 +380,12 @@ impl Ready {
             }
             moving.end()?;
         } else {
-            let whole = gather::whole(job, &self.updates);
+            let whole = gather::whole(job, &self.all);
             let carried = release::Carried { clip: self.clip, noise: self.noise };
             let mut rng = noise.begin();
-            let next = gather::sum(job, &self.updates, threads, |mut summed| {
+            let next = gather::sum(job, &self.updates, &self.sums, threads, |mut summed| {
                 let cohort = job.spec().cohort;
-                let sent = self.updates.iter().map(|u| u.update.sent_weight());
+                let sent = self.all.iter().map(Update::sent_weight);
                 let cohort = Counted {
                     most: cohort.size(),
                     denominator: cohort.denominator(),

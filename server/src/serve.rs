@@ -1,22 +1,28 @@
 //! Opening the port: TLS, services, health, reflection, shutdown.
 
-use crate::config::{Durability, ServerConfig};
+use crate::config::ServerConfig;
 use crate::coordinator::Coordinator;
+use crate::fleet::Fleet;
 use crate::identity::{Authority, IdentityError};
 use crate::services::{EnrolmentService, OperatorService, ParticipationService, RawBodies};
+use crate::storage::{self, Opened};
+use std::fs::File;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
+use tonic::server::NamedService;
 use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Certificate, Identity, Server as Transport, ServerTlsConfig};
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
 use undertone::limits::{FRAME_BYTES, MAX_MESSAGE_BYTES};
 use undertone::v1::enrolment_server::EnrolmentServer;
 use undertone::v1::operator_server::OperatorServer;
 use undertone::v1::participation_server::ParticipationServer;
-use undertone_store::{Blobs, FolderBlobs, SqliteStore, Store};
+use undertone_store::{Blobs, Store};
 
 /// Bounds the messages of a service.
 macro_rules! limited {
@@ -50,6 +56,9 @@ pub enum ServerError {
     /// State and blobs.
     #[error("cannot open the state: {0}")]
     State(String),
+    /// Another coordinator has its place.
+    #[error("this coordinator steps down: {0}; started again, it stands by")]
+    SteppedDown(String),
     /// The transport.
     #[error("the server stopped: {0}")]
     Transport(String),
@@ -62,7 +71,7 @@ pub struct Server {
     stop: Option<oneshot::Sender<()>>,
     task: JoinHandle<Result<(), tonic::transport::Error>>,
     /// Held for the daemon's life.
-    _lock: Option<std::fs::File>,
+    lock: Option<File>,
 }
 
 fn bind(config: &ServerConfig) -> Result<TcpIncoming, ServerError> {
@@ -72,28 +81,31 @@ fn bind(config: &ServerConfig) -> Result<TcpIncoming, ServerError> {
 }
 
 impl Server {
-    /// Starts the coordinator of a configuration, with its SQLite file and blob folder.
+    /// Starts the coordinator of a configuration.
     ///
     /// # Errors
     /// [`ServerError`].
     pub async fn start(config: ServerConfig) -> Result<Self, ServerError> {
-        // The port first: what is in the way most often is said first.
-        let incoming = bind(&config)?;
-        let folder = config.storage.folder.clone();
-        let state = |e: &dyn std::fmt::Display| ServerError::State(format!("{}: {e}", folder.display()));
-        std::fs::create_dir_all(&folder).map_err(|e| state(&e))?;
-        // Two daemons on one folder would take up each other's jobs.
-        let lock = std::fs::File::create(folder.join("lock")).map_err(|e| state(&e))?;
-        lock.try_lock().map_err(|_| state(&"another coordinator runs on this folder"))?;
-        let durability = match config.storage.durability {
-            Durability::Disk => undertone_store::Durability::Disk,
-            Durability::Process => undertone_store::Durability::Process,
+        // The port first: what is in the way most often is said first. One that waits for its turn listens when that has come, so
+        // that nobody is led to it before.
+        let may_wait = config.storage.database.is_some() && config.storage.bucket.is_none();
+        let incoming = if may_wait { None } else { Some(bind(&config)?) };
+        let Opened { store, blobs, fleet, lock } =
+            storage::open(&config.storage).await.map_err(ServerError::State)?;
+        let incoming = incoming.map_or_else(|| bind(&config), Ok);
+        let started = match incoming {
+            Ok(incoming) => Self::serve(config, incoming, store, blobs, fleet.clone()).await,
+            Err(e) => Err(e),
         };
-        let store =
-            SqliteStore::open(&folder.join("undertone.sqlite"), durability).await.map_err(|e| state(&e))?;
-        let blobs = FolderBlobs::open(&folder.join("blobs"), durability).await.map_err(|e| state(&e))?;
-        let server = Self::serve(config, incoming, Arc::new(store), Arc::new(blobs)).await?;
-        Ok(Self { _lock: Some(lock), ..server })
+        match started {
+            Ok(server) => Ok(Self { lock: Some(lock), ..server }),
+            Err(e) => {
+                if let Some(fleet) = fleet {
+                    fleet.leave().await;
+                }
+                Err(e)
+            }
+        }
     }
 
     /// Starts with a given store and blobs.
@@ -106,7 +118,7 @@ impl Server {
         blobs: Arc<dyn Blobs>,
     ) -> Result<Self, ServerError> {
         let incoming = bind(&config)?;
-        Self::serve(config, incoming, store, blobs).await
+        Self::serve(config, incoming, store, blobs, None).await
     }
 
     async fn serve(
@@ -114,6 +126,7 @@ impl Server {
         incoming: TcpIncoming,
         store: Arc<dyn Store>,
         blobs: Arc<dyn Blobs>,
+        fleet: Option<Arc<Fleet>>,
     ) -> Result<Self, ServerError> {
         let window = config.limits.upload_window_kib << 10;
         let address = incoming
@@ -121,13 +134,21 @@ impl Server {
             .map_err(|e| ServerError::Listen { address: config.listen, reason: e.to_string() })?;
         let authority = Authority::open(&config.pki)?;
         let tls = tls(&config.pki, &authority)?;
-        let coordinator =
-            Arc::new(Coordinator::open(config, authority, store, blobs).await.map_err(ServerError::State)?);
+        let reach = fleet.as_ref().map(|fleet| fleet.reach());
+        let coordinator = Coordinator::open(config, authority, store, blobs, fleet).await;
+        let coordinator = Arc::new(coordinator.map_err(ServerError::State)?);
 
         let (health, health_service) = tonic_health::server::health_reporter();
-        health.set_serving::<ParticipationServer<ParticipationService>>().await;
-        health.set_serving::<OperatorServer<OperatorService>>().await;
-        health.set_serving::<EnrolmentServer<EnrolmentService>>().await;
+        tell_health(&health, true).await;
+        if let Some(mut reach) = reach {
+            tokio::spawn(async move {
+                // A load balancer leads nobody to a coordinator that does not reach its database.
+                while reach.changed().await.is_ok() {
+                    let is_serving = *reach.borrow_and_update();
+                    tell_health(&health, is_serving).await;
+                }
+            });
+        }
         let reflection = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(undertone::v1::DESCRIPTORS)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
@@ -155,7 +176,7 @@ impl Server {
             let _ = stopped.await;
             shutdown_of.stop();
         }));
-        Ok(Self { address, coordinator, stop: Some(stop), task, _lock: None })
+        Ok(Self { address, coordinator, stop: Some(stop), task, lock: None })
     }
 
     /// Where it listens.
@@ -163,18 +184,29 @@ impl Server {
         self.address
     }
 
-    /// The number of participants connected now.
+    /// The number of participants connected to this coordinator now.
     pub fn connected(&self) -> usize {
-        let roster = self.coordinator.shared.sessions.roster();
-        roster.trainers.len() + roster.evaluators.len()
+        self.coordinator.shared.sessions.here()
     }
 
-    /// Resolves when the transport stops by itself.
+    /// Resolves when the transport stops by itself, or when another coordinator has this one's place: end the process then, with all
+    /// that may be under way in it.
     ///
     /// # Errors
-    /// [`ServerError::Transport`].
+    /// [`ServerError::Transport`], [`ServerError::SteppedDown`].
     pub async fn stopped(&mut self) -> Result<(), ServerError> {
-        match (&mut self.task).await {
+        let fleet = self.coordinator.shared.fleet.as_ref();
+        let over = async {
+            match fleet {
+                Some(fleet) => fleet.over().await,
+                None => std::future::pending().await,
+            }
+        };
+        let ended = tokio::select! {
+            ended = &mut self.task => ended,
+            why = over => return Err(ServerError::SteppedDown(why)),
+        };
+        match ended {
             Ok(Ok(())) => Ok(()),
             Ok(Err(e)) => Err(ServerError::Transport(e.to_string())),
             Err(e) => Err(ServerError::Transport(e.to_string())),
@@ -193,6 +225,26 @@ impl Server {
         if tokio::time::timeout(DRAIN, self.coordinator.finish()).await.is_err() {
             tracing::warn!("a job's driver did not stop in time; its last durable step stands");
         }
+        if let Some(fleet) = &self.coordinator.shared.fleet {
+            fleet.leave().await;
+        }
+        if tokio::time::timeout(DRAIN, self.coordinator.shared.store.close()).await.is_err() {
+            tracing::warn!("the database did not let go of its connections in time");
+        }
+        drop(self.lock);
+    }
+}
+
+/// Tells load balancers and service managers how all services are.
+async fn tell_health(health: &HealthReporter, is_serving: bool) {
+    let status = if is_serving { ServingStatus::Serving } else { ServingStatus::NotServing };
+    for service in [
+        "",
+        ParticipationServer::<ParticipationService>::NAME,
+        OperatorServer::<OperatorService>::NAME,
+        EnrolmentServer::<EnrolmentService>::NAME,
+    ] {
+        health.set_service_status(service, status).await;
     }
 }
 

@@ -6,6 +6,8 @@ mod bad_updates;
 mod buffered;
 mod central_noise;
 mod checkpoints;
+#[path = "../compat/mod.rs"]
+mod compat;
 mod cut_lines;
 mod downlink;
 mod downlink_parts;

@@ -32,6 +32,8 @@ Commands:
                       ARGS go to the demo: --seed N, --json, --keep, --dir DIR; `demo --help` lists them all.
   test                Set everything up, then run every check and every test. Fails if anything fails.
   test --gpu          Only the tests that need a GPU. Where there is none, says why and runs nothing (docs/GPU.md).
+  test --long         The same with the long modes of some tests: hundreds of kills, for instance, where there are dozens.
+  soak --minutes N    Rounds for N minutes: memory, open files and disk of coordinator and clients must not grow.
   check               The dependency check alone (a second): licences, crates in two versions, which crate may
                       use which, and that no binary but the trainer loads libtorch.
   study NAME [ARGS]   Train on a public data set and write the result to docs/studies. NAME is `fashion-mnist`; its
@@ -70,16 +72,18 @@ fn run(arguments: &[OsString]) -> Result<ExitCode> {
         "-h" | "--help" | "help" => print_help(),
         "study" => study::run(rest),
         "test" | "check" | "setup" if asks_help => print_help(),
+        "soak" => test::soak(rest),
         "test" if rest == ["--gpu"] => test::run_gpu(),
+        "test" if rest == ["--long"] => test::run(true),
         "test" | "check" | "setup" if !rest.is_empty() => {
-            let takes = if command == "test" { "no arguments but --gpu" } else { "no arguments" };
+            let takes = if command == "test" { "no arguments but --gpu or --long" } else { "no arguments" };
             bail!("`cargo xtask {command}` takes {takes}, but got {}", rest[0].to_string_lossy())
         }
-        "test" => test::run(),
+        "test" => test::run(false),
         "check" => check::run(),
         "setup" => setup::run(&cargo::Workspace::find()?).map(|()| ExitCode::SUCCESS),
         other => bail!(
-            "unknown command `{other}`: use demo, test, check, study or setup; `cargo xtask --help` explains them"
+            "unknown command `{other}`: use demo, test, soak, check, study or setup; `cargo xtask --help` explains them"
         ),
     }
 }

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Result, bail};
 
 use crate::cargo::Workspace;
-use crate::process::{must_succeed, output};
+use crate::process::must_succeed;
 use crate::report::say;
 use crate::setup;
 
@@ -57,30 +57,10 @@ fn fashion_mnist(rest: &[OsString]) -> Result<ExitCode> {
 /// The folder of the data set, installed if it can be.
 fn data() -> Result<PathBuf> {
     let folder = Path::new(INSTALLED);
-    let is_there = || folder.join(WITNESS).is_file();
-    if is_there() {
-        return Ok(folder.to_owned());
-    }
     let by_hand = format!(
         "on Debian and Ubuntu: sudo apt-get install {PACKAGE}; elsewhere give the folder of the four .gz files of \
          Fashion-MNIST: cargo xtask study fashion-mnist --data DIR"
     );
-    let apt = Path::new("/usr/bin/apt-get");
-    let is_root = output(std::process::Command::new("id").arg("-u")).is_ok_and(|id| id.trim() == "0");
-    if !(apt.is_file() && is_root) {
-        bail!("the data set is not installed. {by_hand}");
-    }
-    say(&format!("installing {PACKAGE} (30 MB)"));
-    // A fresh machine has no list of packages yet.
-    for arguments in [&["update"][..], &["install", "--yes", "--no-install-recommends", PACKAGE]] {
-        let mut command = std::process::Command::new(apt);
-        command.args(arguments).env("DEBIAN_FRONTEND", "noninteractive");
-        if let Err(error) = must_succeed(&mut command) {
-            bail!("{error:#}. {by_hand}");
-        }
-    }
-    if !is_there() {
-        bail!("{PACKAGE} is installed, but {INSTALLED}/{WITNESS} is not there. {by_hand}");
-    }
+    setup::package(PACKAGE, "30 MB", &by_hand, || folder.join(WITNESS).is_file())?;
     Ok(folder.to_owned())
 }

@@ -3,6 +3,7 @@
 //! Clippy and rustdoc both need the dependencies in cargo's "check" form, which a build does not make, so they
 //! stand together; the build, the tests and the doctests share the other form with `cargo xtask demo`.
 
+use std::ffi::OsString;
 use std::io::{BufRead, BufReader};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
@@ -16,8 +17,8 @@ use crate::{check, setup};
 
 type Step = fn(&Workspace) -> Result<()>;
 
-/// Runs all steps, also after a failure, so that one run tells everything.
-pub(crate) fn run() -> Result<ExitCode> {
+/// Runs all steps, also after a failure, so that one run tells everything. `long`: tests that have a long mode run it.
+pub(crate) fn run(long: bool) -> Result<ExitCode> {
     let workspace = Workspace::find()?;
     for (component, subcommand) in [("rustfmt", "fmt"), ("clippy", "clippy")] {
         if !has_subcommand(&workspace, subcommand) {
@@ -42,16 +43,39 @@ pub(crate) fn run() -> Result<ExitCode> {
         results.push((name, time, outcome.is_ok()));
         outcome.is_ok()
     };
+    step("PostgreSQL", |_| setup::postgres());
     step("format", format);
     step("dependencies", check::graph_check);
     step("clippy", clippy);
     step("docs", docs);
     if step("build", build) {
         step("linkage", check::linkage_check);
-        step("tests", tests);
+        step("tests", if long { long_tests } else { tests });
         step("doctests", doctests);
     }
     Ok(summary(&results, started.elapsed()))
+}
+
+/// Runs rounds for so many minutes, and looks at what they leave behind.
+pub(crate) fn soak(arguments: &[OsString]) -> Result<ExitCode> {
+    let minutes = match arguments {
+        [flag, minutes] if flag == "--minutes" => minutes.to_str().and_then(|text| text.parse::<f64>().ok()),
+        _ => None,
+    };
+    let Some(minutes) = minutes.filter(|minutes| minutes.is_finite() && *minutes > 0.0) else {
+        bail!("say for how long: `cargo xtask soak --minutes 30`");
+    };
+    let workspace = Workspace::find()?;
+    setup::run(&workspace)?;
+    must_succeed(&mut workspace.cargo(&["build", "--workspace", "--bins"]))?;
+    let mut soaking = workspace.cargo(&["test", "--workspace", "--test", "processes", "--", "--ignored"]);
+    let counted = run_counted(
+        soaking.args(["soak_", "--nocapture"]).env("UNDERTONE_SOAK_MINUTES", minutes.to_string()),
+    )?;
+    if counted.passed == 0 {
+        bail!("nothing was run, which proves nothing");
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Runs the tests that are marked for a GPU: `#[ignore = "gpu"]`, with a name that begins with `gpu_`. Where libtorch sees
@@ -123,16 +147,26 @@ fn build(workspace: &Workspace) -> Result<()> {
 }
 
 fn tests(workspace: &Workspace) -> Result<()> {
+    run_tests(workspace, &[])
+}
+
+fn long_tests(workspace: &Workspace) -> Result<()> {
+    run_tests(workspace, &[("UNDERTONE_LONG", "1")])
+}
+
+fn run_tests(workspace: &Workspace, environment: &[(&str, &str)]) -> Result<()> {
     if has_subcommand(workspace, "nextest") {
         // One more than there are cores: the tests over real processes mostly wait.
         let threads = std::thread::available_parallelism().map_or(2, |cores| cores.get() + 1).to_string();
         let arguments =
             ["nextest", "run", "--workspace", "--no-fail-fast", "--no-tests", "fail", "--test-threads"];
-        return must_succeed(workspace.cargo(&arguments).arg(threads));
+        let environment = environment.iter().copied();
+        return must_succeed(workspace.cargo(&arguments).arg(threads).envs(environment));
     }
     say("cargo nextest is not installed, so cargo test runs the tests");
     let kinds = ["--lib", "--bins", "--tests", "--examples", "--no-fail-fast"];
-    let counted = run_counted(workspace.cargo(&["test", "--workspace"]).args(kinds))?;
+    let environment = environment.iter().copied();
+    let counted = run_counted(workspace.cargo(&["test", "--workspace"]).args(kinds).envs(environment))?;
     say(&format!("{} passed, {} failed, {} ignored in all", counted.passed, counted.failed, counted.ignored));
     if counted.passed == 0 {
         bail!("no test was run, which proves nothing");

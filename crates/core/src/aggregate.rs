@@ -53,6 +53,22 @@ impl IntegerSum {
         Self { grid, units: vec![0; len], total_weight: 0, updates: 0 }
     }
 
+    /// A sum that was made elsewhere, of so many updates with so much weight.
+    ///
+    /// # Errors
+    /// [`FoldError`] if no such updates have this sum.
+    pub fn of_units(grid: Grid, units: Vec<i64>, total_weight: u64, updates: u32) -> Result<Self, FoldError> {
+        let is_light = total_weight <= u64::from(updates) * u64::from(MAX_WEIGHT);
+        if total_weight > Self::MAX_TOTAL_WEIGHT || updates > MAX_COHORT || !is_light {
+            return Err(FoldError::TooHeavy);
+        }
+        let most = total_weight * MAX_FIXED as u64;
+        match units.iter().position(|unit| unit.unsigned_abs() > most) {
+            Some(index) => Err(FoldError::OutOfRange { index }),
+            None => Ok(Self { grid, units, total_weight, updates }),
+        }
+    }
+
     /// Adds `weight` times an update; all or nothing.
     ///
     /// # Errors

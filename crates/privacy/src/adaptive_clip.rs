@@ -206,6 +206,21 @@ impl CountSum {
         self.0 += if bit.0 { HALF } else { -HALF };
     }
 
+    /// A sum that was made elsewhere: as [`units`](Self::units) gives it.
+    pub fn of_units(units: i64) -> Self {
+        Self(units)
+    }
+
+    /// The sum, in units of 1/2048 of a client. Without noise: for whoever sums on.
+    pub fn units(self) -> i64 {
+        self.0
+    }
+
+    /// Adds the sum over other clients of the same round.
+    pub fn merge(&mut self, other: Self) {
+        self.0 += other.0;
+    }
+
     /// The share of the cohort that is within the clip norm, with noise on the count of σ_b clients, or twice that where
     /// neighbours replace one client, whose bit then moves the count by 1 and not by ½. `denominator` is
     /// the public number of clients that the round counts on.

@@ -1,9 +1,11 @@
 //! Bytes by digest: models and updates.
 
+mod bucket;
 mod error;
 mod folder;
 mod local;
 mod memory;
+mod near;
 mod verify;
 
 use async_trait::async_trait;
@@ -12,6 +14,7 @@ use std::fmt::Debug;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use undertone_core::digest::Digest;
 
+pub use bucket::{BucketBlobs, BucketConfig, BucketKey};
 pub use error::BlobError;
 pub use folder::FolderBlobs;
 pub use local::LocalBlob;

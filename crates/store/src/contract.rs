@@ -11,6 +11,7 @@
 mod blobs;
 mod identity;
 mod jobs;
+mod leases;
 
 use crate::records::{
     EnrolRequest, JobRecord, LedgerRow, NewEvent, ReleaseRecord, TokenRecord, Transition, UploadRecord,
@@ -40,6 +41,9 @@ pub async fn store_contract(make: impl AsyncFn() -> Arc<dyn Store>) {
     jobs::a_line_of_the_ledger_is_written_once(&*make().await).await;
     jobs::released_models_are_of_all_jobs(&*make().await).await;
     jobs::texts_come_back_as_they_were(&*make().await).await;
+    leases::one_at_a_time_has_a_lease(&*make().await).await;
+    leases::of_many_who_ask_one_gets_it(make().await).await;
+    leases::a_step_by_a_lost_lease_is_refused(&*make().await).await;
     let store = make().await;
     store.close().await;
     assert!(matches!(store.jobs().await, Err(StoreError::Closed { .. })), "a closed store reads");

@@ -36,6 +36,28 @@ pub enum StoreError {
         /// What the database said.
         detail: String,
     },
+    /// It does not answer.
+    #[error("{at} cannot be reached ({detail}): check that it runs and that this machine may connect to it")]
+    Unreachable {
+        /// The database.
+        at: String,
+        /// What the system said.
+        detail: String,
+    },
+    /// The connection broke while a change was made durable: it was made, or it was not.
+    #[error("{at} did not say whether the change was made ({detail}): look before it is tried again")]
+    Unsure {
+        /// The database.
+        at: String,
+        /// What the system said.
+        detail: String,
+    },
+    /// Another program has taken the lease that changes rest on.
+    #[error("another program works on {at} now: this one must stop")]
+    Fenced {
+        /// The database.
+        at: String,
+    },
     /// It holds what no store wrote.
     #[error("{at} is damaged ({detail}): stop, keep a copy of the file, and restore a backup")]
     Damaged {
@@ -53,9 +75,9 @@ pub enum StoreError {
         /// The database.
         at: String,
         /// Its schema.
-        found: i64,
+        found: u32,
         /// The newest schema known here.
-        known: i64,
+        known: u32,
     },
     /// It came to its schema by another way.
     #[error(
@@ -66,10 +88,10 @@ pub enum StoreError {
         /// The database.
         at: String,
         /// The migration that differs.
-        number: i64,
+        number: u32,
     },
     /// It belongs to something else.
-    #[error("{at} is a database of another program: name another file")]
+    #[error("{at} is a database of another program: name another one")]
     Foreign {
         /// The database.
         at: String,
@@ -156,16 +178,6 @@ pub enum EnrolError {
     /// Neither side gave a name.
     #[error("the join token fixes no name and the client gave none: give one")]
     NameMissing,
-    /// Another line came into the privacy ledger since the step was decided. Read it again and decide again.
-    #[error(
-        "the privacy ledger goes on at line {expected}, the step was decided for line {offered}: read it again"
-    )]
-    LedgerMoved {
-        /// The line that the step would add.
-        offered: u64,
-        /// The line that comes next.
-        expected: u64,
-    },
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),

@@ -2,14 +2,15 @@
 
 use crate::error::{CommitError, EnrolError, StoreError};
 use crate::records::{
-    ClientRecord, EnrolRequest, EventRecord, JobRecord, LedgerRow, NewEvent, ReleaseRecord, TokenRecord,
-    Transition, UploadRecord,
+    ClientRecord, EnrolRequest, EventRecord, JobRecord, Lease, LedgerRow, NewEvent, ReleaseRecord,
+    TokenRecord, Transition, UploadRecord,
 };
 use crate::rules::{self, Admission};
 use crate::store::Store;
 use async_trait::async_trait;
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 use undertone_core::digest::Digest;
 use undertone_core::id::{AttemptKey, ClientId, JobId, Round};
 
@@ -26,6 +27,20 @@ struct State {
     clients: BTreeMap<ClientId, ClientRecord>,
     jobs: BTreeMap<JobId, Job>,
     ledger: Vec<LedgerRow>,
+    leases: BTreeMap<String, Held>,
+}
+
+#[derive(Debug)]
+struct Held {
+    holder: String,
+    number: u64,
+    until: Instant,
+}
+
+impl Held {
+    fn is(&self, lease: &Lease) -> bool {
+        (&self.holder, self.number) == (&lease.holder, lease.number)
+    }
 }
 
 #[derive(Debug)]
@@ -104,6 +119,11 @@ impl State {
     /// Checks everything first: a step is made whole or not at all.
     fn commit(&mut self, step: Transition) -> Result<u64, CommitError> {
         rules::check_transition(&step)?;
+        if let Some(lease) = &step.lease
+            && !self.leases.get(&JobRecord::lease_name(&step.job)).is_some_and(|held| held.is(lease))
+        {
+            return Err(StoreError::Fenced { at: "in memory".into() }.into());
+        }
         let job = self.jobs.get_mut(&step.job);
         let version = rules::next_version(&step, job.as_ref().map(|j| j.record.version))?;
         let job = job.ok_or_else(|| CommitError::UnknownJob(step.job.clone()))?;
@@ -240,6 +260,39 @@ impl Store for MemoryStore {
     async fn released_models(&self) -> Result<Vec<Digest>, StoreError> {
         self.with(|state| {
             Ok(state.jobs.values().flat_map(|j| j.releases.values().map(|r| r.model)).collect())
+        })
+    }
+
+    async fn take_lease(&self, name: &str, holder: &str, ttl: Duration) -> Result<Lease, StoreError> {
+        rules::check_holder(holder)?;
+        rules::lease_ms(ttl)?;
+        let now = Instant::now();
+        self.with(|state| {
+            let nobody = Held { holder: String::new(), number: 0, until: now };
+            let held = state.leases.entry(name.to_owned()).or_insert(nobody);
+            if held.until <= now {
+                *held = Held { holder: holder.to_owned(), number: held.number + 1, until: now + ttl };
+            }
+            let left_ms = held.until.saturating_duration_since(now).as_millis() as u64;
+            Ok(Lease { holder: held.holder.clone(), number: held.number, left_ms })
+        })
+    }
+
+    async fn renew_lease(&self, name: &str, lease: &Lease, ttl: Duration) -> Result<bool, StoreError> {
+        rules::lease_ms(ttl)?;
+        self.with(|state| {
+            let held = state.leases.get_mut(name).filter(|held| held.is(lease));
+            Ok(held.map(|held| held.until = Instant::now() + ttl).is_some())
+        })
+    }
+
+    async fn end_lease(&self, name: &str, lease: &Lease) -> Result<(), StoreError> {
+        self.with(|state| {
+            if let Some(held) = state.leases.get_mut(name).filter(|held| held.is(lease)) {
+                held.holder = String::new();
+                held.until = Instant::now();
+            }
+            Ok(())
         })
     }
 

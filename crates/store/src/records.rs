@@ -87,6 +87,11 @@ pub struct JobRecord {
 impl JobRecord {
     /// The version of a job that has made no transition.
     pub const FIRST_VERSION: u64 = 1;
+
+    /// What the lease of a job's driver is called, where several coordinators work.
+    pub fn lease_name(id: &JobId) -> String {
+        format!("job/{id}")
+    }
 }
 
 /// One step of a job with everything that must become true at the same instant.
@@ -94,6 +99,9 @@ impl JobRecord {
 pub struct Transition {
     /// The job.
     pub job: JobId,
+    /// The lease of the job ([`JobRecord::lease_name`]) by which the step is made, where several coordinators work: if another one has
+    /// taken it, nothing is written.
+    pub lease: Option<Lease>,
     /// The version that the step was decided on. If the job has moved since, nothing is written.
     pub expected_version: u64,
     /// The new [`JobRecord::status`].
@@ -122,6 +130,7 @@ impl Transition {
     ) -> Self {
         Self {
             job,
+            lease: None,
             expected_version,
             status: status.into(),
             ended: false,
@@ -195,4 +204,15 @@ pub struct ReleaseRecord {
     pub unix_ms: u64,
     /// What else is to be known of it, JSON.
     pub document: String,
+}
+
+/// Whose a lease is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lease {
+    /// Who has it.
+    pub holder: String,
+    /// Grows whenever it is taken: who has it with this number has it still, or nobody has.
+    pub number: u64,
+    /// How long it lasts unless it is renewed, in milliseconds.
+    pub left_ms: u64,
 }

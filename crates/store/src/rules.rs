@@ -5,6 +5,7 @@ use crate::records::{
     ClientRecord, EnrolRequest, JobRecord, LedgerRow, NewEvent, ReleaseRecord, TokenRecord, Transition,
     UploadRecord,
 };
+use std::time::Duration;
 
 /// What to do with a client that wants to join.
 pub(crate) enum Admission {
@@ -49,6 +50,20 @@ pub(crate) fn admit(
         token_id: token.id.clone(),
     }))
 }
+
+/// Whether somebody may hold a lease: nobody has no name.
+pub(crate) fn check_holder(holder: &str) -> Result<(), StoreError> {
+    StoreError::check_range("the length of the name of who takes a lease", holder.len() as u64, 1, 256)
+}
+
+/// How long a lease is asked for, in milliseconds.
+pub(crate) fn lease_ms(ttl: Duration) -> Result<u64, StoreError> {
+    let ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
+    StoreError::check_range("the time of a lease in milliseconds", ms, 1, MAX_LEASE_MS).map(|()| ms)
+}
+
+/// A day: whoever needs something for longer renews it.
+const MAX_LEASE_MS: u64 = 86_400_000;
 
 /// Whether a token may be stored.
 pub(crate) fn check_token(token: &TokenRecord) -> Result<(), StoreError> {

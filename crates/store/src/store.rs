@@ -2,11 +2,12 @@
 
 use crate::error::{CommitError, EnrolError, StoreError};
 use crate::records::{
-    ClientRecord, EnrolRequest, EventRecord, JobRecord, LedgerRow, NewEvent, ReleaseRecord, TokenRecord,
-    Transition, UploadRecord,
+    ClientRecord, EnrolRequest, EventRecord, JobRecord, Lease, LedgerRow, NewEvent, ReleaseRecord,
+    TokenRecord, Transition, UploadRecord,
 };
 use async_trait::async_trait;
 use std::fmt::Debug;
+use std::time::Duration;
 use undertone_core::digest::Digest;
 use undertone_core::id::{AttemptKey, ClientId, JobId};
 
@@ -14,7 +15,7 @@ use undertone_core::id::{AttemptKey, ClientId, JobId};
 ///
 /// Every method is one transaction. When it returns `Ok`, what it wrote is durable (see
 /// [`Durability`](crate::Durability)) and every later read sees it; when it returns an error, nothing was
-/// written. A call that is dropped before it returns happened whole or not at all.
+/// written, but after [`StoreError::Unsure`]. A call that is dropped before it returns happened whole or not at all.
 #[async_trait]
 pub trait Store: Send + Sync + Debug {
     /// Keeps a new token.
@@ -94,6 +95,19 @@ pub trait Store: Send + Sync + Debug {
 
     /// The digests of all models that any job published.
     async fn released_models(&self) -> Result<Vec<Digest>, StoreError>;
+
+    /// Takes a lease that nobody has: from now on, for `ttl`, it is `holder`'s. If somebody has it, whose it is. Every program needs a
+    /// name of its own. Time is the store's own: the clocks of programs need not agree.
+    ///
+    /// # Errors
+    /// [`StoreError::OutOfRange`] for no time at all, or more than a day.
+    async fn take_lease(&self, name: &str, holder: &str, ttl: Duration) -> Result<Lease, StoreError>;
+
+    /// Has a lease last for `ttl` from now. False: it was taken by another since; nothing changed.
+    async fn renew_lease(&self, name: &str, lease: &Lease, ttl: Duration) -> Result<bool, StoreError>;
+
+    /// Ends a lease before its time, unless it was taken by another since.
+    async fn end_lease(&self, name: &str, lease: &Lease) -> Result<(), StoreError>;
 
     /// Lets go of files and connections, after writes in flight. Later calls fail with [`StoreError::Closed`].
     async fn close(&self);

@@ -6,24 +6,26 @@
 //! another one was here, is begun again from what is durable ([`supervise`]).
 
 mod effects;
+mod handle;
 pub(crate) mod record;
 mod supervise;
 
+pub(crate) use effects::with_document;
+pub(crate) use handle::Handle;
 pub(crate) use record::{LoadedJob, load};
-pub(crate) use supervise::start;
 
 use crate::clock::{left_until, unix_ms};
 use crate::coordinator::Shared;
 use crate::crash::crash_point;
+use crate::fleet::Seat;
 use crate::ledger::LedgerFault;
 use crate::sessions::Change;
-use bytes::Bytes;
+use handle::{Command, Reply};
 use rand_chacha::ChaCha20Rng;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use tokio::sync::{broadcast, mpsc, oneshot, watch};
-use tokio::task::JoinHandle;
+use tokio::sync::{broadcast, mpsc};
 use undertone::{ApiError, Fault};
 use undertone_core::id::JobId;
 use undertone_privacy::ledger::Ledger;
@@ -31,23 +33,16 @@ use undertone_privacy::ledger::chain::{Chain, Line};
 use undertone_privacy::ledger::population::Totals;
 use undertone_round::coordinator::{Context, Input, JobState, Step, invariants, step};
 use undertone_round::job::Job;
-use undertone_store::{CommitError, StoreError};
+use undertone_store::{Blobs, CommitError, StoreError, Transition};
 
+/// How often a step that spends is decided anew because others spent at the same time.
+const MOST_MOVES: u32 = 32;
 /// Inputs that wait for a busy driver; as many are taken together.
 const QUEUE: usize = 256;
 /// Pause before something that failed is tried again; doubles up to [`LAST_PAUSE`].
 pub(crate) const FIRST_PAUSE: Duration = Duration::from_millis(500);
 /// Longest such pause.
 pub(crate) const LAST_PAUSE: Duration = Duration::from_secs(60);
-
-/// Who wants to know what came of an input.
-type Reply = oneshot::Sender<Result<(), ApiError>>;
-
-/// An input and who wants to know what came of it.
-struct Command {
-    input: Input,
-    reply: Option<Reply>,
-}
 
 /// The answers that a batch of inputs will get.
 type Answers = Vec<(Option<Reply>, Answer)>;
@@ -74,68 +69,27 @@ pub(crate) struct Snapshot {
     pub(crate) state: Arc<JobState>,
     pub(crate) epsilon: Option<f64>,
     pub(crate) attempts: u32,
+    /// Of the job that this is.
+    pub(crate) version: u64,
     /// Why nothing happens any more although the job has not ended.
     pub(crate) halted: Option<String>,
 }
 
 impl Snapshot {
+    /// Of a job as it was read.
+    pub(crate) fn of(loaded: &LoadedJob) -> Self {
+        Self {
+            state: Arc::new(loaded.state.clone()),
+            epsilon: loaded.ledger.spent(loaded.job.contract()),
+            attempts: loaded.ledger.entries().len() as u32,
+            version: loaded.version,
+            halted: None,
+        }
+    }
+
     /// The word used in listings.
     pub(crate) fn status(&self) -> &'static str {
         if self.halted.is_some() { "halted" } else { self.state.status() }
-    }
-}
-
-/// A job's driver, from outside.
-#[derive(Clone)]
-pub(crate) struct Handle {
-    pub(crate) job: Arc<Job>,
-    /// The job's canonical JSON, shared by all offers.
-    pub(crate) document: Bytes,
-    pub(crate) created_unix_s: u64,
-    /// Bytes of models handed to the network for this job's clients; the driver takes them at each release.
-    pub(crate) sent: Arc<AtomicU64>,
-    inputs: mpsc::Sender<Command>,
-    snapshot: watch::Receiver<Snapshot>,
-    task: Arc<Mutex<Option<JoinHandle<()>>>>,
-}
-
-impl Handle {
-    /// Feeds an input and waits until what follows from it is durable.
-    pub(crate) async fn feed(&self, input: Input) -> Result<(), ApiError> {
-        let (reply, answer) = oneshot::channel();
-        if self.inputs.send(Command { input, reply: Some(reply) }).await.is_err() {
-            return Err(self.gone());
-        }
-        answer.await.unwrap_or_else(|_| Err(self.gone()))
-    }
-
-    /// Why the driver takes no more inputs.
-    fn gone(&self) -> ApiError {
-        let state = &self.snapshot.borrow().state;
-        if state.is_over() {
-            ApiError::new(Fault::NotNow, format!("the job has ended ({})", state.status()))
-        } else {
-            ApiError::new(
-                Fault::Unavailable,
-                "the job's driver is being started again: try again in a moment",
-            )
-        }
-    }
-
-    pub(crate) fn snapshot(&self) -> Snapshot {
-        self.snapshot.borrow().clone()
-    }
-
-    /// Waits until the driver has stopped.
-    pub(crate) async fn stopped(&self) {
-        let task = self.task.lock().expect("no panic while locked").take();
-        if let Some(task) = task {
-            let _ = task.await;
-        }
-    }
-
-    pub(crate) fn watch(&self) -> watch::Receiver<Snapshot> {
-        self.snapshot.clone()
     }
 }
 
@@ -143,15 +97,17 @@ impl Handle {
 struct Driver {
     id: JobId,
     job: Arc<Job>,
-    document: Bytes,
+    handle: Handle,
     state: Arc<JobState>,
     version: u64,
     ledger: Ledger,
     shared: Arc<Shared>,
+    /// By which it drives.
+    seat: Arc<Seat>,
+    /// Blobs, to delete only while the seat is its own.
+    blobs: Arc<dyn Blobs>,
     rng: ChaCha20Rng,
     own: mpsc::WeakSender<Command>,
-    snapshot: watch::Sender<Snapshot>,
-    sent: Arc<AtomicU64>,
     /// A release of this job is under way.
     releasing: Arc<AtomicBool>,
 }
@@ -162,6 +118,10 @@ enum Stop {
     Done,
     /// What is stored is not what this driver believes: begin again from there.
     Stale(String),
+    /// Another coordinator drives the job now.
+    Unseated,
+    /// What others spent meanwhile is known now: to be decided anew.
+    Moved(String),
     /// Going on would break a promise. Only a person can mend it.
     Halt(String),
 }
@@ -200,6 +160,7 @@ impl Driver {
                 },
                 () = sleep => alone(Input::Tick),
                 () = self.may_stop() => return Ok(()),
+                () = self.seat.lost() => return Err(Stop::Unseated),
             };
             // What came while the last save was under way is saved together: a thousand answers are a few commits.
             let mut batch = vec![first];
@@ -232,7 +193,9 @@ impl Driver {
             Err(Stop::Halt(_)) => {
                 Some("the job stands still; its operator finds the reason in `undertone job show`")
             }
-            Err(Stop::Stale(_) | Stop::Done) => Some("the coordinator cannot take this now: try again later"),
+            Err(Stop::Stale(_) | Stop::Moved(_) | Stop::Unseated | Stop::Done) => {
+                Some("the coordinator cannot take this now: try again later")
+            }
         };
         for (reply, answer) in answers {
             let answer = match (stopped, answer) {
@@ -289,6 +252,14 @@ impl Driver {
         }
         match together {
             Some(step) => self.take(step, None).await,
+            // What is refused rests on a job that may have moved elsewhere: what saves nothing is not told that by the store.
+            None if answers.iter().any(|(_, answer)| matches!(answer, Answer::Unsaved(Err(_)))) => {
+                match self.seat.is_ours().await {
+                    Ok(true) => Ok(()),
+                    Ok(false) => Err(Stop::Unseated),
+                    Err(e) => Err(Stop::Stale(e.to_string())),
+                }
+            }
             None => Ok(()),
         }
     }
@@ -312,15 +283,23 @@ impl Driver {
         let shared = self.shared.clone();
         let mut chain = shared.ledger.lock().await;
         let state = self.state.clone();
-        let decided = self.decide(&state, input, chain.totals());
-        let taken = match decided {
-            Ok(Ok(Some(step))) => self.take(step, Some(&mut chain)).await,
-            Ok(Ok(None)) => Ok(()),
-            Ok(Err(refusal)) => {
-                answers.push((reply, Answer::Saved(Err(ApiError::new(Fault::NotNow, refusal)))));
-                return Ok(());
+        let mut tries = 0;
+        let taken = loop {
+            let taken = match self.decide(&state, input.clone(), chain.totals()) {
+                Ok(Ok(Some(step))) => self.take(step, Some(&mut chain)).await,
+                Ok(Ok(None)) => Ok(()),
+                Ok(Err(refusal)) => {
+                    answers.push((reply, Answer::Saved(Err(ApiError::new(Fault::NotNow, refusal)))));
+                    return Ok(());
+                }
+                Err(stop) => Err(stop),
+            };
+            match taken {
+                // Drivers elsewhere spend from the same budget.
+                Err(Stop::Moved(_)) if tries < MOST_MOVES => tries += 1,
+                Err(Stop::Moved(reason)) => break Err(Stop::Stale(reason)),
+                taken => break taken,
             }
-            Err(stop) => Err(stop),
         };
         let answer = if taken.is_ok() { Answer::Saved(Ok(())) } else { Answer::Unsaved(Ok(())) };
         answers.push((reply, answer));
@@ -370,7 +349,7 @@ impl Driver {
             record::log(event);
         }
         // Before the effects: a client that is asked may answer at once.
-        self.snapshot.send_replace(self.look());
+        self.handle.show_own(self.look());
         for effect in step.effects {
             self.carry_out(effect).await;
         }
@@ -381,7 +360,9 @@ impl Driver {
         crash_point("before", lines);
         let mut pause = FIRST_PAUSE;
         loop {
-            match self.shared.store.commit(record::transition(&self.id, self.version, step, lines)).await {
+            let transition = record::transition(&self.id, self.version, step, lines);
+            let transition = Transition { lease: self.seat.lease().cloned(), ..transition };
+            match self.shared.store.commit(transition).await {
                 Ok(version) => {
                     self.version = version;
                     break;
@@ -390,10 +371,11 @@ impl Driver {
                 Err(CommitError::Store(e @ (StoreError::OutOfRange { .. } | StoreError::Damaged { .. }))) => {
                     return Err(Stop::Halt(e.to_string()));
                 }
+                Err(CommitError::Store(StoreError::Fenced { .. })) => return Err(Stop::Unseated),
                 Err(CommitError::Store(e)) => {
                     tracing::error!(error = %e, "cannot save the job's next step; trying again");
                     self.shared.note_fault(&self.id, Some(format!("its next step cannot be saved: {e}")));
-                    self.shared.wait_or_stop(&mut pause).await.map_err(|()| Stop::Done)?;
+                    self.wait(&mut pause).await?;
                 }
                 // A save whose answer was lost and that was tried again finds its own step.
                 Err(CommitError::Conflict { found, .. })
@@ -417,7 +399,10 @@ impl Driver {
                             Err(LedgerFault::Store(e)) => return Err(Stop::Stale(e.to_string())),
                         }
                     }
-                    return Err(Stop::Stale(e.to_string()));
+                    return Err(match e {
+                        CommitError::LedgerMoved { .. } => Stop::Moved(e.to_string()),
+                        _ => Stop::Stale(e.to_string()),
+                    });
                 }
             }
         }
@@ -436,6 +421,7 @@ impl Driver {
             state: self.state.clone(),
             epsilon: self.ledger.spent(self.job.contract()),
             attempts: self.ledger.entries().len() as u32,
+            version: self.version,
             halted: None,
         }
     }
@@ -452,9 +438,17 @@ impl Driver {
                 }
                 Err(e) => {
                     tracing::error!(error = %e, "cannot read the job back; trying again");
-                    self.shared.wait_or_stop(&mut pause).await.map_err(|()| Stop::Done)?;
+                    self.wait(&mut pause).await?;
                 }
             }
+        }
+    }
+
+    /// Waits before something is tried again, for as long as it is this driver's to do.
+    async fn wait(&self, pause: &mut Duration) -> Result<(), Stop> {
+        tokio::select! {
+            waited = self.shared.wait_or_stop(pause) => waited.map_err(|()| Stop::Done),
+            () = self.seat.lost() => Err(Stop::Unseated),
         }
     }
 }

@@ -62,6 +62,7 @@ pub(super) fn transition(id: &JobId, version: u64, step: &Step, lines: &[Line]) 
     let now = unix_ms();
     Transition {
         job: id.clone(),
+        lease: None,
         expected_version: version,
         status: step.next.status().to_owned(),
         ended: step.next.is_over(),

@@ -5,6 +5,7 @@
 //! model. Memory of a sum: some blocks for each thread, whatever the model's size and however many updates; of a rule: what
 //! it says. Never all updates.
 
+use super::partial::Partial;
 use super::{BLOCK, Trouble, blocks};
 use crate::spool::{Reading, Spooled};
 use std::sync::Mutex;
@@ -15,6 +16,7 @@ use undertone_core::rules::rescale::NumberSum;
 use undertone_core::rules::{Aggregate, Rows, RowsError, Tiling};
 use undertone_privacy::adaptive_clip::CountSum;
 use undertone_privacy::release::Whole;
+use undertone_round::coordinator::Update;
 use undertone_round::job::Job;
 
 /// What a job's rule makes of the updates. Work for several cores: not for an async thread.
@@ -61,23 +63,24 @@ fn each(
 }
 
 /// The sum of a job's updates as it is known before a value was read.
-pub(super) fn whole(job: &Job, updates: &[Spooled]) -> Whole {
+pub(super) fn whole(job: &Job, updates: &[Update]) -> Whole {
     Whole {
         grid: job.grid(),
         values: job.part().len(),
         updates: updates.len() as u32,
-        total_weight: updates.iter().map(|u| u64::from(u.update.weight)).sum(),
+        total_weight: updates.iter().map(|update| u64::from(update.weight)).sum(),
     }
 }
 
 /// Sums that are waited for, of each reader.
 const AHEAD: usize = 2;
 
-/// Sums the updates while `take` takes the sum from it block by block. The readers are ahead of it by some blocks, each with
-/// its share of the updates.
+/// Sums the updates, and what others summed, while `take` takes the sum from it block by block. The readers are ahead of it by some
+/// blocks, each with its share of the updates.
 pub(super) fn sum<T>(
     job: &Job,
     updates: &[Spooled],
+    partial: &[Partial],
     threads: usize,
     take: impl FnOnce(Summed<'_>) -> Result<T, Trouble>,
 ) -> Result<T, Trouble> {
@@ -95,6 +98,11 @@ pub(super) fn sum<T>(
         }
         shares[i % readers].push(reading);
     }
+    for sum in partial {
+        let (of_sum, numbers_of_sum) = sum.said();
+        within.merge(of_sum);
+        numbers.merge(numbers_of_sum);
+    }
     std::thread::scope(|scope| {
         let parts = shares.into_iter().map(|share| {
             let (sender, receiver) = sync_channel(AHEAD);
@@ -106,14 +114,23 @@ pub(super) fn sum<T>(
             });
             receiver
         });
-        take(Summed { job, within, numbers, parts: parts.collect() })
+        let partial = partial.iter().map(|sum| {
+            let (sender, receiver) = sync_channel(AHEAD);
+            scope.spawn(move || {
+                if let Err(e) = sum.read(job, &sender) {
+                    let _ = sender.send(Part::Trouble(e));
+                }
+            });
+            receiver
+        });
+        take(Summed { job, within, numbers, parts: parts.chain(partial).collect() })
     })
 }
 
 /// What a reader has to say.
-enum Part {
+pub(super) enum Part {
     Sum(IntegerSum),
-    /// Every update of the reader was what it should be.
+    /// All that the reader read was what it should be.
     Whole,
     Trouble(Trouble),
 }

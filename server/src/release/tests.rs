@@ -28,6 +28,7 @@ fn job(privacy: &str, more: &str) -> Arc<Job> {
     let (_, after) = rest.split_once("\n[").expect("a table after it");
     let text = format!("{before}[privacy]\n{privacy}\n\n{more}\n\n[{after}");
     let text = text.replace("kind = \"logistic\"", &format!("kind = \"mlp\"\nhidden = {HIDDEN}"));
+    let text = text.replace("size = 2", "size = 5");
     Arc::new(JobSpec::from_toml(&text, "job.toml").unwrap().resolve().unwrap())
 }
 
@@ -65,7 +66,7 @@ impl Round1 {
             let client = ClientId::new(format!("client-{i}")).unwrap();
             updates.push(upload(&job, client, bytes, &blobs).await);
         }
-        let inputs = Inputs { model, updates, carried: Carried::default() };
+        let inputs = Inputs { model, updates, sums: vec![], carried: Carried::default() };
         Self { job, blobs, inputs, decoded }
     }
 
@@ -88,7 +89,12 @@ impl Round1 {
 async fn upload(job: &Job, client: ClientId, bytes: Vec<u8>, blobs: &Arc<dyn Blobs>) -> Update {
     let digest = Digest::of(&bytes);
     let (key, length) = (key(), bytes.len() as u64);
-    let claim = Claim { key, client, digest, bytes: length, weight: 1, within: None, number: None };
+    // What goes beside it differs from client to client.
+    let which = client.as_str().bytes().last().map_or(0, u64::from);
+    let within = job.spec().privacy.adaptive_clip().map(|_| which.is_multiple_of(2));
+    let number = job.rescaling().map(|_| 1000 + which);
+    let weight = if job.max_weight() > 1 { 1 + which as u32 } else { 1 };
+    let claim = Claim { key, client, digest, bytes: length, weight, within, number };
     let chunks = bytes.chunks(256 << 10).enumerate().map(|(i, data)| {
         let chunk = Chunk { offset: (i * (256 << 10)) as u64, data: data.to_vec().into() };
         Ok(UploadMessage { kind: Some(upload_message::Kind::Chunk(chunk)) })
@@ -135,6 +141,66 @@ async fn every_encoding_is_summed_across_blocks() {
             let wanted = (f64::from(before[i]) + sum as f64 / divisor) as f32;
             assert_eq!(now, wanted, "{updates}: value {i}");
         }
+    }
+}
+
+/// Whoever summed what: the same bits, with noise too. What cannot be used is left alone, and the updates are there.
+#[tokio::test]
+async fn partial_sums_change_no_bit() {
+    let adaptive = format!(
+        "{CENTRAL}\nadaptive_clip = {{ min = 0.1, max = 100.0, target_quantile = 0.5, learning_rate = 0.2, count_noise = 9.0 }}"
+    );
+    for (privacy, more) in [
+        (NONE, ""),
+        (NONE, "[transport]\nupdates = { kind = \"top-k\", fraction = 0.1, values = \"bf16\" }"),
+        (NONE, "[aggregation]\nrescale = { kind = \"q-fedavg\", q = 1.0, lipschitz = 10.0, max_loss = 2.0 }"),
+        (NONE, "[aggregation]\nweights = \"declared_rows\"\nmax_weight = 100"),
+        (CENTRAL, ""),
+        (adaptive.as_str(), ""),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut round = Round1::new(job(privacy, more), folder.path(), 5).await;
+        let noise = noise();
+        let expected = round.release(&noise).await.unwrap();
+        let all = round.inputs.updates.clone();
+        let (job, blobs) = (round.job.clone(), round.blobs.clone());
+        let make = async |updates: &[Update]| partial::make(&job, &key(), updates, &blobs).await.unwrap();
+        let (a, b, c) = (make(&all[..2]).await, make(&all[2..4]).await, make(&all[1..4]).await);
+        let whole = make(&all).await;
+        // Of another attempt.
+        let other = AttemptKey { attempt: Attempt(2), ..key() };
+        assert!(partial::make(&job, &other, &all[..2], &blobs).await.is_err(), "updates know their attempt");
+        for (sums, used, left) in [
+            (vec![a], 1, 3),
+            (vec![a, b], 2, 1),
+            // An update counts once.
+            (vec![a, c], 1, 3),
+            (vec![c, a, b], 1, 2),
+            (vec![a, a], 1, 3),
+            (vec![whole], 1, 0),
+            (vec![whole, b], 1, 0),
+        ] {
+            let (chosen, others) = partial::choose(&job, &key(), &all, &sums, &blobs).await;
+            assert_eq!((chosen.len(), others.len()), (used, left), "{more}: {sums:?}");
+            round.inputs.sums = sums;
+            assert_eq!(round.release(&noise).await.unwrap(), expected, "{privacy} {more}");
+        }
+        let (chosen, others) = partial::choose(&job, &other, &all, &[a], &blobs).await;
+        assert_eq!((chosen.len(), others.len()), (0, 5));
+        // One of an update that does not count (any more).
+        let (chosen, others) = partial::choose(&job, &key(), &all[1..], &[a], &blobs).await;
+        assert_eq!((chosen.len(), others.len()), (0, 4));
+        // One that weighs something else by now.
+        let mut heavier = all.clone();
+        heavier[0].weight += 1;
+        let (chosen, others) = partial::choose(&job, &key(), &heavier, &[a], &blobs).await;
+        assert_eq!((chosen.len(), others.len()), (0, 5));
+        let path = Round1::file(folder.path(), a.digest);
+        let mut damaged = std::fs::read(&path).unwrap();
+        *damaged.last_mut().unwrap() ^= 1;
+        std::fs::write(&path, damaged).unwrap();
+        round.inputs.sums = vec![a, b];
+        assert_eq!(round.release(&noise).await.unwrap(), expected, "{privacy} {more}");
     }
 }
 

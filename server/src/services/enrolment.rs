@@ -62,6 +62,9 @@ impl EnrolmentService {
             shared.store.enrol(Digest::of(&m.token_secret), unix_s(), request).await.map_err(refuse)?;
         if client.role == ClientRole::Evaluator {
             shared.add_evaluator(client.id.clone());
+            if let Some(fleet) = &shared.fleet {
+                fleet.enrolled().await;
+            }
         }
         let signed = shared
             .authority

@@ -94,7 +94,7 @@ impl Operator for OperatorService {
         require_operator(&request)?;
         let m = request.into_inner();
         let id = parsed(&m.job)?;
-        let watch = self.0.job(&id).map(|handle| handle.watch());
+        let watch = self.0.job(&id).await.map(|handle| handle.watch());
         if watch.is_none() {
             // It has ended, or there is none.
             self.0.record(&id).await?;
@@ -123,7 +123,7 @@ impl Operator for OperatorService {
         require_operator(&request)?;
         let m = request.into_inner();
         let id = parsed(&m.job)?;
-        if self.0.job(&id).is_none() {
+        if self.0.job(&id).await.is_none() {
             self.0.record(&id).await?;
         }
         let shared = &self.0.shared;
@@ -205,7 +205,14 @@ impl Operator for OperatorService {
 
     async fn get_ledger(&self, request: Request<v1::GetLedgerRequest>) -> Reply<v1::LedgerSummary> {
         require_operator(&request)?;
-        let View { lines, head, totals, jobs } = self.0.shared.ledger.view();
+        let shared = &self.0.shared;
+        if shared.fleet.is_some() {
+            let mut chain = shared.ledger.lock().await;
+            let caught_up = shared.ledger.catch_up(&mut chain, &*shared.store).await;
+            caught_up
+                .map_err(|e| ApiError::new(Fault::Internal, format!("the ledger cannot be read: {e}")))?;
+        }
+        let View { lines, head, totals, jobs } = shared.ledger.view();
         let json = |value: serde_json::Result<String>| value.expect("plain data");
         let job = |(id, job): (JobId, ClosedJob)| v1::LedgerJob {
             job: id.into(),

@@ -2,11 +2,12 @@
 
 use super::model_body::{ModelBody, Raw};
 use super::pieces::{Overseer, pieces};
-use super::uploads::{self, Replies, claim, expected};
+use super::uploads::{self, Replies, claim, expected_now};
 use crate::clock::{left_until, unix_s};
 use crate::coordinator::{Coordinator, Shared};
 use crate::identity::{Peer, peer_of};
 use crate::pace::Pace;
+use crate::sessions::Opened;
 use crate::spool;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -52,13 +53,20 @@ impl Participation for ParticipationService {
         let digest =
             Digest::try_from(&m.digest[..]).map_err(|e| ApiError::new(Fault::BadRequest, e.to_string()))?;
         let shared = &self.0.shared;
-        let asked = shared.readable(&client, &digest)?;
+        let turn = shared.download_turn(&client)?;
+        let asked = match shared.readable(&client, &digest) {
+            // A driver elsewhere may have asked it a moment ago.
+            Err(_) if shared.fleet.is_some() => {
+                self.refresh_jobs().await?;
+                shared.readable(&client, &digest)?
+            }
+            asked => asked?,
+        };
         if m.offset > asked.bytes {
             let text = format!("offset {} is beyond the model's {} bytes", m.offset, asked.bytes);
             shared.refusals.note_download(&client, &text);
             return Err(ApiError::new(Fault::BadRequest, text).into());
         }
-        let turn = shared.download_turn(&client)?;
         let overseer = Overseen { shared: shared.clone(), client, digest, begun: Instant::now() };
         let pieces = pieces(&shared.shelf, &shared.blobs, &digest, m.offset, asked.idle, overseer).await?;
         let mut answer = Response::new(tokio_stream::empty());
@@ -82,8 +90,7 @@ impl Participation for ParticipationService {
         let Some(_turn) = turn else {
             return Ok(Response::new(v1::UploadProgress { offset: claim.bytes, counted_already: true }));
         };
-        let state = self.0.running_job(&claim.key.job).await?.snapshot().state;
-        expected(&state, &claim)?;
+        expected_now(&self.0.running_job(&claim.key.job).await?, shared, &claim).await?;
         let offset = spool::progress(&claim, &shared.blobs).await.map_err(|e| {
             tracing::error!(error = %e, "cannot look for an unfinished upload");
             ApiError::new(Fault::Unavailable, "the coordinator cannot read its storage now")
@@ -128,6 +135,17 @@ impl Overseer for Overseen {
 }
 
 impl ParticipationService {
+    /// Looks at all jobs that are driven elsewhere.
+    async fn refresh_jobs(&self) -> Result<(), ApiError> {
+        for id in self.0.shared.jobs().into_keys() {
+            crate::fleet::refresh(&self.0.shared, &id).await.map_err(|e| {
+                tracing::warn!(error = %e, "cannot look at a job");
+                ApiError::new(Fault::Unavailable, "the coordinator cannot look at its jobs now: try again")
+            })?;
+        }
+        Ok(())
+    }
+
     /// The enrolled participant behind a request.
     async fn participant<T>(&self, request: &Request<T>) -> Result<(ClientId, ClientRole), ApiError> {
         let Peer::Client(name, role) = peer_of(request)? else {
@@ -183,23 +201,61 @@ impl ParticipationService {
             software: version::SOFTWARE.into(),
         };
         let welcome = v1::ServerMessage { kind: Some(server_message::Kind::Welcome(welcome)) };
-        let opened = shared.sessions.open(&client, role, welcome)?;
+        let session = Session { coordinator: self.0.clone(), client, role, number: shared.sessions.number() };
+        // A task of its own: whoever hangs up meanwhile leaves no session behind that is noted and not open.
+        let opening = tokio::spawn(tracing::Instrument::in_current_span(session.open(welcome, messages)));
+        let outbox = opening.await.map_err(|e| {
+            tracing::error!(error = %e, "opening a session broke");
+            ApiError::new(Fault::Internal, "the coordinator cannot open sessions; its log says why")
+        })??;
         tracing::info!(software, protocol, "session opened");
-        let coordinator = self.0.clone();
-        let span = tracing::Span::current();
-        tokio::spawn(tracing::Instrument::instrument(
-            async move {
-                while let Some(Ok(message)) = messages.next().await {
-                    if let Err(e) = handle(&coordinator, &client, role, message).await {
-                        tracing::info!(error = %e, "a message was refused");
-                    }
+        Ok(Box::pin(ReceiverStream::new(outbox).map(|message| Ok(*message))))
+    }
+}
+
+/// A session of a participant, for as long as it lasts.
+struct Session {
+    coordinator: Arc<Coordinator>,
+    client: ClientId,
+    role: ClientRole,
+    number: u64,
+}
+
+impl Session {
+    /// Opens it, and takes what comes in it until its end.
+    async fn open(
+        self,
+        welcome: v1::ServerMessage,
+        mut messages: Streaming<v1::ClientMessage>,
+    ) -> Result<Opened, ApiError> {
+        let Self { coordinator, client, role, number } = self;
+        let shared = coordinator.shared.clone();
+        // Noted before it is opened: whoever finds it knows where it is.
+        if let Some(fleet) = &shared.fleet {
+            fleet.note_session(&client, role, number).await?;
+        }
+        let opened = shared.sessions.open(&client, role, number, welcome);
+        if let Some(fleet) = &shared.fleet {
+            fleet.opened(number);
+            if opened.is_err() {
+                fleet.ended(&client, number).await;
+            }
+        }
+        let taking = async move {
+            while let Some(Ok(message)) = messages.next().await {
+                if let Err(e) = handle(&coordinator, &client, role, message).await {
+                    tracing::info!(error = %e, "a message was refused");
                 }
-                coordinator.shared.sessions.close(&client, opened.number);
-                tracing::info!("session ended");
-            },
-            span,
-        ));
-        Ok(Box::pin(ReceiverStream::new(opened.outbox).map(|message| Ok(*message))))
+            }
+            shared.sessions.close(&client, number);
+            if let Some(fleet) = &shared.fleet {
+                fleet.ended(&client, number).await;
+            }
+            tracing::info!("session ended");
+        };
+        let outbox = opened?;
+        tokio::spawn(tracing::Instrument::in_current_span(taking));
+        Ok(outbox)
     }
 }
 

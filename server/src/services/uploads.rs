@@ -3,9 +3,9 @@
 use crate::clock::left_until;
 use crate::coordinator::{Coordinator, Shared};
 use crate::driver::Handle;
+use crate::fleet;
 use crate::pace::Pace;
 use crate::spool::{self, Claim, Rejected};
-use crate::sweep::let_go;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
@@ -85,17 +85,12 @@ async fn upload(
     if let Err(reason) = plausible(&claim, &job) {
         return refuse(&handle, &claim, reason).await;
     }
-    let asked = {
-        // Not for longer: a state knows all of its cohort, and thousands of uploads may wait.
-        let state = handle.snapshot().state;
-        // The clip norm moves between rounds: this one's stands as long as the upload is of use.
-        let bound = job.bound_beside(claim.number, state.norm_bound(&job));
-        expected(&state, &claim).map(|deadline_ms| (deadline_ms, bound))
-    };
-    let (deadline_ms, bound) = match asked {
-        Ok(asked) => asked,
+    let deadline_ms = match expected_now(&handle, shared, &claim).await {
+        Ok(deadline_ms) => deadline_ms,
         Err(over) => return shared.receipt_of_before(&claim, &header, over).await,
     };
+    // The clip norm moves between rounds: this one's stands as long as the upload is of use.
+    let bound = job.bound_beside(claim.number, handle.snapshot().state.norm_bound(&job));
     // A client that trickles holds its slot until the attempt's deadline at most.
     let left = deadline_ms.map_or(idle, left_until);
     let pace = Pace::new(Instant::now(), idle, left);
@@ -136,7 +131,7 @@ async fn upload(
             Ok(v1::UploadReceipt { update: header.update, counted_already })
         }
         // The attempt may have ended while this was spooled, and what was spooled have been deleted with it.
-        Err(Rejected::Transfer(e)) => match expected(&handle.snapshot().state, &claim) {
+        Err(Rejected::Transfer(e)) => match expected_now(&handle, shared, &claim).await {
             Ok(_) => Err(e),
             Err(over) => shared.receipt_of_before(&claim, &header, over).await,
         },
@@ -170,9 +165,34 @@ pub(super) fn claim(client: ClientId, header: &v1::UploadHeader) -> Result<Claim
 }
 
 /// Until when the job takes the upload in, or why it does not.
-pub(super) fn expected(state: &JobState, claim: &Claim) -> Result<Option<u64>, ApiError> {
+fn expected(state: &JobState, claim: &Claim) -> Result<Option<u64>, ApiError> {
     let deadline_ms = state.expects(&claim.key.job, &claim.client, &claim.key);
     deadline_ms.map_err(|refusal| ApiError::new(Fault::NotNow, refusal.to_string()))
+}
+
+/// As [`expected`], of the job as it is now: a "no" may rest on what another coordinator has changed since.
+pub(super) async fn expected_now(
+    handle: &Handle,
+    shared: &Arc<Shared>,
+    claim: &Claim,
+) -> Result<Option<u64>, ApiError> {
+    match expected(&handle.snapshot().state, claim) {
+        Err(_) if shared.fleet.is_some() => {
+            let unavailable = |e: &dyn std::fmt::Display| {
+                tracing::warn!(error = %e, "cannot look at a job");
+                ApiError::new(Fault::Unavailable, "the coordinator cannot look at the job now: try again")
+            };
+            let id = &claim.key.job;
+            fleet::refresh(shared, id).await.map_err(|e| unavailable(&e))?;
+            let stored = shared.store.job(id).await.map_err(|e| unavailable(&e))?;
+            let shown = handle.snapshot();
+            if stored.is_some_and(|job| job.version > shown.version) {
+                return Err(unavailable(&"another coordinator may drive it by now"));
+            }
+            expected(&shown.state, claim)
+        }
+        known => known,
+    }
 }
 
 /// Resolves when nobody waits for the upload any more, with the reason.
@@ -198,9 +218,7 @@ async fn take_in(handle: &Handle, shared: &Shared, claim: &Claim, update: Update
         return Err(refusal);
     }
     let before = shared.taken_in(key, client).await;
-    if !handle.snapshot().state.blobs().contains(&blob) {
-        let_go(&*shared.blobs, [blob], "a refused update").await;
-    }
+    handle.discard_refused(blob).await;
     if before?.is_some_and(|record| record.blob == blob) { Ok(true) } else { Err(refusal) }
 }
 

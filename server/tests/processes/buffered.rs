@@ -7,7 +7,7 @@ use undertone_harness::{Events, Processes, SAMPLE_JOB};
 use undertone_privacy::ledger::EntryState;
 use undertone_privacy::ledger::chain::Line;
 use undertone_round::event::{JobEvent, Outcome};
-use undertone_store::{Durability, SqliteStore, Store as _};
+use undertone_store::{Durability, SqlStore, Store as _};
 
 const ROUNDS: u32 = 12;
 
@@ -134,7 +134,7 @@ async fn killed_again_and_again_a_buffered_job_counts_every_update_once() {
         drop(operator);
         d.server().kill();
         let file = d.path().join("deployment/state/undertone.sqlite");
-        let store = SqliteStore::open(&file, Durability::Process).await.unwrap();
+        let store = SqlStore::sqlite(&file, Durability::Process).await.unwrap();
         let mut records = 0;
         for line in own.iter().filter(|l| l.entry.state.word() == "reserved") {
             records += store.uploads(&line.entry.key).await.unwrap().len();

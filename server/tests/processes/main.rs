@@ -2,10 +2,14 @@
 
 mod buffered;
 mod data;
+mod fleet;
 mod jobs;
+mod kills;
 mod ledger;
 mod own_model;
+mod partitions;
 mod set_up;
+mod soak;
 
 /// A data set that a linear model can divide: y = 1 where x > 0.
 fn csv(rows: usize, shift: f64) -> String {

@@ -3,14 +3,15 @@
 use bytes::Bytes;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 use tokio::io::AsyncRead;
 use tokio::sync::watch;
 use undertone_core::digest::Digest;
 use undertone_core::id::{AttemptKey, ClientId, JobId};
 use undertone_store::{
     BlobError, BlobWriter, Blobs, ClientRecord, CommitError, EnrolError, EnrolRequest, EventRecord,
-    JobRecord, LedgerRow, LocalBlob, MemoryBlobs, MemoryStore, NewEvent, ReleaseRecord, Store, StoreError,
-    TokenRecord, Transition, UploadRecord,
+    JobRecord, Lease, LedgerRow, LocalBlob, MemoryBlobs, MemoryStore, NewEvent, ReleaseRecord, Store,
+    StoreError, TokenRecord, Transition, UploadRecord,
 };
 
 /// A store and blobs in memory that outlive coordinators, and the switches of their faults.
@@ -44,6 +45,8 @@ struct Faults {
     /// What could not be kept.
     refused: Mutex<Vec<Digest>>,
     hits: AtomicU32,
+    /// What was saved.
+    saved: Mutex<Vec<Transition>>,
 }
 
 /// Where a disk is slow.
@@ -114,6 +117,11 @@ impl FaultyStorage {
     /// How many calls were failed so far.
     pub fn hits(&self) -> u32 {
         self.faults.hits.load(Ordering::SeqCst)
+    }
+
+    /// All steps of jobs that were saved, in order.
+    pub fn steps(&self) -> Vec<Transition> {
+        self.faults.saved.lock().expect("no panic while locked").clone()
     }
 
     /// The store without its faults.
@@ -200,7 +208,8 @@ impl Store for FaultyStorage {
             self.faults.hits.fetch_add(1, Ordering::SeqCst);
             panic!("as the test asked");
         }
-        let version = self.store.commit(transition).await?;
+        let version = self.store.commit(transition.clone()).await?;
+        self.faults.saved.lock().expect("no panic while locked").push(transition);
         let lost = self.faults.answers.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1));
         if lost.is_ok() {
             self.faults.hits.fetch_add(1, Ordering::SeqCst);
@@ -223,6 +232,18 @@ impl Store for FaultyStorage {
     async fn released_models(&self) -> Result<Vec<Digest>, StoreError> {
         self.store.released_models().await
     }
+    async fn take_lease(&self, name: &str, holder: &str, ttl: Duration) -> Result<Lease, StoreError> {
+        self.store.take_lease(name, holder, ttl).await
+    }
+
+    async fn renew_lease(&self, name: &str, lease: &Lease, ttl: Duration) -> Result<bool, StoreError> {
+        self.store.renew_lease(name, lease, ttl).await
+    }
+
+    async fn end_lease(&self, name: &str, lease: &Lease) -> Result<(), StoreError> {
+        self.store.end_lease(name, lease).await
+    }
+
     /// The state outlives the coordinator, as a disk does.
     async fn close(&self) {}
 }

@@ -24,6 +24,7 @@
 
 mod deployment;
 mod faults;
+mod fleet;
 mod operator;
 mod processes;
 mod pytorch;
@@ -33,6 +34,7 @@ mod wire;
 
 pub use deployment::{Deployment, RunningClient};
 pub use faults::{FaultyStorage, HeldAt};
+pub use fleet::Fleet;
 pub use operator::{Events, Operator};
 pub use processes::{Process, Processes, binary};
 pub use pytorch::python_with;

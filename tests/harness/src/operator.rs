@@ -45,12 +45,20 @@ impl Events {
 impl Operator {
     /// Connects with an operator's profile folder.
     pub async fn connect(url: &str, profile: &Path) -> Self {
+        Self::try_connect(url, profile).await.expect("the coordinator answers")
+    }
+
+    /// The same, where the coordinator may be away.
+    ///
+    /// # Errors
+    /// That it is.
+    pub async fn try_connect(url: &str, profile: &Path) -> Result<Self, tonic::transport::Error> {
         let read = |name: &str| std::fs::read(profile.join(name)).expect("a file of the profile");
         let tls = ClientTlsConfig::new()
             .ca_certificate(Certificate::from_pem(read("ca.crt")))
             .identity(Identity::from_pem(read("operator.crt"), read("operator.key")));
         let endpoint = Endpoint::from_shared(url.to_owned()).expect("a URL").tls_config(tls).expect("TLS");
-        Self { client: OperatorClient::new(endpoint.connect().await.expect("the coordinator answers")) }
+        Ok(Self { client: OperatorClient::new(endpoint.connect().await?) })
     }
 
     /// Submits a job file's text.
@@ -87,6 +95,16 @@ impl Operator {
                 return Events(events);
             }
         }
+    }
+
+    /// The events of a job after some, until its end or until who tells them goes away.
+    pub async fn watch_on(&mut self, job: &str, events: &mut Vec<JobEvent>) -> Result<(), ApiError> {
+        let request = v1::WatchJobRequest { job: job.into(), after: events.len() as u64 };
+        let mut stream = self.client.watch_job(request).await?.into_inner();
+        while let Some(event) = stream.next().await {
+            events.push(serde_json::from_str(&event?.document).expect("an event"));
+        }
+        Ok(())
     }
 
     /// The detail of a job.

@@ -1,12 +1,14 @@
 //! The real binaries as processes.
 
-use crate::{Operator, PATIENCE};
+use crate::{Events, Operator, PATIENCE};
 use std::ffi::OsString;
 use std::io::Read as _;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
+use undertone_round::event::JobEvent;
 
 /// The path of one of our binaries, beside the running test.
 ///
@@ -26,6 +28,8 @@ pub struct Processes {
     folder: TempDir,
     url: String,
     server: Option<Process>,
+    /// What the coordinator finds in its environment.
+    environment: Vec<(String, String)>,
 }
 
 /// A running binary whose output goes to a file. Killed when dropped.
@@ -56,6 +60,17 @@ impl Process {
         text
     }
 
+    /// Whether it has not ended yet.
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().expect("a child").is_none()
+    }
+
+    /// Sends it a signal by its name, such as STOP.
+    pub fn signal(&self, name: &str) {
+        let sent = Command::new("kill").arg(format!("-{name}")).arg(self.child.id().to_string()).status();
+        assert!(sent.expect("kill").success(), "cannot send {name}");
+    }
+
     /// Its process id.
     pub fn id(&self) -> u32 {
         self.child.id()
@@ -69,8 +84,7 @@ impl Process {
 
     /// Asks it to stop, as an operator or a service manager does, and waits.
     pub fn terminate(&mut self) -> ExitStatus {
-        let id = self.child.id().to_string();
-        Command::new("kill").args(["-TERM", &id]).status().expect("kill");
+        self.signal("TERM");
         self.wait()
     }
 
@@ -99,6 +113,15 @@ impl Process {
             std::thread::sleep(Duration::from_millis(20));
         }
     }
+
+    /// Waits until its output is what it should be.
+    pub(crate) fn wait_until(&self, is_so: impl Fn(&str) -> bool) {
+        let deadline = Instant::now() + PATIENCE;
+        while !is_so(&self.log()) {
+            assert!(Instant::now() < deadline, "it does not come in:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
 }
 
 impl Drop for Process {
@@ -110,18 +133,81 @@ impl Drop for Process {
 impl Processes {
     /// Makes a deployment with `undertone-server init` and starts it.
     pub fn start() -> Self {
+        Self::start_on("", &[])
+    }
+
+    /// The same with more lines in the table `[storage]` of server.toml, and in the coordinator's environment.
+    pub fn start_on(storage: &str, environment: &[(&str, &str)]) -> Self {
+        let mut deployment = Self::prepare(storage, environment);
+        deployment.start_server();
+        deployment
+    }
+
+    /// The same at an address of this machine that is not the loopback's.
+    pub fn start_at(address: &str) -> Self {
+        let mut deployment = Self::prepare_at(address, address, "", &[]);
+        deployment.start_server();
+        deployment
+    }
+
+    /// The same, not started.
+    pub(crate) fn prepare(storage: &str, environment: &[(&str, &str)]) -> Self {
+        Self::prepare_at("127.0.0.1", "localhost", storage, environment)
+    }
+
+    fn prepare_at(address: &str, host: &str, storage: &str, environment: &[(&str, &str)]) -> Self {
         let folder = TempDir::new().expect("a temporary folder");
         let dir = folder.path().join("deployment");
         let output = run(Command::new(binary("undertone-server"))
-            .args(["init", "--name", "processes", "--listen", "127.0.0.1:0", "--host", "localhost", "--dir"])
+            .args([
+                "init",
+                "--name",
+                "processes",
+                "--listen",
+                &format!("{address}:0"),
+                "--host",
+                host,
+                "--dir",
+            ])
             .arg(&dir));
         assert!(output.status.success(), "{output:?}");
         let text = std::fs::read_to_string(dir.join("server.toml")).expect("server.toml");
         let url = text.split("public_url = \"").nth(1).and_then(|t| t.split('"').next());
         let url = url.expect("a public URL").to_owned();
-        let mut deployment = Self { folder, url, server: None };
-        deployment.start_server();
-        deployment
+        let more = text.replacen("[storage]\n", &format!("[storage]\n{storage}\n"), 1);
+        assert!(storage.is_empty() || more != text, "no table of storage: {text}");
+        std::fs::write(dir.join("server.toml"), more).expect("server.toml");
+        let environment = environment.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
+        Self { folder, url, server: None, environment }
+    }
+
+    /// Where its coordinator listens.
+    pub(crate) fn listen(&self) -> SocketAddr {
+        let text = std::fs::read_to_string(self.path().join("deployment/server.toml")).expect("server.toml");
+        let listen = text.split("listen = \"").nth(1).and_then(|t| t.split('"').next());
+        listen.and_then(|listen| listen.parse().ok()).expect("an address")
+    }
+
+    /// Makes the folder of another coordinator of the same deployment, which listens at `address`.
+    pub(crate) fn copy_coordinator(&self, name: &str, address: SocketAddr) {
+        let (from, to) = (self.path().join("deployment"), self.path().join(name));
+        std::fs::create_dir_all(to.join("pki")).expect("a folder");
+        for file in ["pki/ca.crt", "pki/ca.key", "pki/server.crt", "pki/server.key"] {
+            std::fs::copy(from.join(file), to.join(file)).expect("a copy");
+        }
+        let text = std::fs::read_to_string(from.join("server.toml")).expect("server.toml");
+        let listen = |address| format!("listen = \"{address}\"");
+        let other = text.replace(&listen(self.listen()), &listen(address));
+        assert_ne!(text, other, "it would listen where the first one does");
+        std::fs::write(to.join("server.toml"), other).expect("server.toml");
+    }
+
+    /// Starts a coordinator whose folder is there.
+    pub fn start_coordinator(&self, name: &str) -> Process {
+        let dir = self.path().join(name);
+        let mut command = Command::new(binary("undertone-server"));
+        command.arg("run").arg("--dir").arg(&dir).envs(self.environment.iter().cloned());
+        Process::start(command, dir.join("log"))
     }
 
     /// Starts the coordinator (again).
@@ -140,6 +226,7 @@ impl Processes {
         let _ = std::fs::remove_file(&log);
         let mut command = Command::new(binary("undertone-server"));
         command.arg("run").arg("--dir").arg(self.path().join("deployment"));
+        command.envs(self.environment.iter().cloned());
         if let Some(point) = crash {
             command.env("UNDERTONE_CRASH", point);
         }
@@ -159,9 +246,38 @@ impl Processes {
         self.folder.path()
     }
 
+    /// Where participants and operators reach it.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
     /// An operator.
     pub async fn operator(&self) -> Operator {
         Operator::connect(&self.url, &self.path().join("deployment/operator")).await
+    }
+
+    /// Watches a job to its end, however often whoever tells its events goes away.
+    ///
+    /// # Panics
+    /// If nothing happens for a long time.
+    pub async fn watch_to_end(&self, job: &str) -> Events {
+        let (mut events, mut last) = (vec![], Instant::now());
+        while !matches!(events.last(), Some(JobEvent::Ended { .. })) {
+            let before = events.len();
+            let profile = self.path().join("deployment/operator");
+            let watching = async {
+                if let Ok(mut operator) = Operator::try_connect(&self.url, &profile).await {
+                    let _ = operator.watch_on(job, &mut events).await;
+                }
+            };
+            let _ = tokio::time::timeout(PATIENCE, watching).await;
+            if events.len() > before {
+                last = Instant::now();
+            }
+            assert!(last.elapsed() < 2 * PATIENCE, "nothing more happens after {events:#?}");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        Events(events)
     }
 
     /// Runs the operator's tool and returns its output.

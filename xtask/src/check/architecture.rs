@@ -28,8 +28,9 @@ const ARROWS: [(&str, &[&str]); 10] = [
     ),
 ];
 
-/// Crates that are no part of the product: the test harness may link everything, xtask nothing.
-const OUTSIDE: [(&str, bool); 2] = [("undertone-harness", true), ("xtask", false)];
+/// Crates that are no part of the product: the test harness may link everything, the others nothing.
+const OUTSIDE: [(&str, bool); 3] =
+    [("undertone-harness", true), ("undertone-test-servers", false), ("xtask", false)];
 
 /// Crates of ours and what they must not reach, through however many links.
 const OUT_OF_REACH: [(&[&str], &[&str]); 2] = [

@@ -7,6 +7,7 @@
 pub(crate) mod disk;
 mod download;
 mod fetch;
+mod package;
 mod pip;
 mod pytorch;
 mod slim;
@@ -19,6 +20,8 @@ use anyhow::{Context, Result, bail};
 
 use crate::cargo::Workspace;
 use crate::report::say;
+
+pub(crate) use package::{package, postgres};
 
 /// The PyTorch that torch-sys 0.24 is made for; it refuses any other.
 const VERSION: &str = "2.11.0";

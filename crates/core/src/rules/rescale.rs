@@ -173,6 +173,16 @@ impl NumberSum {
             };
     }
 
+    /// A sum that was made elsewhere: as [`parts`](Self::parts) gives it.
+    pub fn of_parts((numbers, weight): (u128, u64)) -> Self {
+        Self { numbers, weight }
+    }
+
+    /// The weighted sum of the numbers, and of the weights.
+    pub fn parts(&self) -> (u128, u64) {
+        (self.numbers, self.weight)
+    }
+
     /// Adds the sum over other clients of the same round.
     pub fn merge(&mut self, other: &Self) {
         self.numbers += other.numbers;

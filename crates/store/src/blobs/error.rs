@@ -72,6 +72,24 @@ pub enum BlobError {
         /// What the system said.
         detail: String,
     },
+    /// A place of a bucket that is somebody else's.
+    #[error("{at} holds the blobs of {whose}: name another bucket or prefix")]
+    Foreign {
+        /// Its address.
+        at: String,
+        /// Whose they are.
+        whose: String,
+    },
+    /// A store elsewhere that does not do what it is asked.
+    #[error(
+        "{at} cannot be used now ({detail}): check the network, the endpoint, the bucket and what opens it"
+    )]
+    Away {
+        /// Its address.
+        at: String,
+        /// What it, or the network, said.
+        detail: String,
+    },
     /// Anything else.
     #[error("{at} failed ({source}): check its disk, then try again")]
     Failed {
@@ -88,6 +106,7 @@ impl BlobError {
         matches!(
             self,
             Self::Full { .. }
+                | Self::Away { .. }
                 | Self::NotPermitted { .. }
                 | Self::Failed { .. }
                 | Self::Spoilt

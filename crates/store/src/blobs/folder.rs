@@ -34,8 +34,9 @@ pub struct FolderBlobs {
 /// Tells the files of this process in `tmp/` apart.
 static NEXT_FILE: AtomicU64 = AtomicU64::new(0);
 
+/// A file being written.
 #[derive(Debug)]
-struct FolderWriter {
+pub(super) struct FolderWriter {
     blobs: FolderBlobs,
     tmp: PathBuf,
     file: Place,
@@ -231,38 +232,19 @@ impl FolderBlobs {
         Ok(names)
     }
 
-    fn sync(&self, path: &Path, sync: impl FnOnce() -> io::Result<()>) -> Result<(), BlobError> {
-        match self.durability {
-            Durability::Disk => sync().map_err(|e| BlobError::at(path, e)),
-            Durability::Process => Ok(()),
-        }
-    }
-}
-
-#[async_trait]
-impl Blobs for FolderBlobs {
-    async fn writer(&self) -> Result<Box<dyn BlobWriter>, BlobError> {
+    /// As [`Blobs::writer`].
+    pub(super) async fn new_writer(&self) -> Result<FolderWriter, BlobError> {
         let blobs = self.clone();
         let (tmp, file) = blocking(&self.root, move || blobs.begin()).await?;
-        let file = Place::Here(Open { file, digester: Digester::new() });
-        let blobs = self.clone();
-        Ok(Box::new(FolderWriter {
-            blobs,
-            tmp,
-            file,
-            queue: Arc::default(),
-            bytes: 0,
-            whole: true,
-            kept: false,
-            resumable: false,
-        }))
+        Ok(FolderWriter::at(self.clone(), tmp, Open { file, digester: Digester::new() }, 0, false))
     }
 
-    async fn resume(
+    /// As [`Blobs::resume`].
+    pub(super) async fn resumed_writer(
         &self,
         name: &str,
         sink: &mut (dyn for<'a> FnMut(&'a [u8]) + Send),
-    ) -> Result<Box<dyn BlobWriter>, BlobError> {
+    ) -> Result<FolderWriter, BlobError> {
         let (blobs, wanted) = (self.clone(), name.to_owned());
         let (tmp, file) = blocking(&self.root, move || blobs.reopen(&wanted)).await?;
         let mut open = Open { file, digester: Digester::new() };
@@ -283,17 +265,29 @@ impl Blobs for FolderBlobs {
             sink(&block);
             bytes += block.len() as u64;
         }
-        let (blobs, file) = (self.clone(), Place::Here(open));
-        Ok(Box::new(FolderWriter {
-            blobs,
-            tmp,
-            file,
-            queue: Arc::default(),
-            bytes,
-            whole: true,
-            kept: false,
-            resumable: true,
-        }))
+        Ok(FolderWriter::at(self.clone(), tmp, open, bytes, true))
+    }
+
+    fn sync(&self, path: &Path, sync: impl FnOnce() -> io::Result<()>) -> Result<(), BlobError> {
+        match self.durability {
+            Durability::Disk => sync().map_err(|e| BlobError::at(path, e)),
+            Durability::Process => Ok(()),
+        }
+    }
+}
+
+#[async_trait]
+impl Blobs for FolderBlobs {
+    async fn writer(&self) -> Result<Box<dyn BlobWriter>, BlobError> {
+        Ok(Box::new(self.new_writer().await?))
+    }
+
+    async fn resume(
+        &self,
+        name: &str,
+        sink: &mut (dyn for<'a> FnMut(&'a [u8]) + Send),
+    ) -> Result<Box<dyn BlobWriter>, BlobError> {
+        Ok(Box::new(self.resumed_writer(name, sink).await?))
     }
 
     async fn unfinished(&self) -> Result<Vec<(String, u64)>, BlobError> {
@@ -363,6 +357,18 @@ impl Blobs for FolderBlobs {
 }
 
 impl FolderWriter {
+    fn at(blobs: FolderBlobs, tmp: PathBuf, open: Open, bytes: u64, resumable: bool) -> Self {
+        let (file, queue) = (Place::Here(open), Arc::default());
+        Self { blobs, tmp, file, queue, bytes, whole: true, kept: false, resumable }
+    }
+
+    /// All bytes so far, to be read, with their digest and their number.
+    pub(super) async fn so_far(&mut self) -> Result<(LocalBlob, Digest, u64), BlobError> {
+        let digest = self.settle().await?;
+        let file = tokio::fs::File::open(&self.tmp).await.map_err(|e| BlobError::at(&self.tmp, e))?;
+        Ok((LocalBlob::File(file.into_std().await.into()), digest, self.bytes))
+    }
+
     /// Waits until nothing is on its way to the file.
     async fn settled(&mut self) -> Result<(), BlobError> {
         if let Place::Behind(writing) = &mut self.file {

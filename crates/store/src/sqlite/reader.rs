@@ -1,7 +1,9 @@
 //! The connections that read. They see what is committed, and cannot write.
 
-use super::connection::{Sql, fault};
+use super::fault;
 use crate::error::StoreError;
+use crate::sql;
+use crate::sql::connection::Sql;
 use sqlx::Sqlite;
 use sqlx::pool::PoolConnection;
 use sqlx::sqlite::{SqliteConnectOptions, SqlitePool, SqlitePoolOptions};
@@ -46,8 +48,8 @@ impl Reader {
     }
 }
 
-impl Read<'_> {
-    pub(super) fn sql(&mut self) -> Sql<'_> {
-        Sql { raw: &mut self.connection, at: self.at }
+impl sql::Read for Read<'_> {
+    fn sql(&mut self) -> Sql<'_> {
+        Sql::sqlite(&mut self.connection, self.at)
     }
 }

@@ -2,18 +2,16 @@
 
 mod crash;
 mod files;
-mod model;
 
-use super::SqliteStore;
 use crate::contract::store_contract;
-use crate::{Durability, Store};
+use crate::{Durability, SqlStore, Store};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use tempfile::TempDir;
 
 /// Opens the store of a folder.
-async fn open(folder: &TempDir) -> SqliteStore {
-    SqliteStore::open(&folder.path().join("state.db"), Durability::Process).await.unwrap()
+async fn open(folder: &TempDir) -> SqlStore {
+    SqlStore::sqlite(&folder.path().join("state.db"), Durability::Process).await.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -23,7 +21,7 @@ async fn keeps_the_contract() {
     for durability in [Durability::Disk, Durability::Process] {
         store_contract(async || {
             let path = folder.path().join(format!("{}.db", next.fetch_add(1, Ordering::Relaxed)));
-            Arc::new(SqliteStore::open(&path, durability).await.unwrap()) as Arc<dyn Store>
+            Arc::new(SqlStore::sqlite(&path, durability).await.unwrap()) as Arc<dyn Store>
         })
         .await;
     }

@@ -6,8 +6,11 @@
 //! the reason (a fault, a caller that went away in mid-statement); SQLite then undoes its work, and the next
 //! write opens another.
 
-use super::connection::{Sql, fault};
+use super::fault;
 use crate::error::StoreError;
+use crate::sql;
+use crate::sql::connection::Sql;
+use async_trait::async_trait;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{ConnectOptions, Connection};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -33,11 +36,6 @@ pub(super) struct Write<'w> {
 impl Writer {
     pub(super) fn new(options: SqliteConnectOptions, at: &str) -> Self {
         Self { options, at: at.to_owned(), closed: AtomicBool::new(false), idle: Mutex::new(None) }
-    }
-
-    /// The file, for errors.
-    pub(super) fn at(&self) -> &str {
-        &self.at
     }
 
     /// Begins a transaction that may write from its first statement on, so that what it reads stays true.
@@ -66,19 +64,26 @@ impl Writer {
 }
 
 impl Write<'_> {
-    pub(super) fn sql(&mut self) -> Sql<'_> {
-        Sql { raw: &mut self.connection, at: self.at }
+    /// Ends the transaction and gives the connection back.
+    async fn end(mut self, how: &'static str) -> Result<(), StoreError> {
+        sqlx::raw_sql(how).execute(&mut self.connection).await.map_err(|e| fault(self.at, e))?;
+        *self.idle = Some(self.connection);
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl sql::Write for Write<'_> {
+    fn sql(&mut self) -> Sql<'_> {
+        Sql::sqlite(&mut self.connection, self.at)
     }
 
-    /// Makes the transaction durable if its work went well, undoes it if not, and gives the connection back.
-    pub(super) async fn finish<T, E: From<StoreError>>(mut self, outcome: Result<T, E>) -> Result<T, E> {
-        let end = if outcome.is_ok() { "COMMIT" } else { "ROLLBACK" };
-        match sqlx::raw_sql(end).execute(&mut self.connection).await {
-            Ok(_) => *self.idle = Some(self.connection),
-            Err(e) if outcome.is_ok() => return Err(fault(self.at, e).into()),
-            // The fault has ended the transaction already; what it was is in the outcome.
-            Err(_) => {}
-        }
-        outcome
+    async fn commit(self: Box<Self>) -> Result<(), StoreError> {
+        self.end("COMMIT").await
+    }
+
+    async fn undo(self: Box<Self>) {
+        // If it fails, the fault that the work met has ended the transaction already.
+        let _ = self.end("ROLLBACK").await;
     }
 }

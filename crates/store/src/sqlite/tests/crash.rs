@@ -2,12 +2,12 @@
 
 use super::open;
 use crate::contract::{event, full_step, job};
-use crate::{SqliteStore, Store, Transition};
+use crate::{SqlStore, Store, Transition};
 use std::time::Duration;
 use tempfile::TempDir;
 
 /// Every step of the tests leaves one event and one ledger row, so what is there must fit its version.
-async fn whole_steps(store: &SqliteStore) -> u64 {
+async fn whole_steps(store: &SqlStore) -> u64 {
     let id = job("a").id;
     let Some(found) = store.job(&id).await.unwrap() else { return 0 };
     let steps = found.version - 1;
@@ -71,7 +71,7 @@ async fn a_caller_that_goes_away_leaves_a_whole_step_or_none() {
 }
 
 /// The next step from where the job is now; asked again if a step that was dropped lands in between.
-async fn step_from(store: &SqliteStore) -> Transition {
+async fn step_from(store: &SqlStore) -> Transition {
     // A write waits for the dropped one to be undone or done; only then is the version settled.
     store.delete_token("none").await.unwrap();
     let id = job("a").id;

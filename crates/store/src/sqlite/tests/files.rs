@@ -2,9 +2,11 @@
 
 use super::open;
 use crate::contract::{attempt, full_step, job, joins, secret, token};
-use crate::sqlite::schema::{self, MIGRATIONS};
+use crate::sql::connection::statement;
+use crate::sql::{Write as _, finish, schema};
+use crate::sqlite::SCHEMA;
 use crate::sqlite::writer::Writer;
-use crate::{CommitError, Durability, SqliteStore, Store, StoreError, UploadRecord};
+use crate::{CommitError, Durability, SqlStore, Store, StoreError, UploadRecord};
 use sqlx::sqlite::SqliteConnectOptions;
 use std::sync::Arc;
 use tempfile::TempDir;
@@ -13,7 +15,8 @@ use undertone_core::digest::Digest;
 /// Merged migrations never change: files in the field came by them. A new one adds a line here.
 #[test]
 fn merged_migrations_are_frozen() {
-    let digests: Vec<_> = MIGRATIONS.iter().map(|text| Digest::of(text.as_bytes()).to_string()).collect();
+    let digests: Vec<_> =
+        SCHEMA.migrations.iter().map(|text| Digest::of(text.as_bytes()).to_string()).collect();
     assert_eq!(
         digests,
         [
@@ -21,6 +24,7 @@ fn merged_migrations_are_frozen() {
             "688cc7d1226807816b359d77e726ab113f4a14411e1b38b92cd99d6c00a35fe7",
             "9639c9a317828849aa41fae4909e677a3bcdd2314858520194d8156ab0db3c67",
             "e149de3374d14ea33af81e3f2c60a3176914c91f3d65b6d83d3c421eaeab233c",
+            "bb083b06af6a3d746d1b6fa550f7b9754a0cf108eac0bffdfcfbe61541e95f4f",
         ]
     );
 }
@@ -98,10 +102,10 @@ async fn a_full_disk_is_told_and_got_over() {
     store.insert_job(job("a"), vec![]).await.unwrap();
     // SQLite's own way to be full. The limit is the connection's, so the next connection is free of it again,
     // as after space was freed.
-    let mut write = store.writer.begin().await.unwrap();
-    let limit = sqlx::query("PRAGMA max_page_count = 1");
+    let mut write = store.engine.write().await.unwrap();
+    let limit = statement("PRAGMA max_page_count = 1");
     let outcome = write.sql().execute(limit).await;
-    write.finish(outcome).await.unwrap();
+    finish(write, outcome).await.unwrap();
 
     let mut large = full_step(&id, 1);
     large.state = "x".repeat(1 << 20);
@@ -112,7 +116,7 @@ async fn a_full_disk_is_told_and_got_over() {
     assert_eq!(store.job(&id).await.unwrap(), Some(job("a")));
     assert_eq!(store.events(&id, 0, 9).await.unwrap(), []);
 
-    store.writer.begin().await.map(drop).unwrap();
+    store.engine.write().await.map(drop).unwrap();
     assert_eq!(store.commit(large).await.unwrap(), 2);
 }
 
@@ -120,9 +124,9 @@ async fn a_full_disk_is_told_and_got_over() {
 async fn a_write_that_is_not_permitted_is_told() {
     let folder = TempDir::new().unwrap();
     let store = open(&folder).await;
-    let mut write = store.writer.begin().await.unwrap();
-    let outcome = write.sql().execute(sqlx::query("PRAGMA query_only = ON")).await;
-    write.finish(outcome).await.unwrap();
+    let mut write = store.engine.write().await.unwrap();
+    let outcome = write.sql().execute(statement("PRAGMA query_only = ON")).await;
+    finish(write, outcome).await.unwrap();
     let refused = store.insert_job(job("a"), vec![]).await;
     assert!(matches!(&refused, Err(StoreError::NotWritable { .. })), "{refused:?}");
 }
@@ -134,14 +138,14 @@ async fn a_file_of_the_first_schema_is_brought_up_to_date() {
     let options = SqliteConnectOptions::new().filename(&path).create_if_missing(true);
     let writer = Writer::new(options, "old");
     let mut write = writer.begin().await.unwrap();
-    let outcome = schema::apply(&mut write.sql(), "old", &MIGRATIONS[..1]).await;
-    write.finish(outcome).await.unwrap();
+    let outcome = schema::apply(&mut write.sql(), &SCHEMA, &SCHEMA.migrations[..1]).await;
+    finish(Box::new(write), outcome).await.unwrap();
     for (id, status) in [("a", "completed"), ("b", "collecting"), ("c", "budget-spent")] {
         let mut write = writer.begin().await.unwrap();
-        let insert = sqlx::query("INSERT INTO jobs VALUES (?, '{}', ?, 1, ?, '{}', 7)");
+        let insert = statement("INSERT INTO jobs VALUES (?, '{}', ?, 1, ?, '{}', 7)");
         let digest = Digest::of(b"{}").to_string();
         let outcome = write.sql().execute(insert.bind(id).bind(digest).bind(status)).await;
-        write.finish(outcome).await.unwrap();
+        finish(Box::new(write), outcome).await.unwrap();
     }
     // Of the open ones the last has spent before the ledger was a chain.
     for sql in [
@@ -150,8 +154,8 @@ async fn a_file_of_the_first_schema_is_brought_up_to_date() {
         "INSERT INTO uploads VALUES ('b', 1, 1, 'basel', (SELECT document_digest FROM jobs LIMIT 1), 8, 3)",
     ] {
         let mut write = writer.begin().await.unwrap();
-        let outcome = write.sql().execute(sqlx::query(sql)).await;
-        write.finish(outcome).await.unwrap();
+        let outcome = write.sql().execute(statement(sql)).await;
+        finish(Box::new(write), outcome).await.unwrap();
     }
     writer.close().await;
 
@@ -171,9 +175,9 @@ async fn no_statement_changes_or_removes_a_line_of_the_ledger() {
     store.insert_job(job("a"), vec![]).await.unwrap();
     store.commit(full_step(&job("a").id, 1)).await.unwrap();
     for sql in ["DELETE FROM privacy_ledger", "UPDATE privacy_ledger SET document = '{}'"] {
-        let mut write = store.writer.begin().await.unwrap();
-        let outcome = write.sql().execute(sqlx::query(sql)).await;
-        let text = write.finish(outcome).await.unwrap_err().to_string();
+        let mut write = store.engine.write().await.unwrap();
+        let outcome = write.sql().execute(statement(sql)).await;
+        let text = finish(write, outcome).await.unwrap_err().to_string();
         assert!(text.contains("only added to"), "{text}");
     }
     assert_eq!(store.ledger(0, 9).await.unwrap().len(), 1);
@@ -181,7 +185,7 @@ async fn no_statement_changes_or_removes_a_line_of_the_ledger() {
 
 /// Opens `path` and expects an error.
 async fn refused(path: &std::path::Path) -> StoreError {
-    SqliteStore::open(path, Durability::Disk).await.expect_err("it opened")
+    SqlStore::sqlite(path, Durability::Disk).await.expect_err("it opened")
 }
 
 #[tokio::test]
@@ -201,8 +205,8 @@ async fn what_is_no_store_is_refused() {
     let options = SqliteConnectOptions::new().filename(&foreign).create_if_missing(true);
     let writer = Writer::new(options, "foreign");
     let mut write = writer.begin().await.unwrap();
-    let outcome = write.sql().execute(sqlx::query("CREATE TABLE bookmarks (url TEXT)")).await;
-    write.finish(outcome).await.unwrap();
+    let outcome = write.sql().execute(statement("CREATE TABLE bookmarks (url TEXT)")).await;
+    finish(Box::new(write), outcome).await.unwrap();
     writer.close().await;
     let error = refused(&foreign).await;
     assert!(matches!(error, StoreError::Foreign { .. }), "{error:?}");
@@ -213,9 +217,9 @@ async fn a_value_that_no_store_wrote_is_told() {
     let folder = TempDir::new().unwrap();
     let store = open(&folder).await;
     store.insert_job(job("a"), vec![]).await.unwrap();
-    let mut write = store.writer.begin().await.unwrap();
-    let outcome = write.sql().execute(sqlx::query("UPDATE jobs SET document_digest = 'abc'")).await;
-    write.finish(outcome).await.unwrap();
+    let mut write = store.engine.write().await.unwrap();
+    let outcome = write.sql().execute(statement("UPDATE jobs SET document_digest = 'abc'")).await;
+    finish(write, outcome).await.unwrap();
     let text = store.job(&job("a").id).await.unwrap_err().to_string();
     assert!(
         text.contains("is damaged") && text.contains("document_digest") && text.contains("abc"),
@@ -227,31 +231,31 @@ async fn a_value_that_no_store_wrote_is_told() {
 async fn schemas_only_go_forward_and_by_one_way() {
     let folder = TempDir::new().unwrap();
     let store = open(&folder).await;
-    let mut write = store.writer.begin().await.unwrap();
-    let next = [MIGRATIONS, &["ALTER TABLE jobs ADD COLUMN colour TEXT"]].concat();
-    let outcome = schema::apply(&mut write.sql(), "here", &next).await;
-    write.finish(outcome).await.unwrap();
+    let mut write = store.engine.write().await.unwrap();
+    let next = [SCHEMA.migrations, &["ALTER TABLE jobs ADD COLUMN colour TEXT"]].concat();
+    let outcome = schema::apply(&mut write.sql(), &SCHEMA, &next).await;
+    finish(write, outcome).await.unwrap();
 
     // A step of several statements that fails in the middle leaves the schema that was.
-    let mut write = store.writer.begin().await.unwrap();
+    let mut write = store.engine.write().await.unwrap();
     let broken = [next.as_slice(), &["CREATE TABLE half (a TEXT); CREATE TABLE jobs (a TEXT)"]].concat();
-    let outcome = schema::apply(&mut write.sql(), "here", &broken).await;
-    assert!(write.finish(outcome).await.is_err());
+    let outcome = schema::apply(&mut write.sql(), &SCHEMA, &broken).await;
+    assert!(finish(write, outcome).await.is_err());
 
-    let mut write = store.writer.begin().await.unwrap();
-    let outcome = schema::apply(&mut write.sql(), "here", &next).await;
-    write.finish(outcome).await.expect("applied already");
+    let mut write = store.engine.write().await.unwrap();
+    let outcome = schema::apply(&mut write.sql(), &SCHEMA, &next).await;
+    finish(write, outcome).await.expect("applied already");
 
     let mut other = next.clone();
     other[1] = "SELECT 1";
-    let mut write = store.writer.begin().await.unwrap();
-    let outcome = schema::apply(&mut write.sql(), "here", &other).await;
-    let error = write.finish(outcome).await.unwrap_err();
+    let mut write = store.engine.write().await.unwrap();
+    let outcome = schema::apply(&mut write.sql(), &SCHEMA, &other).await;
+    let error = finish(write, outcome).await.unwrap_err();
     assert!(matches!(error, StoreError::OtherSchema { number: 2, .. }), "{error:?}");
     store.close().await;
 
     let error = refused(&folder.path().join("state.db")).await;
-    let known = MIGRATIONS.len() as i64;
+    let known = SCHEMA.migrations.len() as u32;
     assert!(
         matches!(error, StoreError::NewerSchema { found, known: k, .. } if found == known + 1 && k == known)
     );

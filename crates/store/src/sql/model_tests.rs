@@ -1,11 +1,12 @@
-//! Any list of operations does on SQLite, with restarts between them, what it does in memory.
+//! Any list of operations does in a database, with restarts between them, what it does in memory.
 
-use super::open;
 use crate::contract::{attempt, client_id, event, full_step, job, joins, release, secret, token, upload};
 use crate::records::{LedgerRow, TokenRecord, Transition};
-use crate::{MemoryStore, Store};
+use crate::{Durability, MemoryStore, SqlStore, Store};
 use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
 use tempfile::TempDir;
+use undertone_test_servers::PostgresServer;
 
 /// Small ranges, so that operations meet.
 #[derive(Debug, Clone)]
@@ -89,26 +90,52 @@ async fn everything(store: &dyn Store) -> String {
     all
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
-
-    #[test]
-    fn sqlite_does_what_memory_does(operations in proptest::collection::vec(operation(), 1..60)) {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async {
-            let folder = TempDir::new().unwrap();
-            let model = MemoryStore::new();
-            let mut store = open(&folder).await;
-            for operation in &operations {
-                if matches!(operation, Operation::Restart) {
-                    store.close().await;
-                    store = open(&folder).await;
-                }
-                let (expected, found) = (apply(&model, operation).await, apply(&store, operation).await);
-                prop_assert_eq!(expected, found, "{:?}", operation);
-            }
-            prop_assert_eq!(everything(&model).await, everything(&store).await);
-            Ok(())
-        })?;
+/// Does a list of operations in memory and in the store that `open` opens, again after each restart; the first difference as text.
+async fn compare(operations: &[Operation], open: impl AsyncFn() -> SqlStore) -> Result<(), TestCaseError> {
+    let model = MemoryStore::new();
+    let mut store = open().await;
+    for operation in operations {
+        if matches!(operation, Operation::Restart) {
+            store.close().await;
+            store = open().await;
+        }
+        let (expected, found) = (apply(&model, operation).await, apply(&store, operation).await);
+        prop_assert_eq!(expected, found, "{:?}", operation);
     }
+    prop_assert_eq!(everything(&model).await, everything(&store).await);
+    store.close().await;
+    Ok(())
+}
+
+fn lists(cases: u32) -> (TestRunner, impl Strategy<Value = Vec<Operation>>) {
+    let config = ProptestConfig { cases, ..ProptestConfig::with_source_file(file!()) };
+    (TestRunner::new(config), proptest::collection::vec(operation(), 1..60))
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+#[test]
+fn sqlite_does_what_memory_does() {
+    let (mut runner, lists) = lists(48);
+    let tested = runner.run(&lists, |operations| {
+        let folder = TempDir::new().unwrap();
+        let open =
+            async || SqlStore::sqlite(&folder.path().join("state.db"), Durability::Process).await.unwrap();
+        runtime().block_on(compare(&operations, open))
+    });
+    tested.unwrap();
+}
+
+#[test]
+fn postgres_does_what_memory_does() {
+    let server = PostgresServer::start();
+    let (mut runner, lists) = lists(24);
+    let tested = runner.run(&lists, |operations| {
+        let url = server.new_database();
+        let open = async || SqlStore::postgres(&url, Durability::Process).await.unwrap();
+        runtime().block_on(compare(&operations, open))
+    });
+    tested.unwrap();
 }
