@@ -52,6 +52,23 @@ pub struct Storage {
     pub bucket: Option<Bucket>,
 }
 
+impl Storage {
+    /// The file of the state, where it is not in a database of its own.
+    pub(crate) fn file(&self) -> PathBuf {
+        self.folder.join("undertone.sqlite")
+    }
+
+    /// The folder of the blobs, where they are not in a bucket.
+    pub(crate) fn blobs(&self) -> PathBuf {
+        self.folder.join("blobs")
+    }
+
+    /// The folder in front of a bucket.
+    pub(crate) fn near(&self) -> PathBuf {
+        self.folder.join("near")
+    }
+}
+
 /// The URL of the database may have a password in it.
 impl std::fmt::Debug for Storage {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -79,6 +96,18 @@ pub struct Bucket {
     /// How much of it stays in the folder at hand, in GiB.
     #[serde(default = "default_near")]
     pub near_gib: u32,
+}
+
+impl Bucket {
+    /// As it is opened: with the key that is in the environment.
+    pub(crate) fn config(&self) -> undertone_store::BucketConfig {
+        undertone_store::BucketConfig {
+            url: self.url.clone(),
+            endpoint: self.endpoint.clone(),
+            region: self.region.clone(),
+            key: None,
+        }
+    }
 }
 
 fn default_near() -> u32 {
@@ -141,9 +170,16 @@ impl ServerConfig {
     /// # Errors
     /// If it cannot be read, or holds an unknown key or a value that makes no sense.
     pub fn load(folder: &Path) -> Result<Self, ConfigError> {
-        let file = folder.join("server.toml");
+        Self::read(&folder.join("server.toml"), folder)
+    }
+
+    /// Reads a file of that kind for the deployment in `folder`.
+    ///
+    /// # Errors
+    /// As of [`Self::load`].
+    pub fn read(file: &Path, folder: &Path) -> Result<Self, ConfigError> {
         let shown = file.display().to_string();
-        let text = std::fs::read_to_string(&file).map_err(|e| ConfigError {
+        let text = std::fs::read_to_string(file).map_err(|e| ConfigError {
             place: shown.clone(),
             problem: format!(
                 "{e}: make a deployment with `undertone-server init --dir {}`",

@@ -1,6 +1,7 @@
 //! `undertone-server`: the coordinator daemon.
 
 mod heaps;
+mod upkeep;
 
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -31,6 +32,16 @@ enum Command {
     Init(Init),
     /// Run the coordinator of a deployment until it is told to stop (SIGINT or SIGTERM).
     Run(Run),
+    /// Copy what a deployment cannot lose, also while its coordinator runs: state, ledger, models, keys. Exit code 1 if released models
+    /// were gone or damaged before.
+    Backup(upkeep::Backup),
+    /// Bring a deployment back from a backup. Its ledger takes the maximum of all that is known, jobs that were under way end, and join
+    /// tokens are forgotten.
+    Restore(upkeep::Restore),
+    /// Check a deployment: one line for each check, and what to do about it. Exit code 1 if something fails.
+    Doctor(upkeep::Doctor),
+    /// Ask the coordinator on this machine whether it serves, for service managers. Exit code 1 if not.
+    Health(upkeep::Health),
 }
 
 #[derive(Args)]
@@ -70,7 +81,7 @@ enum LogFormat {
 
 fn main() -> ExitCode {
     match run(Cli::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(e) => {
             eprintln!("undertone-server: {e:#}");
             ExitCode::FAILURE
@@ -78,7 +89,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(cli: Cli) -> anyhow::Result<()> {
+fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command {
         Command::Init(args) => {
             let folder = args.dir.clone();
@@ -92,17 +103,27 @@ fn run(cli: Cli) -> anyhow::Result<()> {
                 "invite someone: undertone --operator {} token create --role trainer --name NAME",
                 folder.join("operator").display()
             );
-            Ok(())
+            Ok(ExitCode::SUCCESS)
         }
         Command::Run(args) => {
             let heaps = heaps::be_few();
-            tokio::runtime::Builder::new_multi_thread()
-                .enable_all()
-                .build()
-                .context("cannot start the runtime")?
-                .block_on(serve(args, heaps))
+            runtime()?.block_on(serve(args, heaps)).map(|()| ExitCode::SUCCESS)
         }
+        Command::Backup(args) => aside(upkeep::make_backup(args)),
+        Command::Restore(args) => aside(upkeep::restore(args)),
+        Command::Doctor(args) => aside(upkeep::examine(args)),
+        Command::Health(args) => aside(upkeep::ask(args)),
     }
+}
+
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the runtime")
+}
+
+/// Runs a command whose output is its own; only what goes wrong beside it is logged.
+fn aside(work: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::Result<ExitCode> {
+    start_log(LogFormat::Text, "warn");
+    runtime()?.block_on(work)
 }
 
 /// Lets this process open as many files as the system lets it: each connection is one, and each update of a release.
@@ -121,7 +142,7 @@ async fn serve(args: Run, heaps: std::io::Result<()>) -> anyhow::Result<()> {
     use tokio::signal::unix::{SignalKind, signal};
     // Caught for as long as this runs, whatever was done with it before: a peer that hangs up is an error to us, and not the end.
     let _broken_pipes = signal(SignalKind::pipe())?;
-    start_log(args.log_format);
+    start_log(args.log_format, "info");
     if let Err(error) = heaps {
         tracing::warn!(%error, "cannot start again with fewer heaps: this process takes more memory");
     }
@@ -149,9 +170,9 @@ async fn serve(args: Run, heaps: std::io::Result<()>) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn start_log(format: LogFormat) {
+fn start_log(format: LogFormat, usually: &str) {
     use tracing_subscriber::EnvFilter;
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(usually));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match format {
         LogFormat::Text => {

@@ -6,11 +6,19 @@ use async_trait::async_trait;
 use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::io::AsyncRead;
 use undertone_core::digest::Digest;
 use undertone_store::{
-    BlobError, BlobWriter, Blobs, BucketBlobs, BucketConfig, FolderBlobs, Lease, LocalBlob, SqlStore, Store,
+    BlobError, BlobWriter, Blobs, BucketBlobs, FolderBlobs, Lease, LocalBlob, SqlStore, Store, StoreError,
 };
+
+/// The lease of whoever becomes one of the coordinators, or must have none beside it.
+pub(crate) const ENTRANCE: &str = "entrance";
+/// How whoever settles a restored database is called at the beginning.
+pub(crate) const RESTORING: &str = "restore-";
+/// How often a coordinator looks whether it may come in: others do so for a moment.
+const ENTERING: Duration = Duration::from_millis(100);
 
 /// State and blobs.
 pub(crate) struct Opened {
@@ -36,7 +44,7 @@ pub(crate) async fn open(storage: &Storage) -> Result<Opened, String> {
         Durability::Process => undertone_store::Durability::Process,
     };
     let store = match &storage.database {
-        None => SqlStore::sqlite(&folder.join("undertone.sqlite"), durability).await.map_err(|e| at(&e))?,
+        None => SqlStore::sqlite(&storage.file(), durability).await.map_err(|e| at(&e))?,
         Some(url) => SqlStore::postgres(url, durability).await.map_err(|e| e.to_string())?,
     };
     let store = Arc::new(store);
@@ -52,18 +60,13 @@ pub(crate) async fn open(storage: &Storage) -> Result<Opened, String> {
     // What does not work is found out now, not when it is needed.
     let mut bucket = None;
     let blobs: Arc<dyn Blobs> = match &storage.bucket {
-        None => Arc::new(FolderBlobs::open(&folder.join("blobs"), durability).await.map_err(|e| at(&e))?),
+        None => Arc::new(FolderBlobs::open(storage.blobs(), durability).await.map_err(|e| at(&e))?),
         Some(named) => {
-            let new = random_name().map_err(|e| at(&e))?;
-            let deployment = store.once("deployment", &new).await.map_err(|e| e.to_string())?;
-            let config = BucketConfig {
-                url: named.url.clone(),
-                endpoint: named.endpoint.clone(),
-                region: named.region.clone(),
-                key: None,
-            };
-            let (near, near_bytes) = (folder.join("near"), u64::from(named.near_gib) << 30);
-            let blobs = BucketBlobs::open(&config, &deployment, told.is_none(), &near, near_bytes).await;
+            let name = random_name().map_err(|e| at(&e))?;
+            let deployment = store.once("deployment", &name).await.map_err(|e| e.to_string())?;
+            let (near, near_bytes) = (storage.near(), u64::from(named.near_gib) << 30);
+            let blobs =
+                BucketBlobs::open(&named.config(), &deployment, told.is_none(), &near, near_bytes).await;
             bucket.insert(Arc::new(blobs.map_err(|e| e.to_string())?)).clone()
         }
     };
@@ -75,12 +78,28 @@ pub(crate) async fn open(storage: &Storage) -> Result<Opened, String> {
             // A name that lasts would be copied with its folder.
             let me = random_name().map_err(|e| at(&e))?;
             let alone = if bucket.is_none() { Some(until_alone(&store, &me).await) } else { None };
-            let here = SqlStore::replica_lease(&me);
-            store.take_lease(&here, &me, LEASE).await.map_err(|e| e.to_string())?;
+            enter(&store, &me).await.map_err(|e| e.to_string())?;
             Some(Fleet::new(store.clone(), me, alone, bucket))
         }
     };
     Ok(Opened { store, blobs, fleet, lock })
+}
+
+/// Becomes one of the coordinators; not while a restored database is being settled, for which none may be there.
+async fn enter(store: &SqlStore, me: &str) -> Result<(), StoreError> {
+    let mut told = false;
+    let entrance = loop {
+        let lease = store.take_lease(ENTRANCE, me, LEASE).await?;
+        if lease.holder == me {
+            break lease;
+        }
+        if lease.holder.starts_with(RESTORING) && !std::mem::replace(&mut told, true) {
+            tracing::info!(other = lease.holder, "waiting: the database is being settled after a restore");
+        }
+        tokio::time::sleep(ENTERING).await;
+    };
+    store.take_lease(&SqlStore::replica_lease(me), me, LEASE).await?;
+    store.end_lease(ENTRANCE, &entrance).await
 }
 
 /// Waits until no other coordinator works on the database.
@@ -108,7 +127,7 @@ async fn until_alone(store: &SqlStore, me: &str) -> Lease {
 }
 
 /// In words, for the database to remember. A folder has a name, which tells those of several machines apart.
-fn place_of_blobs(storage: &Storage) -> std::io::Result<String> {
+pub(crate) fn place_of_blobs(storage: &Storage) -> std::io::Result<String> {
     Ok(match (&storage.bucket, &storage.database) {
         (Some(bucket), _) => {
             let endpoint = bucket.endpoint.as_ref().map(|endpoint| format!(" at {endpoint}"));
@@ -137,7 +156,7 @@ fn name_of_folder(folder: &Path) -> std::io::Result<String> {
 }
 
 /// A name that nobody else has, with this machine's in it.
-fn random_name() -> std::io::Result<String> {
+pub(crate) fn random_name() -> std::io::Result<String> {
     let mut random = [0u8; 8];
     getrandom::fill(&mut random)?;
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();

@@ -8,6 +8,7 @@
 pub mod chain;
 pub mod population;
 mod recompute;
+mod unknown;
 
 pub use recompute::recompute;
 

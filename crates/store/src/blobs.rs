@@ -14,7 +14,7 @@ use std::fmt::Debug;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use undertone_core::digest::Digest;
 
-pub use bucket::{BucketBlobs, BucketConfig, BucketKey};
+pub use bucket::{BucketBlobs, BucketConfig, BucketKey, BucketProbe};
 pub use error::BlobError;
 pub use folder::FolderBlobs;
 pub use local::LocalBlob;

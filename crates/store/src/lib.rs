@@ -14,6 +14,7 @@ pub mod contract;
 mod durability;
 mod error;
 pub mod fleet;
+mod inspection;
 mod memory;
 mod postgres;
 pub mod records;
@@ -23,10 +24,12 @@ mod sqlite;
 mod store;
 
 pub use blobs::{
-    BlobError, BlobWriter, Blobs, BucketBlobs, BucketConfig, BucketKey, FolderBlobs, LocalBlob, MemoryBlobs,
+    BlobError, BlobWriter, Blobs, BucketBlobs, BucketConfig, BucketKey, BucketProbe, FolderBlobs, LocalBlob,
+    MemoryBlobs,
 };
 pub use durability::Durability;
 pub use error::{CommitError, EnrolError, StoreError};
+pub use inspection::Inspection;
 pub use memory::MemoryStore;
 pub use postgres::Listener;
 pub use records::*;

@@ -7,6 +7,7 @@
 #[cfg(test)]
 mod fleet_tests;
 mod listen;
+mod look;
 #[cfg(test)]
 mod tests;
 mod work;

@@ -3,10 +3,10 @@
 
 pub(crate) mod connection;
 mod deployment;
-mod fleet;
+pub(crate) mod fleet;
 mod identity;
 mod jobs;
-mod leases;
+pub(crate) mod leases;
 #[cfg(test)]
 mod model_tests;
 pub(crate) mod schema;
@@ -121,6 +121,16 @@ impl SqlStore {
     pub async fn once(&self, name: &str, value: &str) -> Result<String, StoreError> {
         let mut write = self.engine.write().await?;
         let outcome = deployment::once(&mut write.sql(), name, value).await;
+        finish(write, outcome).await
+    }
+
+    /// Adds lines to the privacy ledger that no step of a job brings: those of a newer copy of it.
+    ///
+    /// # Errors
+    /// [`CommitError::LedgerMoved`] if they do not follow the last line that is there; then none is added.
+    pub async fn add_to_ledger(&self, lines: &[LedgerRow]) -> Result<(), CommitError> {
+        let mut write = self.engine.write().await?;
+        let outcome = jobs::append_ledger(&mut write.sql(), lines).await;
         finish(write, outcome).await
     }
 }

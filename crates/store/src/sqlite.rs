@@ -3,7 +3,9 @@
 //! One connection writes, one transaction at a time ([`writer`]); a few others read ([`reader`]) what is
 //! committed, without waiting for it. WAL mode lets them.
 
+mod copy;
 mod file;
+mod look;
 mod reader;
 #[cfg(test)]
 mod tests;

@@ -10,6 +10,7 @@ mod own_model;
 mod partitions;
 mod set_up;
 mod soak;
+mod upkeep;
 
 /// A data set that a linear model can divide: y = 1 where x > 0.
 fn csv(rows: usize, shift: f64) -> String {

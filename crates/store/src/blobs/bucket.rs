@@ -4,6 +4,8 @@
 //! once, compared with its digest, and read from the folder from then on, as far as the folder has room. What is unfinished is
 //! in the folder alone: whoever goes on with it goes on at the same machine, or begins again.
 
+mod probe;
+
 use super::folder::FolderWriter;
 use super::near::Near;
 use super::{BlobError, BlobWriter, Blobs, FolderBlobs, LocalBlob, check_expected};
@@ -24,6 +26,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio_stream::StreamExt as _;
 use undertone_core::digest::Digest;
+
+pub use probe::BucketProbe;
 
 /// What goes in one request. Larger blobs go in parts of this size: S3 takes none below 5 MiB, and no more than 10 000.
 const PART: usize = 8 << 20;
@@ -82,6 +86,38 @@ struct BucketWriter {
     near: Box<FolderWriter>,
 }
 
+/// The store of a bucket, and the place in it. Nothing is asked yet.
+fn connect(config: &BucketConfig, tries: Duration) -> Result<(Arc<dyn ObjectStore>, Key), BlobError> {
+    // The provider of the whole program; it may have been named already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let refused = |why: String| BlobError::Away { at: config.url.clone(), detail: why };
+    let (bucket, prefix) = config
+        .url
+        .strip_prefix("s3://")
+        .map(|rest| rest.split_once('/').unwrap_or((rest, "")))
+        .filter(|(bucket, _)| !bucket.is_empty())
+        .ok_or_else(|| refused("its address is not of the form s3://bucket/prefix".into()))?;
+    let prefix = Key::parse(prefix.trim_end_matches('/')).map_err(|e| refused(e.to_string()))?;
+    let plain = config.endpoint.as_deref().is_some_and(|endpoint| endpoint.starts_with("http://"));
+    let options = ClientOptions::new().with_timeout(REQUEST).with_allow_http(plain);
+    let retry = RetryConfig { retry_timeout: tries, ..RetryConfig::default() };
+    let key = config.key.as_ref();
+    let given = [
+        (AmazonS3ConfigKey::Endpoint, config.endpoint.as_ref()),
+        (AmazonS3ConfigKey::Region, config.region.as_ref()),
+        (AmazonS3ConfigKey::AccessKeyId, key.map(|key| &key.id)),
+        (AmazonS3ConfigKey::SecretAccessKey, key.map(|key| &key.secret)),
+    ];
+    let builder = AmazonS3Builder::from_env().with_bucket_name(bucket);
+    let builder = given.into_iter().fold(builder, |builder, (what, value)| match value {
+        Some(value) => builder.with_config(what, value),
+        None => builder,
+    });
+    let builder = builder.with_client_options(options).with_retry(retry);
+    let bucket = builder.build().map_err(|e| refused(e.to_string()))?;
+    Ok((Arc::new(bucket), prefix))
+}
+
 impl BucketBlobs {
     /// Opens a bucket, which must exist, and the folder in front of it, which keeps up to `near_bytes` of what is in the bucket.
     /// Whoever opens a place of a bucket first owns it, if `first` says that it may be the first time.
@@ -96,38 +132,12 @@ impl BucketBlobs {
         folder: &Path,
         near_bytes: u64,
     ) -> Result<Self, BlobError> {
-        // The provider of the whole program; it may have been named already.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let refused = |why: String| BlobError::Away { at: config.url.clone(), detail: why };
-        let (bucket, prefix) = config
-            .url
-            .strip_prefix("s3://")
-            .map(|rest| rest.split_once('/').unwrap_or((rest, "")))
-            .filter(|(bucket, _)| !bucket.is_empty())
-            .ok_or_else(|| refused("its address is not of the form s3://bucket/prefix".into()))?;
-        let prefix = Key::parse(prefix.trim_end_matches('/')).map_err(|e| refused(e.to_string()))?;
-        let plain = config.endpoint.as_deref().is_some_and(|endpoint| endpoint.starts_with("http://"));
-        let options = ClientOptions::new().with_timeout(REQUEST).with_allow_http(plain);
-        let retry = RetryConfig { retry_timeout: TRIES, ..RetryConfig::default() };
-        let key = config.key.as_ref();
-        let given = [
-            (AmazonS3ConfigKey::Endpoint, config.endpoint.as_ref()),
-            (AmazonS3ConfigKey::Region, config.region.as_ref()),
-            (AmazonS3ConfigKey::AccessKeyId, key.map(|key| &key.id)),
-            (AmazonS3ConfigKey::SecretAccessKey, key.map(|key| &key.secret)),
-        ];
-        let builder = AmazonS3Builder::from_env().with_bucket_name(bucket);
-        let builder = given.into_iter().fold(builder, |builder, (what, value)| match value {
-            Some(value) => builder.with_config(what, value),
-            None => builder,
-        });
-        let builder = builder.with_client_options(options).with_retry(retry);
-        let bucket = builder.build().map_err(|e| refused(e.to_string()))?;
+        let (bucket, prefix) = connect(config, TRIES)?;
         // What the folder keeps is in the bucket too: it need not survive a power cut.
         let folder = FolderBlobs::open(folder, Durability::Process).await?;
         let near = Near::open(folder, near_bytes).await?;
         let parts = Arc::new(Semaphore::new(PARTS_IN_MEMORY));
-        let blobs = Self { bucket: Arc::new(bucket), prefix, at: config.url.as_str().into(), near, parts };
+        let blobs = Self { bucket, prefix, at: config.url.as_str().into(), near, parts };
         // A bucket that is not there, or not for us, is told now and not in the first round.
         blobs.claim(owner, first).await?;
         Ok(blobs)

@@ -379,3 +379,26 @@ async fn a_step_waits_for_another_ones_row() {
     let version = store.job(&id).await.unwrap().unwrap().version;
     store.commit(full_step(&id, version)).await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_looks_changes_nothing() {
+    let server = PostgresServer::start();
+    let url = server.new_database();
+    let look = async || SqlStore::look_at_postgres(&url).await.unwrap();
+    let empty = look().await;
+    assert_eq!((empty.schema, empty.coordinators.len()), (None, 0));
+    assert!(empty.version.starts_with("PostgreSQL 1"), "{}", empty.version);
+    assert!(empty.commit.is_some());
+
+    let store = open(&url).await;
+    assert_eq!(look().await.schema, Some(SCHEMA.migrations.len()));
+    let name = SqlStore::replica_lease("one");
+    let lease = store.take_lease(&name, "one", Duration::from_secs(60)).await.unwrap();
+    assert_eq!(look().await.coordinators.into_iter().collect::<Vec<_>>(), ["one"]);
+    store.end_lease(&name, &lease).await.unwrap();
+    let free = look().await;
+    assert!(free.coordinators.is_empty(), "it has ended");
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_millis();
+    assert!(now.abs_diff(free.clock_ms.into()) < 60_000, "the same machine has the same clock");
+    store.close().await;
+}

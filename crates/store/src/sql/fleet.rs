@@ -426,7 +426,8 @@ impl SqlStore {
     }
 }
 
-async fn replicas(sql: &mut Sql<'_>) -> Result<BTreeSet<String>, StoreError> {
+/// The coordinators that are there now.
+pub(crate) async fn replicas(sql: &mut Sql<'_>) -> Result<BTreeSet<String>, StoreError> {
     let now = leases::now_ms(sql).await?;
     let there = statement("SELECT name FROM leases WHERE name LIKE 'replica/%' AND expires_ms > $1");
     let names = sql.all(there.bind(now), |row| parsed::<String>(row, "name")).await?;

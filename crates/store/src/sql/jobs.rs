@@ -104,7 +104,7 @@ async fn append_events(sql: &mut Sql<'_>, job: &JobId, events: &[NewEvent]) -> R
 
 /// Adds lines that follow the last one. Steps of other jobs add theirs at the same time: whoever is first has the place, and a
 /// place is never free again.
-async fn append_ledger(sql: &mut Sql<'_>, rows: &[LedgerRow]) -> Result<(), CommitError> {
+pub(super) async fn append_ledger(sql: &mut Sql<'_>, rows: &[LedgerRow]) -> Result<(), CommitError> {
     if rows.is_empty() {
         return Ok(());
     }

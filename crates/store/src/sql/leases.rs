@@ -6,7 +6,7 @@ use crate::fleet::Note;
 use crate::records::Lease;
 
 /// The database's clock, in milliseconds of Unix time.
-pub(super) async fn now_ms(sql: &mut Sql<'_>) -> Result<u64, StoreError> {
+pub(crate) async fn now_ms(sql: &mut Sql<'_>) -> Result<u64, StoreError> {
     let now = sql.pick(
         "SELECT CAST(unixepoch('subsec') * 1000 AS INTEGER) AS now",
         "SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000 AS BIGINT) AS now",

@@ -30,10 +30,37 @@ pub(crate) async fn apply(
     migrations: &[&'static str],
 ) -> Result<(), StoreError> {
     let at = sql.at().to_owned();
+    let applied = match standing(sql, schema, migrations).await? {
+        Some(applied) => applied,
+        None => {
+            sql.execute(statement(schema.versions)).await?;
+            0
+        }
+    };
+    for (number, text) in (1_u32..).zip(migrations).skip(applied) {
+        sql.batch(text).await?;
+        let note = statement("INSERT INTO schema_versions (number, digest) VALUES ($1, $2)");
+        sql.execute(note.bind(number).bind(Digest::of(text.as_bytes()).to_string())).await?;
+        tracing::info!(at, number, "the database has a new schema");
+    }
+    Ok(())
+}
+
+/// How many of these migrations a database has seen; none: nothing is in it.
+///
+/// # Errors
+/// That it is another program's, or came to where it is by other migrations.
+pub(crate) async fn standing(
+    sql: &mut Sql<'_>,
+    schema: &Schema,
+    migrations: &[&'static str],
+) -> Result<Option<usize>, StoreError> {
+    let at = sql.at().to_owned();
     let tables = sql.all(statement(schema.tables), |row| parsed::<String>(row, "name")).await?;
     if tables.is_empty() {
-        sql.execute(statement(schema.versions)).await?;
-    } else if !tables.iter().any(|name| name == "schema_versions") {
+        return Ok(None);
+    }
+    if !tables.iter().any(|name| name == "schema_versions") {
         return Err(StoreError::Foreign { at });
     }
     let applied = statement("SELECT number, digest FROM schema_versions ORDER BY number");
@@ -43,18 +70,10 @@ pub(crate) async fn apply(
     if let Some((found, _)) = applied.last().filter(|(found, _)| *found > known) {
         return Err(StoreError::NewerSchema { at, found: *found, known });
     }
-    let mut applied = applied.into_iter();
-    for (number, text) in (1..).zip(migrations) {
-        let digest = Digest::of(text.as_bytes());
-        match applied.next() {
-            Some(found) if found == (number, digest) => continue,
-            Some(_) => return Err(StoreError::OtherSchema { at, number }),
-            None => {}
+    for ((number, text), found) in (1..).zip(migrations).zip(&applied) {
+        if *found != (number, Digest::of(text.as_bytes())) {
+            return Err(StoreError::OtherSchema { at, number });
         }
-        sql.batch(text).await?;
-        let note = statement("INSERT INTO schema_versions (number, digest) VALUES ($1, $2)");
-        sql.execute(note.bind(number).bind(digest.to_string())).await?;
-        tracing::info!(at, number, "the database has a new schema");
     }
-    Ok(())
+    Ok(Some(applied.len()))
 }

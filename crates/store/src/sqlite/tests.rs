@@ -1,5 +1,6 @@
 //! What the contract cannot say: files, crashes, full disks, other programs.
 
+mod copies;
 mod crash;
 mod files;
 

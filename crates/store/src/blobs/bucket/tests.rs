@@ -242,3 +242,19 @@ async fn a_bucket_that_cannot_be_used_is_told_at_the_start() {
         assert!(told.contains("not of the form s3://bucket/prefix"), "{told}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_probe_says_whose_it_is_and_leaves_nothing() {
+    let server = S3Server::start().await;
+    let config = new_bucket(&server, "probed");
+    assert_eq!(BucketBlobs::probe(&config, "one").await.unwrap().owner, None);
+    let (blobs, _folder) = machine(&config, u64::MAX).await;
+    let (digest, _) = blobs.put(content(1, 100)).await.unwrap();
+    assert_eq!(BucketBlobs::probe(&config, "two").await.unwrap().owner.as_deref(), Some("us"));
+    assert_eq!(blobs.list().await.unwrap(), [digest]);
+    server.refuse_puts(true);
+    let refused = BucketBlobs::probe(&config, "three").await.unwrap_err().to_string();
+    assert!(refused.contains("put: "), "{refused}");
+    let nowhere = BucketConfig { url: "s3://nowhere".into(), ..config };
+    assert!(BucketBlobs::probe(&nowhere, "four").await.is_err());
+}
