@@ -9,7 +9,8 @@ use crate::rules::{self, Admission};
 use crate::store::Store;
 use async_trait::async_trait;
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use undertone_core::digest::Digest;
 use undertone_core::id::{AttemptKey, ClientId, JobId, Round};
@@ -17,8 +18,27 @@ use undertone_core::id::{AttemptKey, ClientId, JobId, Round};
 /// A [`Store`] in memory.
 #[derive(Debug)]
 pub struct MemoryStore {
-    /// `None` once closed.
-    state: Mutex<Option<State>>,
+    /// `None` once closed. Shared by the handles of [`MemoryStore::another`].
+    state: Arc<Mutex<Option<State>>>,
+    clock: Clock,
+    /// The lease that is needed for a change.
+    fence: Mutex<Option<(String, Lease)>>,
+}
+
+/// The time since some moment, by which leases end.
+#[derive(Clone)]
+struct Clock(Arc<dyn Fn() -> Duration + Send + Sync>);
+
+impl Clock {
+    fn now(&self) -> Duration {
+        (self.0)()
+    }
+}
+
+impl fmt::Debug for Clock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.now())
+    }
 }
 
 #[derive(Debug, Default)]
@@ -34,7 +54,7 @@ struct State {
 struct Held {
     holder: String,
     number: u64,
-    until: Instant,
+    until: Duration,
 }
 
 impl Held {
@@ -66,13 +86,56 @@ impl Job {
 impl MemoryStore {
     /// An empty store.
     pub fn new() -> Self {
-        Self { state: Mutex::new(Some(State::default())) }
+        let begun = Instant::now();
+        Self::with_clock(move || begun.elapsed())
     }
 
-    /// Runs `change` alone. No change panics between two writes, so a poisoned lock guards a whole state.
-    fn with<T, E: From<StoreError>>(&self, change: impl FnOnce(&mut State) -> Result<T, E>) -> Result<T, E> {
+    /// An empty store whose leases end by this clock: it gives the time since some moment, and never an earlier one than before.
+    pub fn with_clock(clock: impl Fn() -> Duration + Send + Sync + 'static) -> Self {
+        Self {
+            state: Arc::new(Mutex::new(Some(State::default()))),
+            clock: Clock(Arc::new(clock)),
+            fence: Mutex::default(),
+        }
+    }
+
+    /// The same store as another program has it open: with a fence of its own.
+    pub fn another(&self) -> Self {
+        Self { state: Arc::clone(&self.state), clock: self.clock.clone(), fence: Mutex::default() }
+    }
+
+    /// From now on nothing is changed through this handle unless this lease is its holder's still.
+    pub fn fence(&self, name: &str, lease: &Lease) {
+        *self.fence.lock().unwrap_or_else(PoisonError::into_inner) = Some((name.to_owned(), lease.clone()));
+    }
+
+    /// Does work elsewhere that rests on the lease, such as deleting what only its holder may: whoever takes the lease waits for it.
+    ///
+    /// # Errors
+    /// [`StoreError::Fenced`] if the lease was taken by another; then nothing was done.
+    pub fn guarded<T>(&self, work: impl FnOnce() -> T) -> Result<T, StoreError> {
+        self.change(|_| Ok(work()))
+    }
+
+    /// Runs `change` alone, if the lease that it rests on is held still.
+    fn change<T, E: From<StoreError>>(
+        &self,
+        change: impl FnOnce(&mut State) -> Result<T, E>,
+    ) -> Result<T, E> {
+        let fence = self.fence.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        self.with(|state| {
+            let held = |(name, lease): &(String, Lease)| state.leases.get(name).is_some_and(|h| h.is(lease));
+            if fence.as_ref().is_some_and(|fence| !held(fence)) {
+                return Err(StoreError::Fenced { at: "in memory".into() }.into());
+            }
+            change(state)
+        })
+    }
+
+    /// Runs `work` alone. No work panics between two writes, so a poisoned lock guards a whole state.
+    fn with<T, E: From<StoreError>>(&self, work: impl FnOnce(&mut State) -> Result<T, E>) -> Result<T, E> {
         match self.lock().as_mut() {
-            Some(state) => change(state),
+            Some(state) => work(state),
             None => Err(StoreError::Closed { at: "in memory".into() }.into()),
         }
     }
@@ -160,7 +223,7 @@ impl State {
 impl Store for MemoryStore {
     async fn create_token(&self, token: TokenRecord) -> Result<(), StoreError> {
         rules::check_token(&token)?;
-        self.with(|state| {
+        self.change(|state| {
             if state.tokens.values().any(|t| t.id == token.id || t.secret_digest == token.secret_digest) {
                 return Err(StoreError::Exists { what: "token", id: token.id });
             }
@@ -178,7 +241,7 @@ impl Store for MemoryStore {
     }
 
     async fn delete_token(&self, id: &str) -> Result<bool, StoreError> {
-        self.with(|state| Ok(state.tokens.remove(id).is_some()))
+        self.change(|state| Ok(state.tokens.remove(id).is_some()))
     }
 
     async fn enrol(
@@ -187,7 +250,7 @@ impl Store for MemoryStore {
         now_unix_s: u64,
         request: EnrolRequest,
     ) -> Result<ClientRecord, EnrolError> {
-        self.with(|state| state.enrol(secret_digest, now_unix_s, request))
+        self.change(|state| state.enrol(secret_digest, now_unix_s, request))
     }
 
     async fn client(&self, id: &ClientId) -> Result<Option<ClientRecord>, StoreError> {
@@ -200,7 +263,7 @@ impl Store for MemoryStore {
 
     async fn touch_client(&self, id: &ClientId, now_unix_s: u64) -> Result<bool, StoreError> {
         StoreError::check_number("the time", now_unix_s)?;
-        self.with(|state| {
+        self.change(|state| {
             let client = state.clients.get_mut(id);
             Ok(client.map(|c| c.last_seen_unix_s = c.last_seen_unix_s.max(Some(now_unix_s))).is_some())
         })
@@ -208,7 +271,7 @@ impl Store for MemoryStore {
 
     async fn insert_job(&self, job: JobRecord, events: Vec<NewEvent>) -> Result<(), StoreError> {
         rules::check_job(&job, &events)?;
-        self.with(|state| {
+        self.change(|state| {
             if state.jobs.contains_key(&job.id) {
                 return Err(StoreError::Exists { what: "job", id: job.id.to_string() });
             }
@@ -236,7 +299,7 @@ impl Store for MemoryStore {
     }
 
     async fn commit(&self, transition: Transition) -> Result<u64, CommitError> {
-        self.with(|state| state.commit(transition))
+        self.change(|state| state.commit(transition))
     }
 
     async fn events(&self, job: &JobId, after_seq: u64, limit: u32) -> Result<Vec<EventRecord>, StoreError> {
@@ -266,14 +329,14 @@ impl Store for MemoryStore {
     async fn take_lease(&self, name: &str, holder: &str, ttl: Duration) -> Result<Lease, StoreError> {
         rules::check_holder(holder)?;
         rules::lease_ms(ttl)?;
-        let now = Instant::now();
+        let now = self.clock.now();
         self.with(|state| {
             let nobody = Held { holder: String::new(), number: 0, until: now };
             let held = state.leases.entry(name.to_owned()).or_insert(nobody);
             if held.until <= now {
                 *held = Held { holder: holder.to_owned(), number: held.number + 1, until: now + ttl };
             }
-            let left_ms = held.until.saturating_duration_since(now).as_millis() as u64;
+            let left_ms = held.until.saturating_sub(now).as_millis() as u64;
             Ok(Lease { holder: held.holder.clone(), number: held.number, left_ms })
         })
     }
@@ -282,7 +345,7 @@ impl Store for MemoryStore {
         rules::lease_ms(ttl)?;
         self.with(|state| {
             let held = state.leases.get_mut(name).filter(|held| held.is(lease));
-            Ok(held.map(|held| held.until = Instant::now() + ttl).is_some())
+            Ok(held.map(|held| held.until = self.clock.now() + ttl).is_some())
         })
     }
 
@@ -290,7 +353,7 @@ impl Store for MemoryStore {
         self.with(|state| {
             if let Some(held) = state.leases.get_mut(name).filter(|held| held.is(lease)) {
                 held.holder = String::new();
-                held.until = Instant::now();
+                held.until = self.clock.now();
             }
             Ok(())
         })
@@ -305,10 +368,38 @@ impl Store for MemoryStore {
 mod tests {
     use super::*;
     use crate::contract::store_contract;
-    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU64, Ordering};
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
     async fn keeps_the_contract() {
         store_contract(async || Arc::new(MemoryStore::new()) as Arc<dyn Store>).await;
+    }
+
+    #[tokio::test]
+    async fn whoever_lost_the_lease_changes_nothing() {
+        let time_s = Arc::new(AtomicU64::new(0));
+        let clock = Arc::clone(&time_s);
+        let one = MemoryStore::with_clock(move || Duration::from_secs(clock.load(Ordering::Relaxed)));
+        let other = one.another();
+        let ttl = Duration::from_secs(10);
+        let lease = one.take_lease("x", "one", ttl).await.unwrap();
+        one.fence("x", &lease);
+        let client = ClientId::new("basel").unwrap();
+        assert!(!one.touch_client(&client, 1).await.unwrap());
+        // Its time is over, and nobody has taken it: it is held still.
+        time_s.store(11, Ordering::Relaxed);
+        assert_eq!(one.guarded(|| 7).unwrap(), 7);
+        let taken = other.take_lease("x", "other", ttl).await.unwrap();
+        assert_eq!((taken.holder.as_str(), taken.number), ("other", 2));
+        other.fence("x", &taken);
+        assert!(matches!(one.touch_client(&client, 1).await, Err(StoreError::Fenced { .. })));
+        let refused: Result<(), _> = one.guarded(|| panic!("done by one that may not"));
+        assert!(matches!(refused, Err(StoreError::Fenced { .. })));
+        let step = Transition::new(JobId::new("j").unwrap(), 1, "waiting", "{}");
+        let refused = one.commit(step).await;
+        assert!(matches!(refused, Err(CommitError::Store(StoreError::Fenced { .. }))), "{refused:?}");
+        // Reading goes on, and so does the other.
+        assert!(one.jobs().await.unwrap().is_empty());
+        assert!(!other.touch_client(&client, 1).await.unwrap());
     }
 }

@@ -5,13 +5,15 @@
 use super::graph::Graph;
 
 /// A crate of ours and the crates of ours that it may link.
-const ARROWS: [(&str, &[&str]); 10] = [
+const ARROWS: [(&str, &[&str]); 11] = [
     ("undertone-core", &[]),
     ("undertone-privacy", &["undertone-core"]),
     ("undertone-data", &["undertone-core"]),
     ("undertone-round", &["undertone-core", "undertone-privacy"]),
     ("undertone-store", &["undertone-core"]),
     ("undertone-train", &["undertone-core", "undertone-data", "undertone-privacy"]),
+    // A leaf: nothing links it.
+    ("undertone-sim", &["undertone-core", "undertone-privacy", "undertone-round", "undertone-store"]),
     // The wire API.
     ("undertone", &["undertone-core"]),
     (
