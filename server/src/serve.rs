@@ -1,5 +1,6 @@
 //! Opening the port: TLS, services, health, reflection, shutdown.
 
+use crate::clock;
 use crate::config::ServerConfig;
 use crate::coordinator::Coordinator;
 use crate::fleet::Fleet;
@@ -134,10 +135,13 @@ impl Server {
             .map_err(|e| ServerError::Listen { address: config.listen, reason: e.to_string() })?;
         let authority = Authority::open(&config.pki)?;
         let tls = tls(&config.pki, &authority)?;
-        let reach = fleet.as_ref().map(|fleet| fleet.reach());
+        let (reach, is_alone) = (fleet.as_ref().map(|fleet| fleet.reach()), fleet.is_none());
         let coordinator = Coordinator::open(config, authority, store, blobs, fleet).await;
         let coordinator = Arc::new(coordinator.map_err(ServerError::State)?);
 
+        if is_alone {
+            tokio::spawn(clock::stand_alone());
+        }
         let (health, health_service) = tonic_health::server::health_reporter();
         tell_health(&health, true).await;
         if let Some(mut reach) = reach {

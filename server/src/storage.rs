@@ -48,6 +48,11 @@ pub(crate) async fn open(storage: &Storage) -> Result<Opened, String> {
         Some(url) => SqlStore::postgres(url, durability).await.map_err(|e| e.to_string())?,
     };
     let store = Arc::new(store);
+    if let Some(why) = store.unsettled().await.map_err(|e| e.to_string())? {
+        return Err(format!(
+            "{why}, and what was spent since is not counted yet: finish `undertone-server restore --in-place` (docs/OPERATIONS.md)"
+        ));
+    }
     // A database and its blobs belong together: with another place, every model would be missing.
     let place = place_of_blobs(storage).map_err(|e| at(&e))?;
     let told = store.told("blobs").await.map_err(|e| e.to_string())?;
@@ -86,7 +91,7 @@ pub(crate) async fn open(storage: &Storage) -> Result<Opened, String> {
 }
 
 /// Becomes one of the coordinators; not while a restored database is being settled, for which none may be there.
-async fn enter(store: &SqlStore, me: &str) -> Result<(), StoreError> {
+pub(crate) async fn enter(store: &SqlStore, me: &str) -> Result<(), StoreError> {
     let mut told = false;
     let entrance = loop {
         let lease = store.take_lease(ENTRANCE, me, LEASE).await?;
@@ -98,6 +103,10 @@ async fn enter(store: &SqlStore, me: &str) -> Result<(), StoreError> {
         }
         tokio::time::sleep(ENTERING).await;
     };
+    if let Some(at) = store.unsettled().await? {
+        store.end_lease(ENTRANCE, &entrance).await?;
+        return Err(StoreError::NotOpened { at, detail: "it is not settled".into() });
+    }
     store.take_lease(&SqlStore::replica_lease(me), me, LEASE).await?;
     store.end_lease(ENTRANCE, &entrance).await
 }

@@ -27,6 +27,9 @@ use tokio::sync::Semaphore;
 use undertone_core::digest::Digest;
 use undertone_core::id::{AttemptKey, ClientId, JobId};
 
+/// What a database is told that was set back. (Statements about leases name it too.)
+const UNSETTLED: &str = "unsettled";
+
 /// How much work elsewhere may rest on leases at once.
 const GUARDING: usize = 2;
 
@@ -124,13 +127,53 @@ impl SqlStore {
         finish(write, outcome).await
     }
 
-    /// Adds lines to the privacy ledger that no step of a job brings: those of a newer copy of it.
+    /// Says, durably, that this state was set back and is not settled yet: until it is, no lease of a coordinator is renewed or given,
+    /// no step is made by one, and no coordinator should begin. `why` is kept.
     ///
     /// # Errors
-    /// [`CommitError::LedgerMoved`] if they do not follow the last line that is there; then none is added.
-    pub async fn add_to_ledger(&self, lines: &[LedgerRow]) -> Result<(), CommitError> {
+    /// [`StoreError`].
+    pub async fn unsettle(&self, why: &str) -> Result<(), StoreError> {
+        self.once(UNSETTLED, why).await.map(drop)
+    }
+
+    /// Why this state is not settled, if it is not.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn unsettled(&self) -> Result<Option<String>, StoreError> {
+        self.told(UNSETTLED).await
+    }
+
+    /// Settles a state that was set back, in one transaction: lines of newer ledgers, the steps that end jobs, more lines; all join tokens
+    /// are forgotten. Says how many there were.
+    ///
+    /// # Errors
+    /// [`CommitError`]; then nothing is changed, and the state is as unsettled as it was.
+    pub async fn settle(
+        &self,
+        lines: &[LedgerRow],
+        steps: Vec<Transition>,
+        more: &[LedgerRow],
+    ) -> Result<usize, CommitError> {
+        for step in &steps {
+            rules::check_transition(step)?;
+        }
         let mut write = self.engine.write().await?;
-        let outcome = jobs::append_ledger(&mut write.sql(), lines).await;
+        let outcome = async {
+            let sql = &mut write.sql();
+            jobs::append_ledger(sql, lines).await?;
+            for step in steps {
+                jobs::step(sql, step).await?;
+            }
+            jobs::append_ledger(sql, more).await?;
+            let tokens = identity::tokens(sql).await?;
+            for token in &tokens {
+                identity::delete_token(sql, &token.id).await?;
+            }
+            deployment::forget(sql, UNSETTLED).await?;
+            Ok(tokens.len())
+        };
+        let outcome = outcome.await;
         finish(write, outcome).await
     }
 }

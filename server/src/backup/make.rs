@@ -131,7 +131,14 @@ async fn copy_blob(
     to: &Path,
     begun: &mut Begun,
 ) -> Result<Option<Kept>, BackupError> {
-    let path = format!("{BLOBS}/{digest}");
+    // As they lie in a deployment: a single one can be put back.
+    let hex = digest.to_string();
+    let (front, back) = hex.split_at(2);
+    let folder = to.join(BLOBS).join(front);
+    if !folder.exists() {
+        make_folder(&folder)?;
+    }
+    let path = format!("{BLOBS}/{front}/{back}");
     let file: PathBuf = to.join(&path);
     // It ends in an error instead of an end if it is not what its name says.
     let mut read = match blobs.open(digest, 0).await {

@@ -93,7 +93,8 @@ impl Manifest {
             let plain = parts.iter().all(|part| matches!(part, Component::Normal(_)));
             let known = match path.split_once('/') {
                 None => [STATE, CONFIG].contains(&path.as_str()),
-                Some((folder, name)) => [PKI, OPERATOR, BLOBS].contains(&folder) && !name.contains('/'),
+                Some((BLOBS, name)) => name.matches('/').count() == 1,
+                Some((folder, name)) => [PKI, OPERATOR].contains(&folder) && !name.contains('/'),
             };
             if !plain || !known || !paths.insert(path.as_str()) {
                 return Err(format!("{FILE} names {path:?}, which no backup holds"));

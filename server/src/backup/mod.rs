@@ -2,8 +2,8 @@
 //!
 //! [`make`] copies what the promises rest on while the coordinator runs. It leaves out what only a running job needs: the updates of
 //! clients and the state of correlated noise are secrets, and a job is not resumed from an older copy of itself, for it would draw
-//! noise a second time over the same people. [`restore`] puts a backup into an empty place; [`settle`] then has the ledger take the
-//! maximum of all that is [known](newer), counts what may have been spent besides, and ends the jobs that were under way.
+//! noise a second time over the same people. [`restore`] puts a backup into an empty place; `settle` then has the ledger take the
+//! maximum of all that is known (`newer`), counts what may have been spent besides, and ends the jobs that were under way.
 
 mod make;
 mod manifest;

@@ -72,6 +72,12 @@ pub async fn restore(from: &Path, dir: &Path, knowledge: &Knowledge) -> Result<R
         }
     }
     let state = config.storage.file();
+    let mut log = half.clone().into_os_string();
+    log.push("-wal");
+    if Path::new(&log).exists() {
+        let problem = "its database could not be closed whole: restore it again".into();
+        return Err(BackupError::Damaged { path: half.display().to_string(), problem });
+    }
     std::fs::rename(&half, &state).map_err(BackupError::at(&state))?;
     begun.will_make(&state);
     begun.copy(&from.join(CONFIG), &dir.join("server.toml"), 0o644)?;
@@ -118,6 +124,7 @@ pub async fn in_place(dir: &Path, knowledge: &Knowledge) -> Result<Settled, Back
         // Else an empty one would be made of it.
         std::fs::metadata(&file).map_err(BackupError::at(&file))?;
         let store = SqlStore::sqlite(&file, durability).await?;
+        store.unsettle(why).await?;
         let settled = settle(&store, knowledge, why, unix_ms()).await;
         store.close().await;
         return settled;
@@ -135,6 +142,8 @@ pub async fn in_place(dir: &Path, knowledge: &Knowledge) -> Result<Settled, Back
         if !there.is_empty() {
             return Err(BackupError::InUse(format!("the database (used by {})", there.join(", "))));
         }
+        // From here on one that was cut off and comes back does nothing, whatever leases it believes in, and none begins.
+        store.unsettle(why).await?;
         tokio::select! {
             settled = settle(&store, knowledge, why, unix_ms()) => settled,
             lost = keep(&store, &lease) => Err(lost),

@@ -10,7 +10,8 @@
 use super::BackupError;
 use super::newer::Newer;
 use crate::ledger;
-use std::path::PathBuf;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 use undertone_core::id::JobId;
 use undertone_privacy::ledger::chain::{Chain, ClosedJob, Line};
 use undertone_privacy::ledger::population::Budgets;
@@ -61,6 +62,18 @@ pub struct Counted {
     pub epsilon: Option<f64>,
 }
 
+/// Whether this looks like the database that a coordinator used, where it used it: a file that was taken out of its folder may be without
+/// its last commits (they are in the log beside it), and one of a backup is of another day.
+fn is_the_last(database: &Path) -> Result<(), BackupError> {
+    let beside = |name: &str| database.with_file_name(name).exists();
+    if beside("lock") && !beside(super::manifest::FILE) {
+        return Ok(());
+    }
+    let problem = "it is not in the state folder of a coordinator, so that it may not be all that was spent: name the database where it \
+                   was used, with the files beside it, or use --count-the-worst (with --ledger, if you export its ledger)";
+    Err(BackupError::Ledger { from: database.display().to_string(), problem: problem.into() })
+}
+
 /// A job submitted after the backup.
 struct Later {
     job: Job,
@@ -78,6 +91,7 @@ pub(super) async fn settle(
     let before = known.len();
     let (complete, mut later) = match knowledge {
         Knowledge::Everything { database } => {
+            is_the_last(database)?;
             let newer = Newer::of_database(database).await?;
             if !newer.is_up_to_date(&known) {
                 let from = database.display().to_string();
@@ -99,30 +113,30 @@ pub(super) async fn settle(
         Chain::from_lines(Budgets::default(), known.iter().cloned()).map_err(|e| damaged(e.to_string()))?;
     let open = store.open_jobs().await?;
     let plans = plan(&chain, &open, complete, why)?;
-    let extra = if complete { vec![] } else { plan_later(store, &chain, &mut later, why).await? };
+    // Jobs of before that are in no backup any more were settled by an earlier restore.
+    let since: BTreeSet<JobId> = known[before..].iter().map(|line| line.entry.key.job.clone()).collect();
+    let extra = if complete { vec![] } else { plan_later(store, &chain, &since, &mut later, why).await? };
 
-    // All is decided. From here on things are written.
     let newer: Vec<_> = known[before..].iter().map(ledger::row).collect();
-    store.add_to_ledger(&newer).await?;
     let mut settled =
         Settled { lines_before: before as u64, lines_newer: newer.len() as u64, jobs: vec![], tokens: 0 };
+    let (mut steps, mut more) = (vec![], vec![]);
     for (record, entries) in open.iter().zip(plans) {
         let epsilon_known = chain.spent_by(&record.id).and_then(|spent| spent.epsilon);
         let lines = chain.lines_for(&entries, now_ms).map_err(|e| damaged(e.to_string()))?;
-        store.commit(end(record, &lines, why, now_ms)).await?;
+        steps.push(end(record, &lines, why, now_ms));
         apply(&mut chain, lines)?;
         settled.jobs.push(counted(&chain, &record.id, epsilon_known));
     }
     for (job, entries) in extra {
         let epsilon_known = chain.spent_by(&job).and_then(|spent| spent.epsilon);
         let lines = chain.lines_for(&entries, now_ms).map_err(|e| damaged(e.to_string()))?;
-        store.add_to_ledger(&lines.iter().map(ledger::row).collect::<Vec<_>>()).await?;
+        more.extend(lines.iter().map(ledger::row));
         apply(&mut chain, lines)?;
         settled.jobs.push(counted(&chain, &job, epsilon_known));
     }
-    for token in store.list_tokens().await? {
-        settled.tokens += usize::from(store.delete_token(&token.id).await?);
-    }
+    // All is decided. It is written whole or not at all.
+    settled.tokens = store.settle(&newer, steps, &more).await?;
     Ok(settled)
 }
 
@@ -169,17 +183,25 @@ fn plan(
 async fn plan_later(
     store: &SqlStore,
     chain: &Chain,
+    since: &BTreeSet<JobId>,
     later: &mut [Later],
     why: &str,
 ) -> Result<Vec<(JobId, Vec<LedgerEntry>)>, BackupError> {
     let mut plans = vec![];
-    for (id, _) in chain.jobs() {
+    for id in since {
         let ledger = chain.job(id);
         let Some(first) = ledger.entries().first() else { continue };
         if store.job(id).await?.is_some() || first.loss.is_none() {
             continue;
         }
-        let named = later.iter_mut().find(|l| l.job.contract().digest() == first.contract);
+        // Each file is one job's: of two with one contract both have to be named.
+        let is_of = |l: &&mut Later| {
+            let name = id.as_str().strip_prefix(l.job.spec().name.as_str());
+            !l.found
+                && l.job.contract().digest() == first.contract
+                && name.is_some_and(|n| n.starts_with('-'))
+        };
+        let named = later.iter_mut().find(is_of);
         let named = named.ok_or_else(|| BackupError::UnknownJob(id.clone()))?;
         named.found = true;
         let mut entries = burn_open(&ledger, why);

@@ -108,6 +108,8 @@ impl Deployment {
             created_unix_s: 2,
         };
         store.insert_job(record, vec![]).await.unwrap();
+        // As every coordinator that ran leaves it.
+        fs::File::create(config.storage.folder.join("lock")).unwrap();
         let chain = Chain::new(Budgets::default());
         Self { folder, config, store, chain, version: JobRecord::FIRST_VERSION }
     }
@@ -151,7 +153,12 @@ impl Deployment {
 
     async fn add(&mut self, entry: undertone_privacy::ledger::LedgerEntry) {
         for line in self.chain.lines_for(&[entry], 7).unwrap() {
-            self.store.add_to_ledger(&[crate::ledger::row(&line)]).await.unwrap();
+            // The lines of a job that is not here; the tokens stay.
+            let tokens = self.store.list_tokens().await.unwrap();
+            self.store.settle(&[crate::ledger::row(&line)], vec![], &[]).await.unwrap();
+            for token in tokens {
+                self.store.create_token(token).await.unwrap();
+            }
             self.chain.apply(line).unwrap();
         }
     }
@@ -243,10 +250,21 @@ async fn the_database_that_was_used_last_says_what_was_spent() {
     // One that is older than the backup is not what was used last.
     let older = make(&d.dir(), &d.path("newer-backup")).await;
     assert!(older.is_ok());
-    let stale = Knowledge::Everything { database: d.path("backup/state.sqlite") };
-    let refused = restore(&d.path("newer-backup"), &d.path("elsewhere"), &stale).await.unwrap_err();
-    assert!(refused.to_string().contains("older than the backup"), "{refused}");
-    assert!(!d.path("elsewhere").exists());
+    let odd = d.path("odd/undertone.sqlite");
+    fs::create_dir(d.path("odd")).unwrap();
+    fs::copy(d.path("backup/state.sqlite"), &odd).unwrap();
+    // Nor is one that was taken out of its folder, where its last commits may be, or one of another backup.
+    for (database, why) in [
+        (odd.clone(), "not in the state folder"),
+        (d.path("backup/state.sqlite"), "not in the state folder"),
+        (odd, "older than the backup"),
+    ] {
+        let stale = Knowledge::Everything { database };
+        let refused = restore(&d.path("newer-backup"), &d.path("elsewhere"), &stale).await.unwrap_err();
+        assert!(refused.to_string().contains(why), "{refused}");
+        assert!(!d.path("elsewhere").exists());
+        let _ = fs::File::create(d.path("odd/lock"));
+    }
 }
 
 #[tokio::test]
@@ -294,6 +312,15 @@ async fn jobs_of_after_the_backup_are_counted_when_they_are_named() {
 
     let file = d.path("later.toml");
     fs::write(&file, &later).unwrap();
+    // Each file is one job's, also of jobs that differ in nothing.
+    let twin = JobId::new("later-000003").unwrap();
+    let one = d.chain.len();
+    d.spend(&twin, &later, 1..=1).await;
+    assert!(d.chain.len() > one);
+    let both = d.export("both.jsonl").await;
+    let refused = restore(&d.path("backup"), &d.path("back"), &worst(&[&both], &[&file])).await.unwrap_err();
+    assert!(matches!(&refused, BackupError::UnknownJob(id) if *id == twin), "{refused}");
+    restore(&d.path("backup"), &d.path("twins"), &worst(&[&both], &[&file, &file])).await.unwrap();
     restore(&d.path("backup"), &d.path("back"), &worst(&[&ledger], &[&file])).await.unwrap();
     let (chain, store) = ledger_of(&d.path("back")).await;
     store.close().await;
@@ -406,7 +433,13 @@ async fn a_database_that_was_set_back_is_settled_where_it_is() {
     let refused = in_place(&d.dir(), &worst(&[], &[])).await.unwrap_err();
     assert!(matches!(refused, BackupError::InUse(_)), "{refused}");
     drop(lock);
+    // One that did not come to its end stays unsettled, and no coordinator begins on it.
+    let absent = d.path("absent.jsonl");
+    in_place(&d.dir(), &worst(&[&absent], &[])).await.unwrap_err();
+    assert!(d.store.unsettled().await.unwrap().is_some());
     d.store.close().await;
+    let began = crate::storage::open(&d.config.storage).await.err().unwrap();
+    assert!(began.contains("restore --in-place"), "{began}");
     let settled = in_place(&d.dir(), &worst(&[], &[])).await.unwrap();
     assert_eq!(settled.jobs.len(), 1);
     let (chain, store) = ledger_of(&d.dir()).await;

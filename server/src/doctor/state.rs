@@ -167,7 +167,15 @@ async fn kept(
     }
     let owner = store.told("deployment").await.map_err(|e| e.to_string())?;
     let blobs: Box<dyn Blobs> = match &storage.bucket {
-        None if !storage.blobs().exists() => return Ok(()),
+        None if !storage.blobs().exists() => {
+            let released = store.released_models().await.map_err(|e| e.to_string())?;
+            if !(open.is_empty() && released.is_empty()) {
+                let found =
+                    format!("{} is not there, and jobs refer to what was in it", storage.blobs().display());
+                checks.push(Check::fail("blobs", found, "put it back from a backup"));
+            }
+            return Ok(());
+        }
         None => match FolderBlobs::open(storage.blobs(), Durability::Process).await {
             Ok(blobs) => Box::new(blobs),
             Err(e) => {
@@ -325,7 +333,7 @@ pub(super) async fn blobs_of(
                 missing.len(),
                 wanted.len()
             ),
-            "put them back from a backup (its folder blobs), under their names",
+            "put released models back from a backup (its folder blobs lies as this one); updates of open jobs are in none",
         ),
     })
 }
@@ -335,6 +343,8 @@ fn needed(record: &JobRecord) -> Vec<(Digest, Option<u64>)> {
     let Ok(state) = serde_json::from_str::<JobState>(&record.state) else { return vec![] };
     let mut needed: Vec<_> = state.blobs().into_iter().map(|digest| (digest, None)).collect();
     needed.push((state.model.digest, Some(state.model.bytes)));
+    let module = Job::from_document(record.document.as_bytes()).ok().and_then(|job| job.module_file());
+    needed.extend(module.map(|file| (file.digest, Some(file.bytes))));
     needed
 }
 

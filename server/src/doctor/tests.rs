@@ -220,7 +220,7 @@ async fn a_damaged_database_is_told_and_nothing_is_made_of_it() {
 
     let store = SqlStore::sqlite(&file, undertone_store::Durability::Process).await.unwrap();
     let forged = undertone_store::LedgerRow { seq: 1, document: "{}".into() };
-    store.add_to_ledger(&[forged]).await.unwrap();
+    store.settle(&[forged], vec![], &[]).await.unwrap();
     store.close().await;
     assert_is(one(&report(&dir).await.checks, "ledger"), Verdict::Fail, "line 1 of the privacy ledger");
 

@@ -112,6 +112,12 @@ struct Driver {
     releasing: Arc<AtomicBool>,
 }
 
+fn set_back() -> Stop {
+    let why = "its database is older than what was done already: it was set back; end all coordinators and run `undertone-server restore \
+               --in-place` (docs/OPERATIONS.md)";
+    Stop::Halt(why.into())
+}
+
 /// Why a driver takes no further step.
 enum Stop {
     /// The job has ended, or the daemon shuts down.
@@ -390,6 +396,11 @@ impl Driver {
                     | CommitError::UploadDiffers { .. }
                     | CommitError::ReleaseDiffers { .. }),
                 ) => return Err(Stop::Halt(e.to_string())),
+                // Versions and lines only grow: what has fewer than this driver saw is a state of another day.
+                Err(CommitError::Conflict { found, .. }) if found < self.version => return Err(set_back()),
+                Err(CommitError::LedgerMoved { offered, expected }) if expected < offered => {
+                    return Err(set_back());
+                }
                 Err(e @ (CommitError::Conflict { .. } | CommitError::LedgerMoved { .. })) => {
                     if let Some(chain) = chain {
                         match self.shared.ledger.catch_up(chain, &*self.shared.store).await {

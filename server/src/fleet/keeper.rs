@@ -7,6 +7,7 @@ use crate::coordinator::Shared;
 use crate::driver::{self, FIRST_PAUSE, Handle, LoadedJob, Snapshot, with_document};
 use crate::ledger::LedgerFault;
 use crate::spool;
+use crate::storage;
 use crate::sweep;
 use prost::Message as _;
 use std::collections::{BTreeMap, HashSet};
@@ -64,7 +65,7 @@ async fn renew(shared: Arc<Shared>, fleet: Arc<Fleet>) {
             let held = fleet.store.renew_leases(&fleet.me, LEASE).await?;
             if !held.iter().any(|(name, _)| *name == here) && !*fleet.has_left.borrow() {
                 // It was away for so long that it was tidied away.
-                fleet.store.take_lease(&here, &fleet.me, LEASE).await?;
+                storage::enter(&fleet.store, &fleet.me).await?;
             }
             Ok::<_, StoreError>(held)
         });

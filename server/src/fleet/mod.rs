@@ -362,6 +362,11 @@ impl Fleet {
         self.wake.notify_one();
     }
 
+    /// Has everything looked at that others may have changed, or that could not be noted.
+    pub(crate) fn look_everywhere(&self) {
+        self.heard(Note::Missed);
+    }
+
     /// Has whoever asked know the answer.
     fn answered(&self, number: u64, answer: Answered) {
         let mut waiting = self.waiting();

@@ -10,7 +10,7 @@ use crate::pace::Pace;
 use crate::sessions::Opened;
 use crate::spool;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt as _};
@@ -201,13 +201,17 @@ impl ParticipationService {
             software: version::SOFTWARE.into(),
         };
         let welcome = v1::ServerMessage { kind: Some(server_message::Kind::Welcome(welcome)) };
-        let session = Session { coordinator: self.0.clone(), client, role, number: shared.sessions.number() };
+        let number = shared.sessions.number();
+        let alive = Arc::new(());
+        let caller = Arc::downgrade(&alive);
+        let session = Session { coordinator: self.0.clone(), client, role, number, caller };
         // A task of its own: whoever hangs up meanwhile leaves no session behind that is noted and not open.
         let opening = tokio::spawn(tracing::Instrument::in_current_span(session.open(welcome, messages)));
         let outbox = opening.await.map_err(|e| {
             tracing::error!(error = %e, "opening a session broke");
             ApiError::new(Fault::Internal, "the coordinator cannot open sessions; its log says why")
         })??;
+        drop(alive);
         tracing::info!(software, protocol, "session opened");
         Ok(Box::pin(ReceiverStream::new(outbox).map(|message| Ok(*message))))
     }
@@ -219,6 +223,8 @@ struct Session {
     client: ClientId,
     role: ClientRole,
     number: u64,
+    /// Whether whoever called is there still.
+    caller: Weak<()>,
 }
 
 impl Session {
@@ -228,17 +234,23 @@ impl Session {
         welcome: v1::ServerMessage,
         mut messages: Streaming<v1::ClientMessage>,
     ) -> Result<Opened, ApiError> {
-        let Self { coordinator, client, role, number } = self;
+        let Self { coordinator, client, role, number, caller } = self;
         let shared = coordinator.shared.clone();
         // Noted before it is opened: whoever finds it knows where it is.
         if let Some(fleet) = &shared.fleet {
             fleet.note_session(&client, role, number).await?;
         }
-        let opened = shared.sessions.open(&client, role, number, welcome);
+        // One that has hung up may have come again already: its newer session must not end by this one.
+        let opened = match caller.upgrade() {
+            Some(_) => shared.sessions.open(&client, role, number, welcome),
+            None => Err(ApiError::new(Fault::Unavailable, "the client hung up, or its line broke")),
+        };
         if let Some(fleet) = &shared.fleet {
             fleet.opened(number);
             if opened.is_err() {
                 fleet.ended(&client, number).await;
+                // The row may have been a newer session's.
+                fleet.look_everywhere();
             }
         }
         let taking = async move {

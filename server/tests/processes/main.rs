@@ -8,6 +8,7 @@ mod kills;
 mod ledger;
 mod own_model;
 mod partitions;
+mod recovery;
 mod set_up;
 mod soak;
 mod upkeep;

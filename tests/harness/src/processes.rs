@@ -1,6 +1,6 @@
 //! The real binaries as processes.
 
-use crate::{Events, Operator, PATIENCE};
+use crate::{Events, Operator, PATIENCE, RawClient};
 use std::ffi::OsString;
 use std::io::Read as _;
 use std::net::SocketAddr;
@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
+use undertone_client::ClientConfig;
 use undertone_round::event::JobEvent;
 
 /// The path of one of our binaries, beside the running test.
@@ -334,6 +335,15 @@ impl Processes {
             .arg(&token)
             .args(arguments)
             .args(["--declared-rows", &declared_rows.to_string()]))
+    }
+
+    /// Enrols a trainer that the test speaks for.
+    pub async fn raw(&self, name: &str) -> RawClient {
+        let output = self.enrol(name, "trainer", "x,y\n0.5,1\n", 1);
+        assert!(output.status.success(), "{output:?}");
+        let config =
+            ClientConfig::load(&self.client_folder(name)).expect("the client.toml that enrolment wrote");
+        RawClient::connect(&config).await
     }
 
     /// Starts an enrolled client.

@@ -276,3 +276,23 @@ async fn what_a_driver_says_of_a_job_is_read_by_all() {
     }
     driver.tidy().await.unwrap();
 }
+
+/// A database that was set back has leases of another day, of coordinators that may run still.
+#[tokio::test]
+async fn nobody_drives_in_a_state_that_is_not_settled() {
+    let server = PostgresServer::start();
+    let store = open(&server.new_database()).await;
+    store.insert_job(job("a"), vec![]).await.unwrap();
+    let id = job("a").id;
+    let taken = store.take_jobs("r1", LONG, 9, &BTreeSet::new()).await.unwrap();
+    let lease = taken[0].1.clone();
+    assert_eq!(store.renew_leases("r1", LONG).await.unwrap().len(), 1);
+    store.unsettle("its database was restored").await.unwrap();
+    assert_eq!(store.renew_leases("r1", LONG).await.unwrap(), []);
+    let refused = store.commit(Transition { lease: Some(lease.clone()), ..full_step(&id, 1) }).await;
+    assert!(matches!(refused, Err(CommitError::Store(StoreError::Fenced { .. }))), "{refused:?}");
+    store.end_lease(&JobRecord::lease_name(&id), &lease).await.unwrap();
+    assert_eq!(store.take_jobs("r1", LONG, 9, &BTreeSet::new()).await.unwrap(), []);
+    store.settle(&[], vec![], &[]).await.unwrap();
+    assert_eq!(store.take_jobs("r1", LONG, 9, &BTreeSet::new()).await.unwrap().len(), 1);
+}

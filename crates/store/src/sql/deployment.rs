@@ -10,6 +10,10 @@ pub(super) async fn once(sql: &mut Sql<'_>, name: &str, value: &str) -> Result<S
     Ok(told(sql, name).await?.unwrap_or_else(|| value.to_owned()))
 }
 
+pub(super) async fn forget(sql: &mut Sql<'_>, name: &str) -> Result<(), StoreError> {
+    sql.execute(statement("DELETE FROM deployment WHERE name = $1").bind(name)).await.map(drop)
+}
+
 pub(super) async fn told(sql: &mut Sql<'_>, name: &str) -> Result<Option<String>, StoreError> {
     let kept = statement("SELECT value FROM deployment WHERE name = $1").bind(name);
     sql.first(kept, |row| parsed(row, "value")).await

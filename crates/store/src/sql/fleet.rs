@@ -97,6 +97,7 @@ impl SqlStore {
             let free = statement(
                 "SELECT substr(l.name, 5) AS id FROM leases l WHERE l.name LIKE 'job/%' AND l.expires_ms <= $1 AND EXISTS
                      (SELECT 1 FROM jobs j WHERE j.id = substr(l.name, 5) AND j.ended = 0)
+                     AND NOT EXISTS (SELECT 1 FROM deployment d WHERE d.name = 'unsettled')
                  ORDER BY l.name LIMIT $2",
             );
             let free = free.bind(now).bind(limit.saturating_add(except.len() as u32)).skipping();

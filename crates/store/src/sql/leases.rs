@@ -69,7 +69,12 @@ pub(super) async fn renew_all(
     ttl_ms: u64,
 ) -> Result<Vec<(String, u64)>, StoreError> {
     let until = now_ms(sql).await?.saturating_add(ttl_ms);
-    let renew = statement("UPDATE leases SET expires_ms = $1 WHERE holder = $2 RETURNING name, number");
+    // A state that was set back has leases of another day.
+    let renew = statement(
+        "UPDATE leases SET expires_ms = $1 WHERE holder = $2
+             AND NOT EXISTS (SELECT 1 FROM deployment WHERE deployment.name = 'unsettled')
+         RETURNING name, number",
+    );
     sql.all(renew.bind(until).bind(holder), |row| Ok((parsed(row, "name")?, number(row, "number")?))).await
 }
 
@@ -81,11 +86,14 @@ pub(super) async fn holds(sql: &mut Sql<'_>, name: &str, lease: &Lease) -> Resul
 
 /// Whether it still is. Renewing it goes on meanwhile; taking it waits for the end of this transaction.
 pub(super) async fn is_held(sql: &mut Sql<'_>, name: &str, lease: &Lease) -> Result<bool, StoreError> {
-    let held = statement("SELECT number FROM leases WHERE name = $1 AND holder = $2 AND number = $3")
-        .bind(name)
-        .bind(&lease.holder)
-        .bind(lease.number)
-        .sharing();
+    let held = statement(
+        "SELECT number FROM leases WHERE name = $1 AND holder = $2 AND number = $3
+             AND NOT EXISTS (SELECT 1 FROM deployment WHERE deployment.name = 'unsettled')",
+    )
+    .bind(name)
+    .bind(&lease.holder)
+    .bind(lease.number)
+    .sharing();
     Ok(sql.first(held, |row| number::<u64>(row, "number")).await?.is_some())
 }
 

@@ -1,8 +1,8 @@
 //! Copies of a file in use, and looking at it.
 
 use super::open;
-use crate::contract::{full_step, job};
-use crate::{Durability, LedgerRow, SqlStore, Store, StoreError};
+use crate::contract::{full_step, job, token};
+use crate::{Durability, LedgerRow, SqlStore, Store, StoreError, Transition};
 use tempfile::TempDir;
 
 #[tokio::test]
@@ -27,15 +27,37 @@ async fn a_copy_is_what_was_committed_and_nothing_later() {
 }
 
 #[tokio::test]
-async fn lines_of_a_newer_ledger_are_added_at_its_end_alone() {
+async fn a_state_is_settled_whole_or_not_at_all() {
     let folder = TempDir::new().unwrap();
     let store = open(&folder).await;
+    store.insert_job(job("a"), vec![]).await.unwrap();
+    store.create_token(token("t", 2)).await.unwrap();
     let line = |seq: u64| LedgerRow { seq, document: format!("line {seq}") };
-    store.add_to_ledger(&[line(1), line(2)]).await.unwrap();
-    assert!(store.add_to_ledger(&[line(2)]).await.is_err());
-    assert!(store.add_to_ledger(&[line(4)]).await.is_err());
-    store.add_to_ledger(&[line(3)]).await.unwrap();
-    assert_eq!(store.ledger(0, 10).await.unwrap(), [line(1), line(2), line(3)]);
+    let end = |version| Transition {
+        ended: true,
+        ledger: vec![line(3)],
+        ..Transition::new(job("a").id, version, "failed", "{}")
+    };
+    store.unsettle("set back").await.unwrap();
+    store.unsettle("again").await.unwrap();
+    // Lines that do not follow, a step of another version: nothing is changed, and it is unsettled still.
+    for (lines, version, more) in [
+        (vec![line(2)], 1, vec![]),
+        (vec![line(1), line(2)], 2, vec![]),
+        (vec![line(1), line(2)], 1, vec![line(5)]),
+    ] {
+        assert!(store.settle(&lines, vec![end(version)], &more).await.is_err());
+        assert_eq!(store.unsettled().await.unwrap().as_deref(), Some("set back"));
+        assert_eq!(store.ledger(0, 10).await.unwrap(), []);
+        assert_eq!(
+            (store.open_jobs().await.unwrap().len(), store.list_tokens().await.unwrap().len()),
+            (1, 1)
+        );
+    }
+    let tokens = store.settle(&[line(1), line(2)], vec![end(1)], &[line(4)]).await.unwrap();
+    assert_eq!((tokens, store.unsettled().await.unwrap()), (1, None));
+    assert_eq!(store.ledger(0, 10).await.unwrap(), [line(1), line(2), line(3), line(4)]);
+    assert_eq!((store.open_jobs().await.unwrap().len(), store.list_tokens().await.unwrap().len()), (0, 0));
 }
 
 #[tokio::test]
