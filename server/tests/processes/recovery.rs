@@ -47,6 +47,7 @@ async fn recovery_with_a_large_round_in_the_spool() {
         .replace("min_clients = 1", &format!("min_clients = {}", SPOOLED + 1))
         .replace("round = \"30s\"", "round = \"3600s\"")
         .replace("reconnect = \"2s\"", "reconnect = \"3600s\"")
+        .replace("gather = \"20s\"", "gather = \"3600s\"")
         .replace("transfer_idle = \"2s\"", "transfer_idle = \"60s\"");
     let mut clients = vec![];
     for n in 0..=SPOOLED {

@@ -6,6 +6,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 use tonic::{Status, Streaming};
+use undertone::limits::MAX_CHUNK_BYTES;
 use undertone::v1::participation_client::ParticipationClient;
 use undertone::v1::{self, client_message, server_message, upload_message, upload_reply};
 use undertone_client::ClientConfig;
@@ -132,8 +133,10 @@ impl RawClient {
             within_clip_norm,
             number,
         };
-        let chunk = v1::Chunk { offset: 0, data: bytes.into() };
-        self.upload_messages(vec![upload_message::Kind::Header(header), upload_message::Kind::Chunk(chunk)])
+        let pieces = (0..).step_by(MAX_CHUNK_BYTES).zip(bytes.chunks(MAX_CHUNK_BYTES));
+        let chunks = pieces.map(|(offset, data)| v1::Chunk { offset, data: data.to_vec().into() });
+        let chunks = chunks.map(upload_message::Kind::Chunk);
+        self.upload_messages(std::iter::once(upload_message::Kind::Header(header)).chain(chunks).collect())
             .await
     }
 
