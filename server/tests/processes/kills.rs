@@ -66,18 +66,19 @@ impl Victims {
         *self.killed.entry(what).or_default() += 1;
     }
 
-    /// Runs a job to its end, with so many kills at least before that.
-    async fn run(&mut self, job: &str, kills: u32) -> (String, Events) {
-        let id = self.fleet.deployment.operator().await.submit(job).await.unwrap();
-        let before = self.kills();
-        while self.kills() - before < kills && !has_ended(&self.fleet.deployment, &id).await {
-            self.kill_one().await;
+    /// Runs a job to its end, and again, until so many kills fell into the time of one. Gives each with its events.
+    async fn run(&mut self, job: &str, kills: u32) -> Vec<(String, Events)> {
+        let (before, mut runs) = (self.kills(), vec![]);
+        while self.kills() - before < kills {
+            let id = self.fleet.deployment.operator().await.submit(job).await.unwrap();
+            while self.kills() - before < kills && !has_ended(&self.fleet.deployment, &id).await {
+                self.kill_one().await;
+            }
+            let events = self.fleet.deployment.watch_to_end(&id).await;
+            assert_eq!(*events.outcome(), Outcome::Completed, "{}\n{}", events.text(), self.fleet.logs());
+            runs.push((id, events));
         }
-        let so_far = self.kills() - before;
-        let events = self.fleet.deployment.watch_to_end(&id).await;
-        assert_eq!(*events.outcome(), Outcome::Completed, "{}\n{}", events.text(), self.fleet.logs());
-        assert_eq!(so_far, kills, "the job was over before: more rounds, or more steps");
-        (id, events)
+        runs
     }
 }
 
@@ -124,50 +125,52 @@ async fn what_is_killed_loses_nothing_and_counts_nothing_twice() {
 
     // Without noise: the bits of a run that nothing happened to.
     let patient = |rounds| job(rounds).replace("\"60s\"", "\"600s\"").replace("\"40s\"", "\"300s\"");
-    let (id, events) = victims.run(&patient(rounds), kills * 7 / 10).await;
-    assert_eq!(released(&events).len(), rounds as usize, "{}", events.text());
-    let model = victims.fleet.deployment.operator().await.model(&id).await;
-    assert_eq!(model, expected, "not the bits of a run without faults");
+    for (id, events) in victims.run(&patient(rounds), kills * 7 / 10).await {
+        assert_eq!(released(&events).len(), rounds as usize, "{}", events.text());
+        let model = victims.fleet.deployment.operator().await.model(&id).await;
+        assert_eq!(model, expected, "not the bits of a run without faults");
+    }
 
     // With noise: the ledger has each attempt once, and each round's model was paid for by one of them.
     let private = patient(rounds / 2).replace(
         "unit = \"none\"",
         "unit = \"client\"\ntrust = \"central\"\nclip_norm = 1.0\nnoise_multiplier = 40.0\ndelta = 1e-5\nbudget_epsilon = 9.0",
     );
-    let (id, events) = victims.run(&private, kills * 3 / 10).await;
-    let output = victims.fleet.deployment.undertone(&["ledger", "export"]);
-    assert!(output.status.success(), "{output:?}");
-    let mut states = BTreeMap::new();
-    for line in String::from_utf8(output.stdout).unwrap().lines() {
-        let line: Line = serde_json::from_str(line).unwrap();
-        if line.entry.key.job.as_str() == id {
-            states.insert((line.entry.key.round.0, line.entry.key.attempt.0), line.entry.state);
+    for (id, events) in victims.run(&private, kills * 3 / 10).await {
+        let output = victims.fleet.deployment.undertone(&["ledger", "export"]);
+        assert!(output.status.success(), "{output:?}");
+        let mut states = BTreeMap::new();
+        for line in String::from_utf8(output.stdout).unwrap().lines() {
+            let line: Line = serde_json::from_str(line).unwrap();
+            if line.entry.key.job.as_str() == id {
+                states.insert((line.entry.key.round.0, line.entry.key.attempt.0), line.entry.state);
+            }
         }
+        let offered: BTreeSet<_> = events
+            .0
+            .iter()
+            .filter_map(|event| match event {
+                JobEvent::Offered { round, attempt, .. } => Some((round.0, attempt.0)),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(states.keys().copied().collect::<BTreeSet<_>>(), offered, "{}", events.text());
+        let published: BTreeSet<_> = states
+            .iter()
+            .filter(|(_, state)| matches!(state, EntryState::Published { .. }))
+            .map(|(k, _)| *k)
+            .collect();
+        let of_events: BTreeSet<_> = events
+            .0
+            .iter()
+            .filter_map(|event| match event {
+                JobEvent::Released { round, attempt, .. } => Some((round.0, attempt.0)),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(published, of_events, "{}", events.text());
+        assert_eq!(released(&events).len(), rounds as usize / 2);
     }
-    let offered: BTreeSet<_> = events
-        .0
-        .iter()
-        .filter_map(|event| match event {
-            JobEvent::Offered { round, attempt, .. } => Some((round.0, attempt.0)),
-            _ => None,
-        })
-        .collect();
-    assert_eq!(states.keys().copied().collect::<BTreeSet<_>>(), offered, "{}", events.text());
-    let published: BTreeSet<_> = states
-        .iter()
-        .filter(|(_, state)| matches!(state, EntryState::Published { .. }))
-        .map(|(k, _)| *k)
-        .collect();
-    let of_events: BTreeSet<_> = events
-        .0
-        .iter()
-        .filter_map(|event| match event {
-            JobEvent::Released { round, attempt, .. } => Some((round.0, attempt.0)),
-            _ => None,
-        })
-        .collect();
-    assert_eq!(published, of_events, "{}", events.text());
-    assert_eq!(released(&events).len(), rounds as usize / 2);
     println!("killed: {:?}", victims.killed);
     assert!(victims.kills() >= kills && victims.killed.len() == 3, "{:?}", victims.killed);
 }
