@@ -78,13 +78,12 @@ pub(crate) struct Snapshot {
 impl Snapshot {
     /// Of a job as it was read.
     pub(crate) fn of(loaded: &LoadedJob) -> Self {
-        Self {
-            state: Arc::new(loaded.state.clone()),
-            epsilon: loaded.ledger.spent(loaded.job.contract()),
-            attempts: loaded.ledger.entries().len() as u32,
-            version: loaded.version,
-            halted: None,
-        }
+        Self::new(Arc::new(loaded.state.clone()), &loaded.ledger, &loaded.job, loaded.version)
+    }
+
+    fn new(state: Arc<JobState>, ledger: &Ledger, job: &Job, version: u64) -> Self {
+        let (epsilon, attempts) = (ledger.spent(job.contract()), ledger.entries().len() as u32);
+        Self { state, epsilon, attempts, version, halted: None }
     }
 
     /// The word used in listings.
@@ -428,13 +427,7 @@ impl Driver {
     }
 
     fn look(&self) -> Snapshot {
-        Snapshot {
-            state: self.state.clone(),
-            epsilon: self.ledger.spent(self.job.contract()),
-            attempts: self.ledger.entries().len() as u32,
-            version: self.version,
-            halted: None,
-        }
+        Snapshot::new(self.state.clone(), &self.ledger, &self.job, self.version)
     }
 
     /// Whether what is stored is what this step would have stored. A store that cannot be read is asked again: not

@@ -52,6 +52,11 @@ pub(crate) fn storage(postgres: &PostgresServer, bucket: &S3Bucket) -> (String, 
     (storage, environment)
 }
 
+/// The environment as processes take it.
+pub(crate) fn borrowed<'a>(environment: &'a [(&'static str, String)]) -> Vec<(&'a str, &'a str)> {
+    environment.iter().map(|(name, value)| (*name, value.as_str())).collect()
+}
+
 /// What a coordinator says that does not start.
 fn refused(storage: &str, environment: &[(&str, &str)]) -> String {
     let folder = tempfile::TempDir::new().unwrap();
@@ -89,7 +94,7 @@ async fn a_job_goes_on_with_other_coordinators_and_comes_to_the_same_bits() {
     let postgres = PostgresServer::start();
     let s3 = S3Server::start().await;
     let (storage, environment) = storage(&postgres, &s3.bucket("fleet"));
-    let environment: Vec<_> = environment.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let environment = borrowed(&environment);
     let mut fleet = Fleet::start(3, &storage, &environment).await;
     let _clients = trainers(&fleet.deployment);
     let mut operator = fleet.deployment.operator().await;
@@ -143,7 +148,7 @@ async fn any_coordinator_serves_any_client() {
     let postgres = PostgresServer::start();
     let s3 = S3Server::start().await;
     let (storage, environment) = storage(&postgres, &s3.bucket("any"));
-    let environment: Vec<_> = environment.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let environment = borrowed(&environment);
     let fleet = Fleet::start(3, &storage, &environment).await;
     let clients = trainers(&fleet.deployment);
     let mut operator = fleet.deployment.operator().await;
@@ -203,7 +208,7 @@ async fn a_round_is_summed_by_all_coordinators_to_the_same_bits() {
     let postgres = PostgresServer::start();
     let s3 = S3Server::start().await;
     let (storage, environment) = storage(&postgres, &s3.bucket("sums"));
-    let environment: Vec<_> = environment.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let environment = borrowed(&environment);
     let every_round = |text: String| {
         assert!(text.contains("partial_sums_mib = 256"), "{text}");
         text.replace("partial_sums_mib = 256", "partial_sums_mib = 0")
@@ -246,7 +251,7 @@ async fn coordinators_outlive_a_database_that_is_away_for_long() {
     let mut postgres = PostgresServer::start();
     let s3 = S3Server::start().await;
     let (storage, environment) = storage(&postgres, &s3.bucket("again"));
-    let environment: Vec<_> = environment.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let environment = borrowed(&environment);
     let mut fleet = Fleet::start(2, &storage, &environment).await;
     let _clients = trainers(&fleet.deployment);
     let id = fleet.deployment.operator().await.submit(&job(4)).await.unwrap();
@@ -293,7 +298,7 @@ async fn who_was_paused_for_long_goes_on_as_one_of_several() {
     let postgres = PostgresServer::start();
     let s3 = S3Server::start().await;
     let (storage, environment) = storage(&postgres, &s3.bucket("paused"));
-    let environment: Vec<_> = environment.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let environment = borrowed(&environment);
     let mut fleet = Fleet::start(2, &storage, &environment).await;
     let _clients = trainers(&fleet.deployment);
     let id = fleet.deployment.operator().await.submit(&job(ROUNDS)).await.unwrap();
@@ -318,7 +323,7 @@ async fn a_bucket_of_another_deployment_is_refused() {
     let bucket = s3.bucket("owned");
     let postgres = PostgresServer::start();
     let (first, environment) = storage(&postgres, &bucket);
-    let environment: Vec<_> = environment.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let environment = borrowed(&environment);
     let _d = Processes::start_on(&first, &environment);
     for (other, words) in [
         (storage(&postgres, &bucket).0, ["s3://owned/models", "holds the blobs of another deployment"]),

@@ -2,7 +2,7 @@
 //!
 //! A few dozen kills by default; `cargo xtask test --long` makes it hundreds.
 
-use crate::fleet::{TRAINERS, job, storage, trainer, undisturbed};
+use crate::fleet::{TRAINERS, borrowed, job, storage, trainer, undisturbed};
 use rand::seq::SliceRandom as _;
 use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
@@ -116,7 +116,7 @@ async fn what_is_killed_loses_nothing_and_counts_nothing_twice() {
     let postgres = PostgresServer::start();
     let s3 = S3Server::start().await;
     let (storage, environment) = storage(&postgres, &s3.bucket("kills"));
-    let environment: Vec<_> = environment.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let environment = borrowed(&environment);
     let fleet = Fleet::start(COORDINATORS, &storage, &environment).await;
     let clients = TRAINERS.iter().map(|(name, rows, shift)| trainer(&fleet.deployment, name, *rows, *shift));
     let clients = clients.collect();

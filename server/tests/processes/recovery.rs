@@ -30,7 +30,7 @@ async fn serves_after(d: &mut Processes, id: Option<&str>) -> Duration {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "bench"]
+#[ignore = "a measurement, made by hand: see the top"]
 async fn recovery_with_a_large_round_in_the_spool() {
     let mut d = Processes::start();
     d.server().kill();

@@ -47,7 +47,7 @@ fn median(mut of: Vec<u64>) -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "soak"]
+#[ignore = "takes as long as somebody likes: `cargo xtask soak` runs it"]
 async fn soak_memory_handles_and_disk_do_not_grow_with_rounds() {
     let minutes: f64 =
         std::env::var("UNDERTONE_SOAK_MINUTES").ok().and_then(|m| m.parse().ok()).unwrap_or(5.0);

@@ -1,5 +1,6 @@
 //! Backup, restore, doctor and health: the commands beside coordinators that run, and what a restored one does.
 
+use crate::fleet::{borrowed, storage};
 use serde_json::Value;
 use std::path::Path;
 use std::process::{Command, Output};
@@ -166,16 +167,8 @@ async fn doctor_and_health_say_how_a_deployment_is() {
 async fn a_fleet_is_examined_and_its_database_settled() {
     let postgres = PostgresServer::start();
     let s3 = S3Server::start().await;
-    let bucket = s3.bucket("examined");
-    let storage = format!(
-        "database = \"{}\"\nbucket = {{ url = \"{}/models\", endpoint = \"{}\", region = \"{}\" }}",
-        postgres.new_database(),
-        bucket.url,
-        bucket.endpoint,
-        bucket.region
-    );
-    let environment =
-        [("AWS_ACCESS_KEY_ID", bucket.key_id.as_str()), ("AWS_SECRET_ACCESS_KEY", bucket.secret.as_str())];
+    let (storage, environment) = storage(&postgres, &s3.bucket("examined"));
+    let environment = borrowed(&environment);
     let mut d = Processes::start_on(&storage, &environment);
     let dir = d.path().join("deployment");
     let run = |args: &[&str]| {
@@ -183,7 +176,7 @@ async fn a_fleet_is_examined_and_its_database_settled() {
             .args(args)
             .arg("--dir")
             .arg(&dir)
-            .envs(environment)
+            .envs(environment.iter().copied())
             .output()
             .unwrap()
     };
